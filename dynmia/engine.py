@@ -1,0 +1,235 @@
+"""Train the shards of a study that are missing: a pool of processes on CPUs, one after another on a GPU.
+
+Measured on two cores with the 3-layer CNN at 3 x 32 x 32: two processes of one thread beat one process of two threads;
+``dynmia bench`` prints both rates on the machine at hand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from tqdm.auto import tqdm
+
+from . import errors
+from .data import load_dataset
+from .errors import UserError
+from .models import build_model, model_fingerprint
+from .pool import Pool, make_pool
+from .runs import assemble, cores, provenance
+from .store import RunStore
+from .study import Study
+from .training import DeviceData, train_shard
+from .worker import ARRAYS
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def train(
+    study: Study,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+    command: str | None = None,
+) -> xr.Dataset:
+    """Train the population of ``study``, or what is missing of it, and return the run (see :mod:`dynmia.runs`).
+
+    Ctrl-C or a killed process loses at most one epoch of each model in flight; the same call continues.
+
+    Args:
+        out: the run's folder; default ``runs/<title>-<first 8 digits of the identity>``.
+        data_dir: see :func:`dynmia.data.load_dataset`.
+        device: ``cpu`` or ``cuda``; None takes CUDA if there is one.
+        workers: processes on a CPU; None takes one a core.
+        progress: show a bar with time left, train and test accuracy.
+        command: kept in the run as what reproduces it; None derives the ``dynmia train`` line.
+    """
+    study, pool, store = open_store(study, out=out, data_dir=data_dir, device=device, workers=workers, command=command)
+    missing = store.missing()
+    with _Progress(study, missing, store, progress) as report:
+        if store.manifest["device"].startswith("cuda"):
+            train_here(study, pool, store, missing, report)
+        else:
+            train_pool(study, pool, store, missing, min(workers or cores(), max(1, len(missing))), report)
+    return assemble(store, pool)
+
+
+def open_store(
+    study: Study,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+    workers: int | None = None,
+    command: str | None = None,
+) -> tuple[Study, Pool, RunStore]:
+    """Load the data, check that the model fits them, and open (or make) the run's folder; arguments as in ``train``."""
+    device = pick_device(device)
+    study = study.resolve(device)
+    pool = make_pool(study, load_dataset(study.dataset, data_dir))
+    build_model(study.model, pool.shape, pool.classes)  # a bad model is an error before any work is lost
+    fingerprint = pool.fingerprint + model_fingerprint(study.model)
+    folder = Path(out) if out else Path("runs") / f"{study.title}-{study.identity(fingerprint)[:8]}"
+    about = provenance(command or command_of(study), device, workers or (1 if device != "cpu" else cores()))
+    return study, pool, RunStore(folder, study, fingerprint, about)
+
+
+def pick_device(device: str | None) -> str:
+    """Check ``device``, or choose one."""
+    import torch
+
+    if device not in (None, "cpu") and not str(device).startswith("cuda"):
+        raise UserError(f"unknown device {device!r}: use cpu or cuda.")
+    if device and device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("device cuda: torch finds no GPU here; use --device cpu.")
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def command_of(study: Study) -> str:
+    """The ``dynmia train`` line that makes the run of ``study``."""
+    default = Study.from_dict({"optimizer": study.optimizer}).to_dict()
+    options = [
+        f"--{name.replace('_', '-')} {value}"
+        for name, value in study.to_dict().items()
+        if value is not None and (name in ("dataset", "model", "optimizer") or value != default[name])
+    ]
+    options = [text.removesuffix(" True") for text in options]
+    return " ".join(["dynmia train", *options])
+
+
+def train_here(study: Study, pool: Pool, store: RunStore, models: Iterable[int], report: Report) -> None:
+    """Train ``models`` one after another in this process, on the store's device."""
+    data = DeviceData.of(pool, store.manifest["device"])
+    for model in models:
+        train_shard(study, pool, data, model, store, report)
+
+
+def train_pool(study: Study, pool: Pool, store: RunStore, models: list[int], workers: int, report: Report) -> None:
+    """Train ``models`` in ``workers`` processes; a free process starts the next model at once.
+
+    Raises:
+        UserError: what stopped a worker; the others are ended and keep their last epoch.
+    """
+    if not models:
+        return
+    with tempfile.TemporaryDirectory(prefix="dynmia-") as folder:
+        job = Path(folder)
+        try:
+            for name in ARRAYS:
+                np.save(job / f"{name}.npy", getattr(pool, name))
+        except OSError as error:
+            raise errors.disk_error(error, job) from error
+        about = dict(study=study.to_dict(), folder=str(store.folder.resolve()), classes=pool.classes,
+                     fingerprint=store.manifest["fingerprint"])  # fmt: skip
+        (job / "job.json").write_text(json.dumps(about))
+        events: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
+        processes = [_start(number, job, events) for number in range(workers)]
+        try:
+            waiting, flying = list(models), {}
+
+            def next_model(number: int) -> None:
+                stdin = processes[number].stdin
+                assert stdin is not None
+                if waiting:
+                    flying[number] = waiting.pop(0)
+                    stdin.write(f"{flying[number]}\n")
+                    stdin.flush()
+                else:
+                    flying.pop(number, None)
+
+            for number in range(workers):
+                next_model(number)
+            while flying:
+                number, event = events.get()
+                if event is None:
+                    if number in flying:
+                        _failed(processes[number], flying[number])
+                elif "error" in event:
+                    raise getattr(errors, event["kind"])(event["error"])
+                elif "free" in event:
+                    next_model(number)
+                else:
+                    report(event)
+        finally:
+            for process in processes:
+                process.terminate()
+            for process in processes:
+                process.wait()
+
+
+def _start(number: int, job: Path, events: queue.Queue) -> subprocess.Popen[str]:
+    """Start a worker and a thread that forwards what it reports; None marks its end."""
+    here = str(Path(__file__).parents[1])
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([here, *[path or os.getcwd() for path in sys.path]]),  # a user's own model too
+    }  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dynmia.worker", str(job)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=(job / f"{number}.log").open("w"), text=True,
+        env=environment,
+    )  # fmt: skip
+
+    def forward() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            events.put((number, json.loads(line)))
+        process.wait()
+        log = (job / f"{number}.log").read_text() if (job / f"{number}.log").exists() else ""
+        process.log = log  # type: ignore[attr-defined]
+        events.put((number, None))
+
+    threading.Thread(target=forward, daemon=True).start()
+    return process
+
+
+def _failed(process: subprocess.Popen[str], model: int) -> None:
+    """Raise the clear line for a worker that ended without a word."""
+    if process.returncode and process.returncode < 0:
+        why = f"was ended by signal {-process.returncode}"
+    else:
+        last = [line for line in process.log.splitlines() if line.strip()][-1:]  # type: ignore[attr-defined]
+        why = f"failed ({last[0].strip() if last else f'exit code {process.returncode}'})"
+    raise UserError(f"the process that trained model {model} {why}: the same command continues from its last epoch.")
+
+
+class _Progress:
+    """One bar over all epochs of the missing models, from where their states stand."""
+
+    def __init__(self, study: Study, missing: list[int], store: RunStore, show: bool) -> None:
+        self.done: dict[int, int] = {}
+        for model in missing:
+            saved = store.load_state(model)  # a damaged state stops here, before any process starts
+            self.done[model] = int(saved[1]["epoch"]) if saved else 0
+        ahead = study.shadow_models * study.epochs - sum(study.epochs - epoch for epoch in self.done.values())
+        self.bar = tqdm(
+            total=study.shadow_models * study.epochs, initial=ahead, unit="epoch", desc=study.title,
+            disable=not show or not missing, dynamic_ncols=True, smoothing=0.05,
+        )  # fmt: skip
+
+    def __enter__(self) -> Report:
+        return self._report
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def _report(self, event: dict[str, Any]) -> None:
+        model, epoch = event["model"], event["epoch"]
+        self.bar.update(epoch - self.done[model])
+        self.done[model] = epoch
+        self.bar.set_postfix_str(
+            f"model {model}, train {event['train_accuracy']:.2f}, test {event['test_accuracy']:.2f}", refresh=False
+        )

@@ -1,0 +1,168 @@
+"""A run in memory: one labelled data set, assembled from shards or read from a released netCDF file.
+
+Variables of a run (dims epoch, model, sample):
+    phi (epoch, model, sample) float32; keep (model, sample) bool; label (sample) int64;
+    train_accuracy, test_accuracy (epoch, model); seconds (model).
+Attributes: title, study (JSON), identity, fingerprint, versions (JSON), hardware, device, wall_time_s, command, created.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from .errors import StoreError, disk_error
+from .pool import Pool
+from .store import RunStore
+from .study import FORMAT, Study
+
+PACKAGES = ("dynmia", "torch", "torchvision", "numpy", "scipy", "xarray")
+STEPS = 2**16 - 2  # levels of an int16 without its fill value
+FILL = -(2**15)
+
+
+def assemble(store: RunStore, pool: Pool) -> xr.Dataset:
+    """Join the verified shards of a finished run into one data set."""
+    study = store.study
+    shards = [store.load_shard(model) for model in range(study.shadow_models)]
+
+    def stack(name: str) -> np.ndarray:
+        return np.stack([arrays[name] for arrays, _ in shards])
+
+    seconds = np.array([meta["seconds"] for _, meta in shards])
+    manifest = store.manifest
+    return xr.Dataset(
+        {
+            "phi": (("epoch", "model", "sample"), stack("phi").swapaxes(0, 1), {"long_name": "logit-scaled confidence"}),
+            "keep": (("model", "sample"), stack("keep"), {"long_name": "sample is in the model's training set"}),
+            "label": ("sample", pool.labels),
+            "train_accuracy": (("epoch", "model"), stack("train_accuracy").T),
+            "test_accuracy": (("epoch", "model"), stack("test_accuracy").T),
+            "seconds": ("model", seconds, {"units": "s"}),
+        },
+        coords={
+            "epoch": study.checkpoints,
+            "model": np.arange(study.shadow_models),
+            "sample": ("sample", pool.sample_id, {"long_name": "index in the training split"}),
+        },
+        attrs={
+            "title": study.title, "study": json.dumps(study.to_dict()), "identity": store.identity, "format": FORMAT,
+            "fingerprint": manifest["fingerprint"], "versions": json.dumps(manifest["versions"]),
+            "hardware": manifest["hardware"], "device": manifest["device"], "command": manifest["command"],
+            "created": manifest["created"], "wall_time_s": round(float(seconds.sum()) / manifest["workers"], 1),
+            "workers": manifest["workers"],
+        },
+    )  # fmt: skip
+
+
+def study_of(run: xr.Dataset) -> Study:
+    """The study that a run (or a plane made from it) belongs to."""
+    return Study.from_dict(json.loads(run.attrs["study"]))
+
+
+def provenance(command: str, device: str, workers: int) -> dict[str, Any]:
+    """Versions, hardware, command and date for a manifest."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "source tree"
+    return {
+        "versions": versions, "hardware": hardware(device), "device": device, "workers": workers, "command": command,
+        "created": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    }  # fmt: skip
+
+
+def hardware(device: str) -> str:
+    """One line: processor model and cores, or the GPU's name."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    if (cpuinfo := Path("/proc/cpuinfo")).exists():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        name = lines[0].split(":")[1].strip() if lines else name
+    return f"{name}, {cores()} cores"
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def save_run(run: xr.Dataset, path: str | os.PathLike[str]) -> Path:
+    """Write a run as one compressed netCDF file, phi packed to 16 bits (CF scale and offset), with a checksum.
+
+    netCDF has no float16; over a range of 60 the step is 0.001. ``attrs["sha256"]`` is verified by :func:`open_run`.
+    """
+    path = Path(path)
+    low, high = float(run.phi.min()), float(run.phi.max())
+    scale, offset = max((high - low) / STEPS, 1e-9), (high + low) / 2
+    packed = run.drop_vars("phi").assign(
+        phi=(run.phi.dims, np.rint((run.phi.values.astype(np.float64) - offset) / scale).astype(np.int16)),
+        keep=(run.keep.dims, run.keep.values.astype(np.int8), run.keep.attrs | {"flag": "bool"}),
+    )
+    packed.phi.attrs = run.phi.attrs | {"scale_factor": scale, "add_offset": offset}
+    packed.attrs["sha256"] = _checksum(packed)
+    encoding = {name: {"zlib": True, "complevel": 9, "shuffle": True} for name in ("phi", "keep", "label")}
+    encoding["phi"]["_FillValue"] = np.int16(FILL)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        packed.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise disk_error(error, path) from error
+    return path
+
+
+def open_run(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Read a released run and verify its checksum; phi comes back as float32, keep as bool.
+
+    Raises:
+        StoreError: missing, damaged, altered, or of another version.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise StoreError(f"run file {path} does not exist.")
+    try:
+        with xr.open_dataset(path, engine="h5netcdf", mask_and_scale=False) as file:
+            packed = file.load()
+        expected = packed.attrs["sha256"]
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise StoreError(f"{path} is truncated or not a released run: fetch it again ({type(error).__name__}).") from error
+    if _checksum(packed) != expected:
+        raise StoreError(f"{path} was altered (its checksum differs): fetch it again.")
+    if packed.attrs["format"] != FORMAT:
+        raise StoreError(f"{path} has format {packed.attrs['format']}, this dynmia reads format {FORMAT}.")
+    attrs = dict(packed.phi.attrs)
+    scale, offset = attrs.pop("scale_factor"), attrs.pop("add_offset")
+    attrs.pop("_FillValue", None)
+    phi = (packed.phi.values * np.float64(scale) + np.float64(offset)).astype(np.float32)
+    return packed.assign(
+        phi=(packed.phi.dims, phi, attrs),
+        keep=(packed.keep.dims, packed.keep.values.astype(bool), {"long_name": packed.keep.attrs["long_name"]}),
+    )
+
+
+def _checksum(packed: xr.Dataset) -> str:
+    """sha256 over the packed values and every attribute but the checksum itself."""
+    attrs = {name: str(value) for name, value in packed.attrs.items() if name != "sha256"}
+    sha = hashlib.sha256(json.dumps(attrs, sort_keys=True).encode())
+    for name in sorted(map(str, packed.variables)):
+        values = np.ascontiguousarray(packed[name].values)
+        sha.update(f"{name}{values.shape}".encode())
+        sha.update(values.astype(values.dtype.newbyteorder("<")))
+    return sha.hexdigest()

@@ -1,0 +1,235 @@
+"""Train one shadow model, resumable at every epoch: one pure step, one epoch, one shard.
+
+Weights, data order and augmentation derive from (seed, model, epoch), never from what ran before, so a model that is
+interrupted and resumed equals the uninterrupted one bit for bit on the same machine. (A user's model with dropout keeps
+to this too: torch's own generator is seeded at the start of every epoch.)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import Diverged
+from .models import build_model
+from .optim import frozen_statistics, learning_rate, make_optimizer, sam_ascend, sam_return
+from .pool import Pool
+from .signals import logit_scaled_confidence
+from .store import RunStore
+from .study import Study
+
+EVALUATION_BATCH = 500
+WEIGHTS, ORDER, LAYERS = 10, 11, 12  # streams of random numbers; 1 and 2 belong to the pool and the keep mask
+
+
+@dataclass
+class TrainState:
+    """Everything that a step changes."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+
+
+@dataclass(frozen=True)
+class DeviceData:
+    """The pool on the training device: uint8 images (n, H, W, C), labels (n,), and the normalisation."""
+
+    images: Tensor
+    labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    mean: Tensor  # (C,)
+    scale: Tensor  # (C,), 1 / std
+
+    @classmethod
+    def of(cls, pool: Pool, device: str) -> DeviceData:
+        """Copy ``pool`` to ``device``; on a CPU nothing is copied, so that processes share one memory map."""
+
+        def put(array: np.ndarray) -> Tensor:
+            return torch.as_tensor(array).to(device)
+
+        return cls(
+            put(pool.images), put(pool.labels), put(pool.test_images), put(pool.test_labels), put(pool.mean), put(1 / pool.std)
+        )
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 (B, H, W, C) -> float32 (B, C, H, W), which is channels-last in memory without a copy."""
+        return ((images.float() - self.mean) * self.scale).permute(0, 3, 1, 2)
+
+
+def seed_of(seed: int, *path: int) -> int:
+    """A 63-bit seed for a named stream, statistically independent of all others (numpy's SeedSequence)."""
+    return int(np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Random crop after zero padding (4 pixels at 32 x 32) and random horizontal flip of a batch (B, H, W, C)."""
+    batch, height, width, _ = images.shape
+    pad = max(1, height // 8)
+    draws = torch.stack([
+        torch.randint(0, 2 * pad + 1, (batch,), generator=generator),
+        torch.randint(0, 2 * pad + 1, (batch,), generator=generator),
+        torch.randint(0, 2, (batch,), generator=generator),
+    ]).to(images.device)  # fmt: skip
+    padded = F.pad(images, (0, 0, pad, pad, pad, pad))
+    rows = draws[0][:, None] + torch.arange(height, device=images.device)  # (B, H)
+    columns = torch.arange(width, device=images.device)
+    columns = draws[1][:, None] + torch.where(draws[2][:, None] == 1, columns.flip(0), columns)  # (B, W)
+    return padded[torch.arange(batch, device=images.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def train_step(
+    study: Study, state: TrainState, data: DeviceData, index: Tensor, generator: torch.Generator, progress: float
+) -> Tensor:
+    """One optimiser step on the pool samples ``index`` (B,); returns the mean loss before it, on the device.
+
+    The step is a function of its arguments alone: no clock, no global generator, no host round trip.
+    """
+    images = data.images[index]
+    if study.augment:
+        images = crop_and_flip(images, generator)
+    inputs, labels = data.normalise(images), data.labels[index]
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(study, progress)
+
+    def backward() -> Tensor:
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=study.precision == "bf16"):
+            logits = state.model(inputs)
+        loss = F.cross_entropy(logits.float(), labels)
+        loss.backward()
+        return loss.detach()
+
+    state.optimizer.zero_grad(set_to_none=True)
+    loss = backward()
+    if study.optimizer.startswith("sam") and study.rho > 0:
+        before = sam_ascend(state.model, study.rho)
+        with frozen_statistics(state.model):
+            backward()
+        sam_return(before)
+    state.optimizer.step()
+    return loss
+
+
+def train_epoch(study: Study, state: TrainState, data: DeviceData, members: Tensor, model: int, epoch: int) -> float:
+    """Train epoch ``epoch`` (from 0) of shadow model ``model`` on its ``members``; returns the mean loss.
+
+    The order is new each epoch; the ragged last batch is left out, so every step has the same shape.
+    """
+    generator = torch.Generator().manual_seed(seed_of(study.seed, ORDER, model, epoch))
+    torch.manual_seed(seed_of(study.seed, LAYERS, model, epoch))
+    batch = min(study.batch_size, len(members))
+    steps = len(members) // batch
+    order = members[torch.randperm(len(members), generator=generator).to(members.device)]
+    state.model.train()
+    total = torch.zeros((), device=members.device)
+    for step in range(steps):
+        progress = (epoch + step / steps) / study.epochs
+        total += train_step(study, state, data, order[step * batch : (step + 1) * batch], generator, progress)
+    return float(total) / steps
+
+
+@torch.no_grad()
+def evaluate(state: TrainState, data: DeviceData, images: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Query in evaluation mode and float32; returns phi float64 (n,) and whether the top class is right, bool (n,)."""
+    state.model.eval()
+    phi, right = [], []
+    for part in range(0, len(images), EVALUATION_BATCH):
+        target = labels[part : part + EVALUATION_BATCH]
+        logits = state.model(data.normalise(images[part : part + EVALUATION_BATCH]))
+        phi.append(logit_scaled_confidence(logits, target))
+        right.append(logits.argmax(1) == target)
+    return torch.cat(phi).cpu().numpy(), torch.cat(right).cpu().numpy()
+
+
+def new_state(study: Study, pool: Pool, model: int, device: str) -> TrainState:
+    """Shadow model ``model`` before its first step, channels-last, on ``device``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(study.seed, WEIGHTS, model))
+        module = build_model(study.model, pool.shape, pool.classes)
+    module = module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return TrainState(module, make_optimizer(study, module))
+
+
+def train_shard(
+    study: Study,
+    pool: Pool,
+    data: DeviceData,
+    model: int,
+    store: RunStore,
+    report: Callable[[dict], None] = lambda event: None,
+) -> None:
+    """Train shadow model ``model`` from its saved state (or from scratch) to the end and write its shard.
+
+    Idempotent: a finished shard is left as it is. After every epoch the whole state is saved, so that an interruption
+    loses at most one epoch. ``report`` gets a mapping with model, epoch, loss and accuracies after every epoch.
+
+    Raises:
+        Diverged: the loss is NaN or infinite; nothing of other shards is touched.
+        UserError: the disk is full or cannot be written.
+    """
+    if store.finished(model):
+        return
+    started = time.perf_counter()
+    device = str(data.images.device)
+    state = new_state(study, pool, model, device)
+    keep = pool.keep[model]
+    members = torch.as_tensor(np.flatnonzero(keep)).to(device)
+    record: dict[str, np.ndarray] = {
+        "phi": np.empty((0, len(keep)), np.float32),
+        **{name: np.empty(0) for name in ("train_accuracy", "test_accuracy", "loss")},
+    }
+    first, spent = 0, 0.0
+    if saved := store.load_state(model):
+        arrays, meta = saved
+        first, spent = int(meta["epoch"]), float(meta["seconds"])
+        record = {name: arrays[name] for name in record}
+        unflatten(state, arrays)
+    for epoch in range(first, study.epochs + 1):  # `epoch` epochs have been trained at the top of the loop
+        if epoch > first or not saved:
+            if epoch % study.checkpoint_every == 0:
+                phi, right = evaluate(state, data, data.images, data.labels)
+                _, test_right = evaluate(state, data, data.test_images, data.test_labels)
+                record["phi"] = np.concatenate([record["phi"], phi[None].astype(np.float32)])
+                record["train_accuracy"] = np.append(record["train_accuracy"], right[keep].mean())
+                record["test_accuracy"] = np.append(record["test_accuracy"], test_right.mean())
+            seconds = spent + time.perf_counter() - started
+            if epoch == study.epochs:
+                break
+            store.save_state(model, record | flatten(state), dict(epoch=epoch, seconds=seconds))
+            report(dict(model=model, epoch=epoch) | {k: float(v[-1]) for k, v in record.items() if v.ndim == 1 and len(v)})
+        loss = train_epoch(study, state, data, members, model, epoch)
+        if not np.isfinite(loss):
+            raise Diverged(
+                f"model {model} diverged in epoch {epoch + 1} (loss {loss}; {study.optimizer}, lr {study.lr}, "
+                f"momentum {study.momentum}, batch size {study.batch_size}): lower lr; finished shards are kept."
+            )
+        record["loss"] = np.append(record["loss"], loss)
+    store.save_shard(model, record | {"keep": keep}, dict(seconds=seconds))
+    report(dict(model=model, epoch=study.epochs, done=True) | {k: float(v[-1]) for k, v in record.items() if v.ndim == 1})
+
+
+def flatten(state: TrainState) -> dict[str, np.ndarray]:
+    """The model's and the optimiser's tensors as named arrays."""
+    arrays = {f"model.{name}": value for name, value in state.model.state_dict().items()}
+    for number, values in state.optimizer.state_dict()["state"].items():
+        arrays |= {f"optimizer.{number}.{name}": value for name, value in values.items() if value is not None}
+    return {name: value.detach().cpu().contiguous().numpy() for name, value in arrays.items()}
+
+
+def unflatten(state: TrainState, arrays: dict[str, np.ndarray]) -> None:
+    """Load what :func:`flatten` returned, in place."""
+    tensors = {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
+    state.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    for number, parameter in enumerate(state.optimizer.param_groups[0]["params"]):
+        prefix = f"optimizer.{number}."
+        for name, tensor in tensors.items():
+            if name.startswith(prefix):
+                # like the parameter in device and memory format, or fused kernels would fall back to slow copies
+                value = torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
+                state.optimizer.state[parameter][name.removeprefix(prefix)] = value.to(parameter.device)

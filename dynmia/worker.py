@@ -1,0 +1,52 @@
+"""A training process: ``python -m dynmia.worker JOB`` reads model numbers from its input and reports JSON lines.
+
+The parent (:mod:`dynmia.engine`) writes JOB, a folder with the study and the pool as plain arrays; the images are
+memory-mapped, so that all processes share one copy of them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ARRAYS = ("images", "labels", "sample_id", "test_images", "test_labels", "keep", "mean", "std")
+
+
+def main(job: Path) -> None:
+    """Serve shards until the input ends."""
+    import torch
+
+    from .errors import UserError
+    from .pool import Pool
+    from .store import RunStore
+    from .study import Study
+    from .training import DeviceData, train_shard
+
+    torch.set_num_threads(1)
+    about = json.loads((job / "job.json").read_text())
+    pool = Pool(**{name: np.load(job / f"{name}.npy", mmap_mode="c") for name in ARRAYS}, classes=about["classes"])
+    study = Study.from_dict(about["study"])
+    store = RunStore(about["folder"], study, about["fingerprint"], {})
+    data = DeviceData.of(pool, "cpu")
+
+    def report(event: dict) -> None:
+        print(json.dumps(event), flush=True)  # a dead parent ends the worker here, by a broken pipe
+
+    for line in sys.stdin:
+        model = int(line)
+        try:
+            train_shard(study, pool, data, model, store, report)
+            report({"model": model, "free": True})
+        except UserError as error:
+            report({"model": model, "error": str(error), "kind": type(error).__name__})
+            return
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]))
+    except (KeyboardInterrupt, BrokenPipeError):
+        sys.exit(130)
