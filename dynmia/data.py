@@ -1,8 +1,7 @@
 """Image data sets as uint8 arrays: embedded digits, the canonical sets, a user's ``.npz`` file or image folder.
 
-A named set is looked for as ``<name>.npz`` in the data folder (``--data-dir`` or ``DYNMIA_DATA``). Without a data folder
-it is downloaded once: MNIST, Fashion-MNIST and CIFAR-10 by torchvision, CINIC-10 from its official archive, whose hash
-is checked.
+A named set is looked for as ``<name>.npz`` in the data folder (``--data-dir`` or ``DYNMIA_DATA``). Without one it is
+downloaded once: MNIST, Fashion-MNIST and CIFAR-10 by torchvision, CINIC-10 from its official archive, checked by hash.
 """
 
 from __future__ import annotations
@@ -76,14 +75,16 @@ def check(where: object, arrays: dict[str, np.ndarray]) -> Dataset:
         if images.ndim not in (3, 4) or 0 in images.shape:
             raise UserError(f"{where}: {split}_images has shape {images.shape}; it must be (n, H, W) or (n, H, W, C).")
         if images.ndim == 4 and images.shape[-1] not in (1, 3):
-            raise UserError(f"{where}: {split}_images has {images.shape[-1]} channels; it must have 1 or 3, the last axis.")
+            raise UserError(f"{where}: {split}_images has {images.shape[-1]} channels; it must have 1 or 3.")
         if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
             raise UserError(
                 f"{where}: {split}_labels is {labels.dtype} {labels.shape}; it must be integers of shape ({len(images)},)."
             )
     train, test = arrays["train_images"], arrays["test_images"]
     if train.shape[1:] != test.shape[1:]:
-        raise UserError(f"{where}: train images are {train.shape[1:]} but test images {test.shape[1:]}; they must agree.")
+        raise UserError(
+            f"{where}: train images are {train.shape[1:]} but test images {test.shape[1:]}; they must agree."
+        )
     present = np.unique(arrays["train_labels"])
     classes = len(present)
     if classes < 2 or present[0] != 0 or present[-1] != classes - 1:
@@ -109,7 +110,9 @@ def _from_npz(path: Path) -> Dataset:
     except (OSError, EOFError, zipfile.BadZipFile, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as .npz: {error}.") from error
     except ValueError as error:  # numpy refuses object arrays; UserError is a ValueError too
-        raise error if isinstance(error, UserError) else UserError(f"{path} cannot be read as .npz: {error}.") from error
+        raise (
+            error if isinstance(error, UserError) else UserError(f"{path} cannot be read as .npz: {error}.")
+        ) from error
     return check(path, arrays)
 
 
@@ -129,7 +132,9 @@ def _from_folder(path: Path) -> Dataset:
             image = Image.open(file)
             images.append(np.asarray(image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB")))
             if images[-1].shape != images[0].shape:
-                raise UserError(f"{file} has shape {images[-1].shape}, others {images[0].shape}: all must have one size.")
+                raise UserError(
+                    f"{file} has shape {images[-1].shape}, others {images[0].shape}: all must have one size."
+                )
         arrays[f"{split}_images"] = np.stack(images)
         arrays[f"{split}_labels"] = np.array([label for _, label in folder.samples])
     return check(path, arrays)
@@ -183,7 +188,7 @@ def _cinic10(cache: Path) -> Dataset:
                 "put cinic10.npz into a folder and name it by --data-dir or DYNMIA_DATA."
             ) from error
         part = arrays_file.with_suffix(f".{os.getpid()}.npz")
-        np.savez(part, **read_cinic10(cache / "CINIC-10.tar.gz"))
+        np.savez(part, **read_cinic10(cache / "CINIC-10.tar.gz"))  # type: ignore[arg-type]
         os.replace(part, arrays_file)
     return _from_npz(arrays_file)
 

@@ -32,7 +32,9 @@ def choose(value: str, allowed: Iterable[str], what: str, also: str = "") -> str
         return value
     near = difflib.get_close_matches(str(value), names, n=2, cutoff=0.5)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    raise UserError(f"unknown {what} {value!r}{hint} Allowed: {', '.join(names)}{also}.".replace("' Allowed", "'. Allowed"))
+    raise UserError(
+        f"unknown {what} {value!r}{hint} Allowed: {', '.join(names)}{also}.".replace("' Allowed", "'. Allowed")
+    )
 
 
 def disk_error(error: OSError, path: object) -> UserError:

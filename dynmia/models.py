@@ -148,5 +148,7 @@ def _own(name: str, shape: Shape, classes: int) -> nn.Module:
     with torch.no_grad():
         got = tuple(model.eval()(torch.zeros(2, *shape)).shape)
     if got != (2, classes):
-        raise UserError(f"model {name!r} maps (2, {', '.join(map(str, shape))}) to {got}; it must map it to (2, {classes}).")
+        raise UserError(
+            f"model {name!r} maps (2, {', '.join(map(str, shape))}) to {got}; it must map it to (2, {classes})."
+        )
     return model.train()

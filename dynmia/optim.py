@@ -39,11 +39,13 @@ def sam_ascend(model: nn.Module, rho: float) -> list[tuple[nn.Parameter, Tensor]
     Returns the weights as they were, for :func:`sam_return`: subtracting the step again would leave rounding behind.
     """
     pairs = [(p, p.grad) for p in model.parameters() if p.grad is not None]
-    weights, gradients = [p for p, _ in pairs], [g for _, g in pairs]
-    before = [(p, p.clone()) for p in weights]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    torch._foreach_add_(weights, torch._foreach_mul(gradients, rho / (norm + 1e-12)))
-    for p in weights:
+    before = [(p, p.clone()) for p, _ in pairs]
+    weights: list[Tensor] = [p for p, _ in pairs]
+    steps = [g for _, g in pairs]  # the gradients, scaled in place: they are not needed again
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(steps)))
+    torch._foreach_mul_(steps, rho / (norm + 1e-12))
+    torch._foreach_add_(weights, steps)
+    for p, _ in pairs:
         p.grad = None
     return before
 

@@ -43,11 +43,11 @@ class Pool:
     @property
     def fingerprint(self) -> str:
         """sha256 of everything that training reads from the data."""
-        digest = hashlib.sha256()
+        sha = hashlib.sha256()
         for array in (self.images, self.labels, self.sample_id, self.test_images, self.test_labels):
-            digest.update(f"{array.shape}{array.dtype}".encode())
-            digest.update(np.ascontiguousarray(array))
-        return digest.hexdigest()
+            sha.update(f"{array.shape}{array.dtype}".encode())
+            sha.update(np.ascontiguousarray(array).tobytes())
+        return sha.hexdigest()
 
 
 def make_pool(study: Study, dataset: Dataset) -> Pool:
@@ -59,7 +59,7 @@ def make_pool(study: Study, dataset: Dataset) -> Pool:
     size = len(dataset.train_labels) if study.pool_size is None else study.pool_size
     if size > len(dataset.train_labels):
         raise UserError(
-            f"pool_size {size} is larger than the training split of {study.dataset} ({len(dataset.train_labels)} samples)."
+            f"pool_size {size} is larger than the training split of {study.dataset} ({len(dataset.train_labels)})."
         )
     rng = np.random.default_rng(np.random.SeedSequence([study.pool_seed, 1]))
     order = rng.permutation(len(dataset.train_labels))

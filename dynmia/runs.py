@@ -3,16 +3,16 @@
 Variables of a run (dims epoch, model, sample):
     phi (epoch, model, sample) float32; keep (model, sample) bool; label (sample) int64;
     train_accuracy, test_accuracy (epoch, model); seconds (model).
-Attributes: title, study (JSON), identity, fingerprint, versions (JSON), hardware, device, wall_time_s, command, created.
+Attributes: title, study (JSON), identity, fingerprint, versions (JSON), hardware, device, wall_time_s,
+    workers, command, created.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import xarray as xr
 
 from .errors import StoreError, disk_error
 from .pool import Pool
-from .store import RunStore
+from .store import RunStore, digest
 from .study import FORMAT, Study
 
 PACKAGES = ("dynmia", "torch", "torchvision", "numpy", "scipy", "xarray")
@@ -39,10 +39,10 @@ def assemble(store: RunStore, pool: Pool) -> xr.Dataset:
         return np.stack([arrays[name] for arrays, _ in shards])
 
     seconds = np.array([meta["seconds"] for _, meta in shards])
-    manifest = store.manifest
+    manifest, phi = store.manifest, stack("phi").swapaxes(0, 1)
     return xr.Dataset(
         {
-            "phi": (("epoch", "model", "sample"), stack("phi").swapaxes(0, 1), {"long_name": "logit-scaled confidence"}),
+            "phi": (("epoch", "model", "sample"), phi, {"long_name": "logit-scaled confidence"}),
             "keep": (("model", "sample"), stack("keep"), {"long_name": "sample is in the model's training set"}),
             "label": ("sample", pool.labels),
             "train_accuracy": (("epoch", "model"), stack("train_accuracy").T),
@@ -79,7 +79,7 @@ def provenance(command: str, device: str, workers: int) -> dict[str, Any]:
             versions[package] = "source tree"
     return {
         "versions": versions, "hardware": hardware(device), "device": device, "workers": workers, "command": command,
-        "created": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }  # fmt: skip
 
 
@@ -115,7 +115,9 @@ def save_run(run: xr.Dataset, path: str | os.PathLike[str]) -> Path:
     )
     packed.phi.attrs = run.phi.attrs | {"scale_factor": scale, "add_offset": offset}
     packed.attrs["sha256"] = _checksum(packed)
-    encoding = {name: {"zlib": True, "complevel": 9, "shuffle": True} for name in ("phi", "keep", "label")}
+    encoding: dict[str, dict] = {
+        name: {"zlib": True, "complevel": 9, "shuffle": True} for name in ("phi", "keep", "label")
+    }
     encoding["phi"]["_FillValue"] = np.int16(FILL)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -142,7 +144,9 @@ def open_run(path: str | os.PathLike[str]) -> xr.Dataset:
             packed = file.load()
         expected = packed.attrs["sha256"]
     except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise StoreError(f"{path} is truncated or not a released run: fetch it again ({type(error).__name__}).") from error
+        raise StoreError(
+            f"{path} is truncated or not a released run: fetch it again ({type(error).__name__})."
+        ) from error
     if _checksum(packed) != expected:
         raise StoreError(f"{path} was altered (its checksum differs): fetch it again.")
     if packed.attrs["format"] != FORMAT:
@@ -160,9 +164,4 @@ def open_run(path: str | os.PathLike[str]) -> xr.Dataset:
 def _checksum(packed: xr.Dataset) -> str:
     """sha256 over the packed values and every attribute but the checksum itself."""
     attrs = {name: str(value) for name, value in packed.attrs.items() if name != "sha256"}
-    sha = hashlib.sha256(json.dumps(attrs, sort_keys=True).encode())
-    for name in sorted(map(str, packed.variables)):
-        values = np.ascontiguousarray(packed[name].values)
-        sha.update(f"{name}{values.shape}".encode())
-        sha.update(values.astype(values.dtype.newbyteorder("<")))
-    return sha.hexdigest()
+    return digest({str(name): packed[name].values for name in packed.variables}, attrs)

@@ -47,8 +47,9 @@ def digest(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> str:
     sha = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
+        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
         sha.update(f"{name}{array.dtype.str}{array.shape}".encode())
-        sha.update(array)
+        sha.update(array.tobytes())
     return sha.hexdigest()
 
 
@@ -70,7 +71,7 @@ def read_sealed(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         with safe_open(path, "np") as file:
             sealed = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         meta = json.loads(sealed["meta"])
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error}.") from error
@@ -108,7 +109,9 @@ class RunStore:
                 theirs, ours = self.manifest["study"], study.to_dict()
                 fields = [f"{k} ({theirs.get(k)} there, {ours[k]} here)" for k in ours if theirs.get(k) != ours[k]]
                 what = ", ".join(fields) or "the data or the model's code"
-                raise StoreError(f"{self.folder} holds a run of another study; it differs in {what}: choose another --out.")
+                raise StoreError(
+                    f"{self.folder} holds a run of another study; it differs in {what}: choose another --out."
+                )
         else:
             self.manifest = {
                 "format": FORMAT, "identity": self.identity, "fingerprint": fingerprint, "study": study.to_dict()
@@ -166,5 +169,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} is damaged: choose another --out, or restore it.") from error
     if manifest.get("format") != FORMAT:
-        raise StoreError(f"{path} has format {manifest.get('format')}, this dynmia reads format {FORMAT}: choose another --out.")
+        raise StoreError(
+            f"{path} has format {manifest.get('format')}, this dynmia reads format {FORMAT}: choose another --out."
+        )
     return manifest

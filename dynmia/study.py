@@ -48,7 +48,7 @@ class Study:
     """Every choice that changes the result of training a population of shadow models.
 
     Args:
-        dataset: a name of ``dynmia datasets``, a ``.npz`` file, or an image folder (``train/CLASS/*.png``, ``test/...``).
+        dataset: a name of ``dynmia datasets``, a ``.npz`` file, or an image folder (``train/CLASS/*.png``, ``test``).
         model: a name of ``dynmia models``, ``wrn-D-K``, or ``package.module:factory`` for
             ``factory(shape=(C, H, W), classes=K) -> torch.nn.Module``.
         optimizer: ``sgd``, ``adamw``, ``sam-sgd`` or ``sam-adamw``.
@@ -66,7 +66,7 @@ class Study:
         weight_decay: decoupled for AdamW, L2 for SGD.
         rho: radius of SAM's neighbourhood (Foret et al. 2021); ignored by other optimisers.
         augment: random crop (4 pixels of zero padding at 32 x 32, in proportion else) and horizontal flip.
-        precision: ``float32``, ``bf16`` (autocast; evaluation stays in float32) or ``auto``: bf16 on CUDA, else float32.
+        precision: ``float32``, ``bf16`` (autocast; evaluation stays in float32) or ``auto`` (bf16 on CUDA only).
         pool_seed: draws the pool, so that populations with other seeds can share it.
         seed: draws keep mask, weights, data order and augmentation.
 
@@ -219,7 +219,9 @@ def _check_model(name: str) -> None:
     if match:
         depth, width = int(match[1]), int(match[2])
         if depth < 10 or (depth - 4) % 6 or width < 1:
-            raise UserError(f"model {name!r}: the depth must be 10, 16, 22, 28, ... (6 m + 4) and the width at least 1.")
+            raise UserError(
+                f"model {name!r}: the depth must be 10, 16, 22, 28, ... (6 m + 4) and the width at least 1."
+            )
     elif ":" in name:
         if not re.fullmatch(r"[\w.]+:\w+", name):
             raise UserError(f"model {name!r}: write your own model as package.module:factory.")

@@ -55,7 +55,12 @@ class DeviceData:
             return torch.as_tensor(array).to(device)
 
         return cls(
-            put(pool.images), put(pool.labels), put(pool.test_images), put(pool.test_labels), put(pool.mean), put(1 / pool.std)
+            put(pool.images),
+            put(pool.labels),
+            put(pool.test_images),
+            put(pool.test_labels),
+            put(pool.mean),
+            put(1 / pool.std),
         )
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -202,7 +207,9 @@ def train_shard(
             if epoch == study.epochs:
                 break
             store.save_state(model, record | flatten(state), dict(epoch=epoch, seconds=seconds))
-            report(dict(model=model, epoch=epoch) | {k: float(v[-1]) for k, v in record.items() if v.ndim == 1 and len(v)})
+            report(
+                dict(model=model, epoch=epoch) | {k: float(v[-1]) for k, v in record.items() if v.ndim == 1 and len(v)}
+            )
         loss = train_epoch(study, state, data, members, model, epoch)
         if not np.isfinite(loss):
             raise Diverged(
@@ -211,7 +218,9 @@ def train_shard(
             )
         record["loss"] = np.append(record["loss"], loss)
     store.save_shard(model, record | {"keep": keep}, dict(seconds=seconds))
-    report(dict(model=model, epoch=study.epochs, done=True) | {k: float(v[-1]) for k, v in record.items() if v.ndim == 1})
+    report(
+        dict(model=model, epoch=study.epochs, done=True) | {k: float(v[-1]) for k, v in record.items() if v.ndim == 1}
+    )
 
 
 def flatten(state: TrainState) -> dict[str, np.ndarray]:

@@ -1,0 +1,103 @@
+"""Leave-one-out likelihood-ratio attack (LiRA, Carlini et al. 2022) on all models at once, in closed form.
+
+Every model is the target in turn; its in- and out-distributions come from the other models. The group statistics
+(count c, mean, M2) are formed once a sample and downdated by the target's own value x with d = x - mean:
+
+    mean' = mean - d / (c - 1),    M2' = M2 - d^2 c / (c - 1),
+
+which touches only the class the target belongs to. Nothing is truncated to a common count, in and out keep their own
+variance, and the pooled variance comes from within-sample residuals, so the spread between samples never enters.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import norm
+
+from .errors import UserError, choose
+
+ATTACKS = {
+    "online": "log N(phi; in) - log N(phi; out)",
+    "offline-cdf": "log P(Z <= phi), Z ~ out: the one-sided test of the paper by Carlini et al.",
+    "offline-density": "-log N(phi; out): the two-sided density of their code",
+}
+FLOOR = 1e-12  # of a variance
+
+
+def lira_scores(
+    phi: np.ndarray, keep: np.ndarray, *, attack: str = "online", centre: str = "mean", variance: str = "auto"
+) -> np.ndarray:
+    """Score every (target model, sample) pair of one checkpoint; a larger score means a member.
+
+    Args:
+        phi: (N, n) logit-scaled confidences.
+        keep: bool (N, n), True where the model trained on the sample.
+        attack: one of :data:`ATTACKS`.
+        centre: ``mean`` or ``median`` of the other models.
+        variance: ``pooled`` over samples (in and out separately), ``per-sample`` (unbiased, c' - 1 degrees of freedom),
+            or ``auto``: pooled below 64 models.
+
+    Returns:
+        float64 (N, n).
+
+    Raises:
+        UserError: an option is unknown, or a sample has too few in- or out-models.
+    """
+    choose(attack, ATTACKS, "attack")
+    choose(centre, ["mean", "median"], "centre")
+    choose(variance, ["auto", "pooled", "per-sample"], "variance")
+    if variance == "auto":
+        variance = "pooled" if len(phi) < 64 else "per-sample"
+    phi = np.asarray(phi, dtype=np.float64)
+    mu_out, var_out = leave_one_out(phi, ~keep, centre, variance)
+    if attack == "offline-cdf":
+        return norm.logcdf((phi - mu_out) / np.sqrt(var_out))
+    log_out = -0.5 * (np.log(2 * np.pi * var_out) + (phi - mu_out) ** 2 / var_out)
+    if attack == "offline-density":
+        return -log_out
+    mu_in, var_in = leave_one_out(phi, keep, centre, variance)
+    return -0.5 * (np.log(2 * np.pi * var_in) + (phi - mu_in) ** 2 / var_in) - log_out
+
+
+def leave_one_out(phi: np.ndarray, mask: np.ndarray, centre: str, variance: str) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and variance of the models in ``mask``, for each target without the target itself.
+
+    Args:
+        phi: float64 (N, n); mask: bool (N, n); centre, variance: as in :func:`lira_scores`, without ``auto``.
+
+    Returns:
+        centre (N, n), and variance (N, n) or, pooled, (N, 1).
+    """
+    count = mask.sum(0)  # (n,)
+    least = 3 if variance == "per-sample" else 2
+    if count.min() < least:
+        raise UserError(
+            f"a sample has {count.min()} models on one side of the keep mask; leave-one-out with variance "
+            f"{variance!r} needs {least}: use more shadow models or design 'balanced'."
+        )
+    mean = np.where(mask, phi, 0).sum(0) / count
+    d = np.where(mask, phi - mean, 0)  # (N, n), zero where the target is of the other class: no downdate there
+    m2 = (d * d).sum(0)
+    drop = d * d * (count / (count - 1))  # what the target takes out of M2
+    if variance == "pooled":
+        freedom = (count - 1).sum() - mask.sum(1)
+        var = ((m2.sum() - drop.sum(1)) / freedom)[:, None]  # (N, 1)
+    else:
+        var = np.maximum(m2 - drop, 0) / (count - 1 - mask)
+    mu = mean - d / (count - 1) if centre == "mean" else _leave_one_out_median(phi, mask, count)
+    return mu, np.maximum(var, FLOOR)
+
+
+def _leave_one_out_median(phi: np.ndarray, mask: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Median over the models in ``mask`` without the target: positions in the sorted column, one place skipped."""
+    order = np.argsort(np.where(mask, phi, np.inf), axis=0, kind="stable")
+    ranked = np.take_along_axis(phi, order, 0)
+    rank = np.empty_like(order)
+    np.put_along_axis(rank, order, np.arange(len(phi))[:, None], 0)
+    rank = np.where(mask, rank, len(phi))  # the target of the other class skips nothing
+    left = count - mask  # (N, n) models that remain
+
+    def at(position: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(ranked, position + (position >= rank), 0)
+
+    return 0.5 * (at((left - 1) // 2) + at(left // 2))

@@ -1,0 +1,120 @@
+"""The FPR-TPR plane: how often each sample is flagged by the models that did and did not train on it."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import xarray as xr
+from scipy.stats import beta, norm
+
+from .errors import UserError, choose
+from .lira import lira_scores
+
+LEVELS = (0.001, 0.01, 0.1)  # pooled false-positive rates at which the attack's true-positive rate is reported
+
+
+def vulnerability_plane(
+    run: xr.Dataset,
+    rule: str = "fpr@0.01",
+    *,
+    attack: str = "online",
+    centre: str = "mean",
+    variance: str = "auto",
+    keep: np.ndarray | None = None,
+) -> xr.Dataset:
+    """Run leave-one-out LiRA at every checkpoint of ``run`` and place every sample on the plane.
+
+    Args:
+        run: a run (:mod:`dynmia.runs`).
+        rule: ``fpr@a``, one threshold a checkpoint so that the false-positive rate pooled over all models and samples
+            is a; or ``bayes``, score > 0 (online attack only).
+        attack, centre, variance: see :func:`dynmia.lira.lira_scores`.
+        keep: another inclusion mask (N, n), for permutation nulls; default the run's own.
+
+    Returns:
+        Data set with dims epoch, sample (and level): tp, fp (counts), n_in, n_out, tpr, fpr, advantage = tpr - fpr;
+        per epoch threshold, test_accuracy, train_accuracy; hits (level, epoch, sample), the in-models that flag the
+        sample at the pooled FPR ``level``; place_in, place_out (epoch, sample), the sums over the sample's in-models
+        (out-models) of the share of all out-scores below (in-scores above) theirs, from which the AUC follows.
+
+    Raises:
+        UserError: an unknown rule or option.
+    """
+    level = parse_rule(rule)
+    if level is None and attack != "online":
+        raise UserError(f"rule 'bayes' needs attack 'online', not {attack!r}: use a rule like fpr@0.01.")
+    mask = run.keep.values if keep is None else keep
+    epochs, (models, samples) = run.sizes["epoch"], mask.shape
+    counts = {name: np.zeros((epochs, samples), np.int32) for name in ("tp", "fp")}
+    places = {name: np.zeros((epochs, samples)) for name in ("place_in", "place_out")}
+    hits = np.zeros((len(LEVELS), epochs, samples), np.int32)
+    thresholds = np.zeros(epochs)
+    for t in range(epochs):  # one checkpoint at a time bounds the memory
+        scores = lira_scores(run.phi.values[t], mask, attack=attack, centre=centre, variance=variance)
+        inside, outside = np.sort(scores[mask]), np.sort(scores[~mask])
+        thresholds[t] = 0.0 if level is None else _threshold(outside, level)
+        flagged = scores > thresholds[t]
+        counts["tp"][t], counts["fp"][t] = (flagged & mask).sum(0), (flagged & ~mask).sum(0)
+        for number, a in enumerate(LEVELS):
+            hits[number, t] = ((scores > _threshold(outside, a)) & mask).sum(0)
+        sample = np.broadcast_to(np.arange(samples), mask.shape)
+        places["place_in"][t] = np.bincount(sample[mask], _share_below(outside, scores[mask]), samples)
+        places["place_out"][t] = np.bincount(sample[~mask], 1 - _share_below(inside, scores[~mask]), samples)
+    n_in = mask.sum(0)
+    dims = ("epoch", "sample")
+    plane = xr.Dataset(
+        {name: (dims, value) for name, value in (counts | places).items()}
+        | {
+            "n_in": ("sample", n_in), "n_out": ("sample", models - n_in), "hits": (("level", *dims), hits),
+            "threshold": ("epoch", thresholds),
+            "train_accuracy": run.train_accuracy, "test_accuracy": run.test_accuracy, "label": run.label,
+        },
+        coords={"epoch": run.epoch, "sample": run.sample, "level": list(LEVELS)},
+        attrs=run.attrs | {"rule": rule, "attack": attack, "centre": centre, "variance": variance},
+    )  # fmt: skip
+    plane["tpr"], plane["fpr"] = plane.tp / plane.n_in, plane.fp / plane.n_out
+    plane["advantage"] = plane.tpr - plane.fpr
+    return plane
+
+
+def parse_rule(rule: str) -> float | None:
+    """The level a of ``fpr@a``; None for ``bayes``."""
+    if rule == "bayes":
+        return None
+    match = re.fullmatch(r"fpr@(0?\.\d+(?:e-?\d+)?)", str(rule))
+    if not match or not 0 < float(match[1]) < 1:
+        raise UserError(f"unknown decision rule {rule!r}: use bayes, or fpr@a with a between 0 and 1, like fpr@0.01.")
+    return float(match[1])
+
+
+def rate_interval(count: xr.DataArray, trials: xr.DataArray, level: float = 0.95, method: str = "wilson") -> xr.Dataset:
+    """Interval of a sample's rate from its count, as a data set with ``low`` and ``high``.
+
+    Args:
+        count, trials: flagged models and all models, of any broadcastable shape.
+        level: confidence.
+        method: ``wilson`` (score interval, Wilson 1927) or ``jeffreys`` (Beta(1/2, 1/2) prior; Brown et al. 2001).
+    """
+    choose(method, ["wilson", "jeffreys"], "interval")
+    alpha = 1 - level
+    if method == "jeffreys":
+        low = xr.apply_ufunc(beta.ppf, alpha / 2, count + 0.5, trials - count + 0.5).where(count > 0, 0.0)
+        high = xr.apply_ufunc(beta.ppf, 1 - alpha / 2, count + 0.5, trials - count + 0.5).where(count < trials, 1.0)
+    else:
+        z = norm.ppf(1 - alpha / 2)
+        middle = (count + z**2 / 2) / (trials + z**2)
+        half = z / (trials + z**2) * np.sqrt(count * (trials - count) / trials + z**2 / 4)
+        low, high = (middle - half).clip(0, 1), (middle + half).clip(0, 1)
+    return xr.Dataset({"low": low, "high": high})
+
+
+def _threshold(outside: np.ndarray, level: float) -> float:
+    """The score that a share of at most ``level`` of the sorted out-scores exceeds (floor(level M), no ties)."""
+    return float(outside[len(outside) - 1 - int(level * len(outside) + 1e-9)])
+
+
+def _share_below(ranked: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Share of ``ranked`` below each score; ties count one half (Mann-Whitney)."""
+    below = np.searchsorted(ranked, scores, "left") + np.searchsorted(ranked, scores, "right")
+    return below / (2 * len(ranked))

@@ -1,0 +1,212 @@
+"""Every printed metric of a population, with its bootstrap interval and its no-signal level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from . import dynamics as dyn
+from .dynamics import Weights
+from .errors import UserError
+from .plane import vulnerability_plane
+from .pool import draw_keep
+from .runs import study_of
+
+EARLY = 150 / 400  # the share of training at which the paper finds over 70 % of the finally vulnerable
+BLOCK = 100  # bootstrap draws held in memory at once
+CLUSTER_DRAWS = 200  # k-means is fitted anew in each
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One population figure: how to compute it, and how its bootstrap interval is formed.
+
+    ``basic`` intervals (2 x estimate - quantiles) are for figures whose resampled value is biased: entropies come out
+    low and peaks high. ``percentile`` is for the rest, and for epochs.
+    """
+
+    label: str
+    unit: str
+    of: Callable[[xr.Dataset, Weights], xr.DataArray]
+    digits: int = 1
+    interval: str = "percentile"
+    floor: float = -np.inf  # no interval goes below
+
+
+def _last(values: xr.DataArray) -> xr.DataArray:
+    return values.isel(epoch=-1, drop=True)
+
+
+def _peak_epoch(values: xr.DataArray) -> xr.DataArray:
+    return values.epoch[values.fillna(-1).argmax("epoch")].drop_vars("epoch")
+
+
+def _early(plane: xr.Dataset, weights: Weights, name: str) -> xr.DataArray:
+    wanted = EARLY * float(plane.epoch[-1])
+    return dyn.early_identification(plane, weights)[name].sel(epoch=wanted, method="pad", drop=True)
+
+
+def epoch_of_recall(plane: xr.Dataset, weights: Weights = None, share: float = 0.7) -> xr.DataArray:
+    """The first checkpoint from which the recall of the finally vulnerable stays at or above ``share``."""
+    recall = dyn.early_identification(plane, weights).recall
+    good = (recall >= share).isel(epoch=slice(None, None, -1))
+    stays = good.cumprod("epoch").sum("epoch")  # checkpoints at the end that are all good
+    return recall.epoch[(recall.sizes["epoch"] - stays).clip(max=recall.sizes["epoch"] - 1)].drop_vars("epoch")
+
+
+def _speed(plane: xr.Dataset, weights: Weights) -> xr.DataArray:
+    return 1000 * dyn.population_mean(dyn.encoding_speed(plane), weights)
+
+
+METRICS: dict[str, Metric] = {
+    "auc": Metric("attack AUC at the end", "", lambda p, w: _last(dyn.auc(p, w)), 3),
+    "tpr_1pct": Metric(
+        "attack TPR at 1 % FPR, at the end", "%", lambda p, w: 100 * _last(dyn.tpr_at_fpr(p, 0.01, w)), 1
+    ),
+    "tpr_01pct": Metric(
+        "attack TPR at 0.1 % FPR, at the end", "%", lambda p, w: 100 * _last(dyn.tpr_at_fpr(p, 0.001, w)), 1
+    ),
+    "advantage": Metric(
+        "mean advantage at the end", "/1000", lambda p, w: 1000 * _last(dyn.population_mean(p.advantage, w)), 0
+    ),
+    "dynamic": Metric(
+        "mean dynamic vulnerability",
+        "/1000",
+        lambda p, w: 1000 * dyn.population_mean(dyn.dynamic_vulnerability(p), w),
+        0,
+    ),
+    "displacement": Metric("centre-of-mass displacement", "/1000", lambda p, w: _last(dyn.displacement(p, w)), 0),
+    "entropy_change": Metric(
+        "spatial entropy change",
+        "bits",
+        lambda p, w: dyn.spatial_entropy(p.isel(epoch=[0, -1]), w).diff("epoch").isel(epoch=0, drop=True),
+        2,
+        "basic",
+    ),
+    "speed_mean": Metric("encoding speed, mean", "/1000 per epoch", lambda p, w: _speed(p, w).mean("epoch"), 1),
+    "speed_peak": Metric(
+        "encoding speed, peak", "/1000 per epoch", lambda p, w: _speed(p, w).max("epoch"), 1, "basic", 0.0
+    ),
+    "speed_peak_epoch": Metric("encoding speed, epoch of the peak", "epoch", lambda p, w: _peak_epoch(_speed(p, w)), 0),
+    "vulnerable": Metric(
+        "vulnerable at the end", "%", lambda p, w: 100 * _last(dyn.population_mean(dyn.vulnerable(p), w)), 1
+    ),
+    "transition_peak": Metric(
+        "transition to vulnerable, peak",
+        "% per checkpoint",
+        lambda p, w: 100 * dyn.transition_to_vulnerable(p, w).max("epoch"),
+        1,
+        "basic",
+        0.0,
+    ),
+    "transition_peak_epoch": Metric(
+        "transition to vulnerable, epoch of the peak",
+        "epoch",
+        lambda p, w: _peak_epoch(dyn.transition_to_vulnerable(p, w)),
+        0,
+    ),
+    "early_recall": Metric(
+        "finally vulnerable that are so at 3/8 of training", "%", lambda p, w: 100 * _early(p, w, "recall"), 0
+    ),
+    "early_precision": Metric(
+        "vulnerable at 3/8 of training that stay so to the end", "%", lambda p, w: 100 * _early(p, w, "precision"), 0
+    ),
+    "recall_epoch": Metric("epoch from which that recall stays above 70 %", "epoch", epoch_of_recall, 0),
+    "silhouette": Metric("silhouette of 3 clusters, at the end", "", lambda p, w: dyn.silhouette(p, w), 2),
+}
+
+
+def summarise(plane: xr.Dataset, *, draws: int = 1000, seed: int = 0, level: float = 0.95) -> pd.DataFrame:
+    """Every metric of :data:`METRICS` with its bootstrap interval over samples.
+
+    Decision thresholds are those of the plane; they are not set anew in each draw. Intervals say how sure the figure is
+    for this population of models and for samples like these, not for another population of models.
+
+    Args:
+        plane: from :func:`dynmia.vulnerability_plane`.
+        draws: bootstrap draws.
+        seed: of the draws.
+        level: confidence.
+
+    Returns:
+        Index metric; columns label, value, low, high, unit.
+    """
+    if draws < 20:
+        raise UserError(f"draws is {draws}: a bootstrap interval needs at least 20.")
+    rows, columns = {}, {name: [] for name in METRICS}  # type: ignore[var-annotated]
+    for start, weights in _bootstrap(plane.sizes["sample"], draws, seed):
+        for name, metric in METRICS.items():
+            if name != "silhouette" or start < CLUSTER_DRAWS:
+                columns[name].append(np.atleast_1d(metric.of(plane, weights).values))
+    for name, metric in METRICS.items():
+        value = float(metric.of(plane, None))
+        drawn = np.concatenate(columns[name])
+        drawn = drawn[np.isfinite(drawn)]
+        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]) if len(drawn) else (np.nan, np.nan)
+        if metric.interval == "basic":
+            low, high = 2 * value - high, 2 * value - low
+        rows[name] = [metric.label, value, max(low, metric.floor), max(high, metric.floor), metric.unit]
+    return pd.DataFrame.from_dict(rows, "index", columns=["label", "value", "low", "high", "unit"]).rename_axis(
+        "metric"
+    )
+
+
+def _bootstrap(samples: int, draws: int, seed: int) -> Iterator[tuple[int, xr.DataArray]]:
+    """Blocks of bootstrap weights (draw, sample): how often each sample is drawn, with replacement."""
+    for start in range(0, draws, BLOCK):
+        rng = np.random.default_rng([seed, start])
+        chosen = rng.integers(0, samples, (min(BLOCK, draws - start), samples))
+        weights = np.stack([np.bincount(row, minlength=samples) for row in chosen]).astype(float)
+        yield start, xr.DataArray(weights, dims=("draw", "sample"))
+
+
+def null_summary(
+    run: xr.Dataset, rule: str = "fpr@0.01", *, draws: int = 20, seed: int = 0, level: float = 0.95, **options: str
+) -> pd.DataFrame:
+    """The no-signal level of every metric: redraw the keep mask under the same design and rescore the same phi.
+
+    Args:
+        run, rule, options: as for :func:`dynmia.vulnerability_plane`.
+        draws: permuted populations; ``low`` and ``high`` are quantiles over them (their extremes if they are few).
+
+    Returns:
+        Index metric; columns value (mean), low, high.
+    """
+    planes = null_planes(run, rule, draws=draws, seed=seed, **options)
+    table = pd.DataFrame([{name: float(metric.of(p, None)) for name, metric in METRICS.items()} for p in planes])
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    low, high = (table.quantile(q, interpolation="lower" if q < 0.5 else "higher") for q in tails)
+    return pd.DataFrame({"value": table.mean(), "low": low, "high": high}).rename_axis("metric")
+
+
+def null_planes(
+    run: xr.Dataset, rule: str = "fpr@0.01", *, draws: int = 20, seed: int = 0, **options: str
+) -> Iterator[xr.Dataset]:
+    """Planes of the same phi under keep masks that no model was trained with."""
+    models, samples = run.keep.shape
+    design = study_of(run).design
+    for draw in range(draws):
+        keep = draw_keep(models, samples, design, int(np.random.SeedSequence([seed, draw, 3]).generate_state(1)[0]))
+        yield vulnerability_plane(run, rule, keep=keep, **options)
+
+
+def rounded(table: pd.DataFrame, null: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The table as it is printed: one column ``value [interval]``, and the no-signal interval if given."""
+
+    def text(name: str, row: pd.Series, with_value: bool = True) -> str:
+        digits = METRICS[name].digits
+        value, low, high = (f"{row[key] + 0.0:.{digits}f}" for key in ("value", "low", "high"))
+        return f"{value} [{low}, {high}]" if with_value else f"{low} to {high}"
+
+    columns = {
+        "metric": table.label,
+        "unit": table.unit,
+        "value [95 % interval]": [text(str(name), row) for name, row in table.iterrows()],
+    }
+    if null is not None:
+        columns["no signal"] = [text(str(name), null.loc[name], with_value=False) for name in table.index]
+    return pd.DataFrame(columns).set_index("metric")
