@@ -19,6 +19,13 @@ from .errors import UserError
 from .study import is_path
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels")
+SIZES = {  # shape (C, H, W), training split, test split, classes
+    "digits": ((1, 8, 8), 1497, 300, 10),
+    "mnist": ((1, 28, 28), 60000, 10000, 10),
+    "fashion_mnist": ((1, 28, 28), 60000, 10000, 10),
+    "cifar10": ((3, 32, 32), 50000, 10000, 10),
+    "cinic10": ((3, 32, 32), 90000, 90000, 10),
+}
 CINIC10_URL = "https://datashare.ed.ac.uk/bitstream/handle/10283/3192/CINIC-10.tar.gz"
 CINIC10_MD5 = "6ee4d0c996905fe93221de577967a372"
 
@@ -78,7 +85,7 @@ def check(where: object, arrays: dict[str, np.ndarray]) -> Dataset:
             raise UserError(f"{where}: {split}_images has {images.shape[-1]} channels; it must have 1 or 3.")
         if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
             raise UserError(
-                f"{where}: {split}_labels is {labels.dtype} {labels.shape}; it must be integers of shape ({len(images)},)."
+                f"{where}: {split}_labels is {labels.dtype} {labels.shape}; it must be integers ({len(images)},)."
             )
     train, test = arrays["train_images"], arrays["test_images"]
     if train.shape[1:] != test.shape[1:]:

@@ -26,7 +26,7 @@ from .data import load_dataset
 from .errors import UserError
 from .models import build_model, model_fingerprint
 from .pool import Pool, make_pool
-from .runs import assemble, cores, provenance
+from .runs import assemble, cores, provenance, save_run
 from .store import RunStore
 from .study import Study
 from .training import DeviceData, train_shard
@@ -64,7 +64,10 @@ def train(
             train_here(study, pool, store, missing, report)
         else:
             train_pool(study, pool, store, missing, min(workers or cores(), max(1, len(missing))), report)
-    return assemble(store, pool)
+    run = assemble(store, pool)
+    if not (store.folder / "run.nc").exists():
+        save_run(run, store.folder / "run.nc", pack=False)
+    return run
 
 
 def open_store(

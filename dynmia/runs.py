@@ -22,7 +22,7 @@ import xarray as xr
 
 from .errors import StoreError, disk_error
 from .pool import Pool
-from .store import RunStore, digest
+from .store import RunStore, digest, read_manifest
 from .study import FORMAT, Study
 
 PACKAGES = ("dynmia", "torch", "torchvision", "numpy", "scipy", "xarray")
@@ -101,24 +101,26 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def save_run(run: xr.Dataset, path: str | os.PathLike[str]) -> Path:
-    """Write a run as one compressed netCDF file, phi packed to 16 bits (CF scale and offset), with a checksum.
+def save_run(run: xr.Dataset, path: str | os.PathLike[str], *, pack: bool = True) -> Path:
+    """Write a run as one compressed netCDF file with a checksum, ``attrs["sha256"]``, that :func:`open_run` verifies.
 
-    netCDF has no float16; over a range of 60 the step is 0.001. ``attrs["sha256"]`` is verified by :func:`open_run`.
+    Args:
+        pack: store phi in 16 bits by the CF convention (scale and offset; netCDF has no float16): over a range of 60
+            the step is 0.001. False keeps float32 to the bit.
     """
     path = Path(path)
-    low, high = float(run.phi.min()), float(run.phi.max())
-    scale, offset = max((high - low) / STEPS, 1e-9), (high + low) / 2
-    packed = run.drop_vars("phi").assign(
-        phi=(run.phi.dims, np.rint((run.phi.values.astype(np.float64) - offset) / scale).astype(np.int16)),
-        keep=(run.keep.dims, run.keep.values.astype(np.int8), run.keep.attrs | {"flag": "bool"}),
-    )
-    packed.phi.attrs = run.phi.attrs | {"scale_factor": scale, "add_offset": offset}
+    packed = run.assign(keep=(run.keep.dims, run.keep.values.astype(np.int8), run.keep.attrs))
+    if pack:
+        low, high = float(run.phi.min()), float(run.phi.max())
+        scale, offset = max((high - low) / STEPS, 1e-9), (high + low) / 2
+        steps = np.rint((run.phi.values.astype(np.float64) - offset) / scale).astype(np.int16)
+        packed["phi"] = run.phi.dims, steps, run.phi.attrs | {"scale_factor": scale, "add_offset": offset}
     packed.attrs["sha256"] = _checksum(packed)
     encoding: dict[str, dict] = {
         name: {"zlib": True, "complevel": 9, "shuffle": True} for name in ("phi", "keep", "label")
     }
-    encoding["phi"]["_FillValue"] = np.int16(FILL)
+    if pack:
+        encoding["phi"]["_FillValue"] = np.int16(FILL)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,12 +133,17 @@ def save_run(run: xr.Dataset, path: str | os.PathLike[str]) -> Path:
 
 
 def open_run(path: str | os.PathLike[str]) -> xr.Dataset:
-    """Read a released run and verify its checksum; phi comes back as float32, keep as bool.
+    """Read a stored run (a file, or the folder of a finished run) and verify it; phi is float32, keep is bool.
 
     Raises:
         StoreError: missing, damaged, altered, or of another version.
     """
     path = Path(path)
+    if path.is_dir():
+        manifest = read_manifest(path)
+        path = path / "run.nc"
+        if not path.exists():
+            raise StoreError(f"the run in {path.parent} is not finished: continue it by {manifest['command']!r}.")
     if not path.exists():
         raise StoreError(f"run file {path} does not exist.")
     try:
@@ -151,13 +158,11 @@ def open_run(path: str | os.PathLike[str]) -> xr.Dataset:
         raise StoreError(f"{path} was altered (its checksum differs): fetch it again.")
     if packed.attrs["format"] != FORMAT:
         raise StoreError(f"{path} has format {packed.attrs['format']}, this dynmia reads format {FORMAT}.")
-    attrs = dict(packed.phi.attrs)
-    scale, offset = attrs.pop("scale_factor"), attrs.pop("add_offset")
-    attrs.pop("_FillValue", None)
-    phi = (packed.phi.values * np.float64(scale) + np.float64(offset)).astype(np.float32)
+    attrs = {name: value for name, value in packed.phi.attrs.items() if name == "long_name"}
+    phi = packed.phi.values * packed.phi.attrs.get("scale_factor", 1) + packed.phi.attrs.get("add_offset", 0)
     return packed.assign(
-        phi=(packed.phi.dims, phi, attrs),
-        keep=(packed.keep.dims, packed.keep.values.astype(bool), {"long_name": packed.keep.attrs["long_name"]}),
+        phi=(packed.phi.dims, phi.astype(np.float32), attrs),
+        keep=(packed.keep.dims, packed.keep.values.astype(bool), packed.keep.attrs),
     )
 
 

@@ -138,7 +138,8 @@ def summarise(plane: xr.Dataset, *, draws: int = 1000, seed: int = 0, level: flo
     if draws < 20:
         raise UserError(f"draws is {draws}: a bootstrap interval needs at least 20.")
     rows, columns = {}, {name: [] for name in METRICS}  # type: ignore[var-annotated]
-    for start, weights in _bootstrap(plane.sizes["sample"], draws, seed):
+    for start in range(0, draws, BLOCK):
+        weights = bootstrap_weights(plane, min(BLOCK, draws - start), seed + start)
         for name, metric in METRICS.items():
             if name != "silhouette" or start < CLUSTER_DRAWS:
                 columns[name].append(np.atleast_1d(metric.of(plane, weights).values))
@@ -155,13 +156,12 @@ def summarise(plane: xr.Dataset, *, draws: int = 1000, seed: int = 0, level: flo
     )
 
 
-def _bootstrap(samples: int, draws: int, seed: int) -> Iterator[tuple[int, xr.DataArray]]:
-    """Blocks of bootstrap weights (draw, sample): how often each sample is drawn, with replacement."""
-    for start in range(0, draws, BLOCK):
-        rng = np.random.default_rng([seed, start])
-        chosen = rng.integers(0, samples, (min(BLOCK, draws - start), samples))
-        weights = np.stack([np.bincount(row, minlength=samples) for row in chosen]).astype(float)
-        yield start, xr.DataArray(weights, dims=("draw", "sample"))
+def bootstrap_weights(plane: xr.Dataset, draws: int = 200, seed: int = 0) -> xr.DataArray:
+    """How often each sample is drawn in each of ``draws`` bootstrap draws with replacement, (draw, sample)."""
+    samples = plane.sizes["sample"]
+    rng = np.random.default_rng([seed, draws])
+    weights = np.stack([np.bincount(rng.integers(0, samples, samples), minlength=samples) for _ in range(draws)])
+    return xr.DataArray(weights.astype(float), dims=("draw", "sample"))
 
 
 def null_summary(

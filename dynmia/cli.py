@@ -1,0 +1,282 @@
+"""The command line: every command ends in a line that a person can act on; bad input exits with 2, no traceback."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from .errors import UserError
+from .study import DATASETS, MODELS, PRESETS, Study
+
+app = typer.Typer(
+    help="How membership privacy leaks while a model trains.", no_args_is_help=True, add_completion=False,
+    pretty_exceptions_enable=False, rich_markup_mode=None,
+)  # fmt: skip
+DataDir = Annotated[str | None, typer.Option(help="folder of <name>.npz files (default: DYNMIA_DATA)")]
+Out = Annotated[str | None, typer.Option(help="run folder (default: runs/<title>-<identity>)")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda if there is one)")]
+Workers = Annotated[int | None, typer.Option(help="processes on a CPU (default: one a core)")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+def study_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give ``command(study, ...)`` one option for each field of :class:`Study`, and ``--preset``."""
+    helps = dict(re.findall(r"^ {8}(\w+): (.*?)(?=^ {8}\w+:|^ {4}\S|\Z)", Study.__doc__ or "", re.S | re.M))
+    kinds = {"str": str, "int": int, "float": float, "bool": bool}
+    options = [("preset", str, f"start from a preset: {', '.join(PRESETS)}")] + [
+        (field.name, kinds[str(field.type).split(" ")[0]], " ".join(helps[field.name].split()).replace("``", ""))
+        for field in dataclasses.fields(Study)
+    ]
+    parameters = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=None,
+            annotation=Annotated[kind | None, typer.Option(help=text, show_default=False)],
+        )
+        for name, kind, text in options
+    ]  # fmt: skip
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "study"]
+
+    def wrapped(**values: Any) -> None:
+        given = {name: values.pop(name) for name, _, _ in options}
+        preset = given.pop("preset")
+        changes = {name: value for name, value in given.items() if value is not None}
+        command(study=Study.preset(preset, **changes) if preset else Study(**changes), **values)
+
+    wrapped.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [*parameters, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own)]
+    )
+    wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
+    return wrapped
+
+
+@app.command()
+def datasets() -> None:
+    """List the data sets by name."""
+    for name, text in DATASETS.items():
+        typer.echo(f"{name:15}{text}")
+    typer.echo(
+        f"{'PATH':15}your own: a .npz file with train_images, train_labels, test_images, test_labels, or an image"
+    )
+    typer.echo(f"{'':15}folder with train/CLASS/*.png and test/CLASS/*.png")
+
+
+@app.command()
+def models() -> None:
+    """List the architectures by name."""
+    for name, text in MODELS.items():
+        typer.echo(f"{name:15}{text}")
+    typer.echo(f"{'MODULE:FACTORY':15}your own: factory(shape=(C, H, W), classes=K) returns a torch.nn.Module")
+
+
+@app.command()
+@study_options
+def plan(
+    study: Study, data_dir: DataDir = None, device: Device = None, workers: Workers = None, as_json: AsJson = False
+) -> None:
+    """Say what a study costs before it starts, with the time on this machine from a short calibration."""
+    from .cost import plan as cost
+
+    result = cost(study, data_dir=data_dir, device=device, workers=workers)
+    if as_json:
+        typer.echo(json.dumps(result, indent=1))
+        return
+    typer.echo(f"{result['study']}: {study.shadow_models} models of {result['parameters']:,} parameters")
+    typer.echo(f"training samples   {result['training_samples']:,}")
+    typer.echo(f"evaluations        {result['evaluations']:,}")
+    typer.echo(f"FLOPs              {result['flops']:.3g}")
+    typer.echo(f"disk               {result['disk_bytes'] / 1e6:,.1f} MB")
+    typer.echo(
+        f"rate               {result['train_rate']:,.0f} training and {result['evaluation_rate']:,.0f} evaluation "
+        f"samples/s a process on {result['device']}, {result['workers']} at once"
+    )
+    typer.echo(f"time               {duration(result['seconds'])}")
+
+
+@app.command()
+@study_options
+def train(
+    study: Study,
+    out: Out = None,
+    data_dir: DataDir = None,
+    device: Device = None,
+    workers: Workers = None,
+    save: Annotated[str | None, typer.Option(help="also write the run as one released netCDF file")] = None,
+    full_precision: Annotated[bool, typer.Option(help="keep float32 in --save instead of 16 bits")] = False,
+    quiet: Annotated[bool, typer.Option(help="no progress bar")] = False,
+) -> None:
+    """Train a population of shadow models, or what is missing of it; Ctrl-C stops it and the same command continues."""
+    from . import engine, runs
+
+    run = engine.train(study, out=out, data_dir=data_dir, device=device, workers=workers, progress=not quiet)
+    typer.echo(
+        f"{run.attrs['title']}: {run.sizes['model']} models, {run.sizes['epoch']} checkpoints, train accuracy "
+        f"{float(run.train_accuracy[-1].mean()):.3f}, held-out accuracy {float(run.test_accuracy[-1].mean()):.3f}, "
+        f"{duration(float(run.attrs['wall_time_s']))} of training"
+    )
+    if save:
+        path = runs.save_run(run, save, pack=not full_precision)
+        typer.echo(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+@app.command()
+def status(folder: Annotated[str, typer.Argument(help="a run folder")]) -> None:
+    """Show how far each model of a run is."""
+    from .store import RunStore, read_manifest
+
+    manifest = read_manifest(folder)
+    study = Study.from_dict(manifest["study"])
+    store = RunStore(folder, study, manifest["fingerprint"], {})
+    done = 0
+    for model in range(study.shadow_models):
+        if store.finished(model):
+            done, text = done + 1, "finished"
+            arrays, _ = store.load_shard(model)
+        elif saved := store.load_state(model):
+            arrays, meta = saved
+            text = f"epoch {meta['epoch']} of {study.epochs}"
+        else:
+            typer.echo(f"model {model:3d}  not started")
+            continue
+        accuracies = f"train {arrays['train_accuracy'][-1]:.3f}  test {arrays['test_accuracy'][-1]:.3f}"
+        typer.echo(f"model {model:3d}  {text:18} {accuracies}")
+    typer.echo(f"{study.title}: {done} of {study.shadow_models} models finished; {manifest['command']}")
+
+
+@app.command()
+def summarise(
+    run: Annotated[str, typer.Argument(help="a run file (.nc) or the folder of a finished run")],
+    rule: Annotated[str, typer.Option(help="bayes or fpr@a")] = "fpr@0.01",
+    attack: Annotated[str, typer.Option(help="online, offline-cdf or offline-density")] = "online",
+    centre: Annotated[str, typer.Option(help="mean or median")] = "mean",
+    variance: Annotated[str, typer.Option(help="auto, pooled or per-sample")] = "auto",
+    draws: Annotated[int, typer.Option(help="bootstrap draws")] = 1000,
+    null: Annotated[int, typer.Option(help="draws of the permutation null; 0 leaves it out")] = 20,
+    csv: Annotated[str | None, typer.Option(help="also write the figures, not rounded, to this file")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print every metric of a run with its interval and its no-signal level."""
+    from .plane import vulnerability_plane
+    from .runs import open_run
+    from .summary import null_summary, rounded
+    from .summary import summarise as summary
+
+    data = open_run(run)
+    options: dict[str, Any] = {"attack": attack, "centre": centre, "variance": variance}
+    table = summary(vulnerability_plane(data, rule, **options), draws=draws)
+    noise = null_summary(data, rule, draws=null, **options) if null else None
+    whole = table if noise is None else table.join(noise.add_prefix("null_"))
+    if csv:
+        whole.to_csv(csv, float_format="%.9g")
+    if as_json:
+        typer.echo(whole.to_json(orient="index", indent=1))
+    else:
+        typer.echo(rounded(table, noise).to_string())
+
+
+@app.command()
+def notebook(
+    name: Annotated[str, typer.Argument(help="name of a notebook in notebooks/, without .ipynb")],
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", "-p", metavar="KEY VALUE", help="set a parameter; may be repeated"),
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="executed notebook (default: runs/<name>.ipynb)")] = None,
+    describe: Annotated[bool, typer.Option(help="list the notebook's parameters and stop")] = False,
+) -> None:
+    """Execute one parameterised notebook; names and types are checked first."""
+    import papermill
+
+    from .notebooks import available, check_parameters, run_notebook
+
+    given = dict(item.split("=", 1) for item in parameter or [])
+    checked = check_parameters(name, given)
+    if describe:
+        for key, entry in papermill.inspect_notebook(available()[name]).items():
+            typer.echo(f"{key:12} {entry['inferred_type_name']:6} {entry['default']:28} {entry['help']}")
+        return
+    typer.echo(f"wrote {run_notebook(name, checked, out or f'runs/{name}.ipynb')}")
+
+
+@app.command()
+def notebooks(
+    jobs: Annotated[int, typer.Option(help="how many at once")] = 2,
+    only: Annotated[str, typer.Option(help="just those whose output name contains this")] = "",
+) -> None:
+    """Execute all of notebooks/experiments.yml into book/results."""
+    from .notebooks import run_experiments
+
+    for path in run_experiments(jobs=jobs, only=only):
+        typer.echo(f"executed {path.name}")
+
+
+@app.command()
+def bench(
+    seconds: Annotated[float, typer.Option(help="length of one measurement")] = 4.0,
+    repeats: Annotated[int, typer.Option(help="measurements of each")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Measure training and scoring on this machine, as ratios against named baselines."""
+    from .bench import bench as measure
+
+    result = measure(seconds, repeats, (lambda line: None) if as_json else (lambda line: typer.echo(line, err=True)))
+    if as_json:
+        typer.echo(json.dumps(result, indent=1))
+        return
+    for name, value in result.items():
+        if isinstance(value, dict):
+            typer.echo(
+                f"{name:50} {value['median']:10,.2f} {value['unit']}  [{value['min']:,.2f}, {value['max']:,.2f}]"
+            )
+        else:
+            typer.echo(f"{name:50} {value}")
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a person would use."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def pair_parameters(arguments: list[str]) -> list[str]:
+    """Turn ``-p KEY VALUE``, as papermill writes it, into the ``-p KEY=VALUE`` that the parser reads."""
+    result, rest = [], list(arguments)
+    while rest:
+        word = rest.pop(0)
+        result.append(word)
+        if word in ("-p", "--parameter"):
+            if len(rest) < 2:
+                raise UserError("-p needs a name and a value, for example -p rule bayes.")
+            result.append(f"{rest.pop(0)}={rest.pop(0)}")
+    return result
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; the console script."""
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        if words[:1] == ["notebook"]:
+            words = pair_parameters(words)
+        app(args=words, prog_name="dynmia")
+    except UserError as error:
+        typer.echo(f"dynmia: {' '.join(str(error).split())}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        again = shlex.join(["dynmia", *words])
+        typer.echo(f"dynmia: stopped; finished work is kept and the same command continues: {again}", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

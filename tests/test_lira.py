@@ -1,0 +1,203 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import norm, spearmanr
+from sklearn.metrics import roc_auc_score
+
+from dynmia import UserError, lira_scores
+from dynmia.lira import ATTACKS, leave_one_out
+from dynmia.pool import draw_keep
+
+VARIANTS = list(itertools.product(ATTACKS, ["mean", "median"], ["pooled", "per-sample"]))
+every_variant = pytest.mark.parametrize(("attack", "centre", "variance"), VARIANTS)
+
+
+def noise(models=12, samples=9, design="balanced", seed=0, signal=0.0):
+    rng = np.random.default_rng(seed)
+    keep = draw_keep(models, samples, design, seed)
+    return rng.normal(3 * rng.normal(size=samples), 1, (models, samples)) + signal * keep, keep
+
+
+def naive_scores(phi, keep, attack, centre, variance):
+    models, samples = phi.shape
+    scores = np.empty(phi.shape)
+    for i in range(models):
+        rest = np.arange(models) != i
+        log = {}
+        for side, mask in (("in", keep), ("out", ~keep)):
+            groups = [phi[rest & mask[:, z], z] for z in range(samples)]
+            residuals = sum(((g - np.mean(g)) ** 2).sum() for g in groups) / sum(len(g) - 1 for g in groups)
+            for z, group in enumerate(groups):
+                mu = np.mean(group) if centre == "mean" else np.median(group)
+                var = residuals if variance == "pooled" else np.var(group, ddof=1)
+                fitted = norm(mu, np.sqrt(var))
+                log[side, z] = fitted.logpdf(phi[i, z]), fitted.logcdf(phi[i, z])
+        for z in range(samples):
+            scores[i, z] = {
+                "online": log["in", z][0] - log["out", z][0],
+                "offline-density": -log["out", z][0],
+                "offline-cdf": log["out", z][1],
+            }[attack]
+    return scores
+
+
+@pytest.mark.parametrize("design", ["bernoulli", "balanced"])
+@every_variant
+def test_scores_equal_a_naive_leave_one_out_loop(attack, centre, variance, design):
+    phi, keep = noise(design=design, signal=1.0)
+    got = lira_scores(phi, keep, attack=attack, centre=centre, variance=variance)
+    np.testing.assert_allclose(got, naive_scores(phi, keep, attack, centre, variance), rtol=1e-10, atol=1e-10)
+
+
+def test_bernoulli_counts_differ_so_that_truncation_would_show():
+    _, keep = noise(design="bernoulli")
+    assert len(set(keep.sum(0))) > 1
+
+
+def test_median_skips_the_target_for_odd_and_even_groups():
+    phi = np.array([[1.0], [2.0], [4.0], [8.0], [10.0], [20.0], [40.0]])
+    keep = np.array([[True]] * 4 + [[False]] * 3)
+    mu, _ = leave_one_out(phi, keep, "median", "per-sample")
+    # of 2 4 8, 1 4 8, 1 2 8, 1 2 4; the others see 1 2 4 8
+    assert mu.ravel().tolist() == [4, 4, 2, 2, 3, 3, 3]
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), variant=st.sampled_from(VARIANTS))
+def test_scores_follow_a_permutation_of_samples(seed, variant):
+    phi, keep = noise(seed=seed)
+    order = np.random.default_rng(seed).permutation(phi.shape[1])
+    options = dict(zip(("attack", "centre", "variance"), variant))
+    got, permuted = lira_scores(phi, keep, **options), lira_scores(phi[:, order], keep[:, order], **options)
+    np.testing.assert_allclose(permuted, got[:, order], rtol=1e-9, atol=1e-9)  # sums in another order
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), variant=st.sampled_from(VARIANTS))
+def test_scores_follow_a_permutation_of_models(seed, variant):
+    phi, keep = noise(seed=seed)
+    order = np.random.default_rng(seed).permutation(len(phi))
+    options = dict(zip(("attack", "centre", "variance"), variant))
+    got, permuted = lira_scores(phi, keep, **options), lira_scores(phi[order], keep[order], **options)
+    np.testing.assert_allclose(permuted, got[order], rtol=1e-9, atol=1e-9)
+
+
+@every_variant
+def test_spread_between_samples_does_not_enter(attack, centre, variance):
+    phi, keep = noise()
+    got = lira_scores(phi, keep, attack=attack, centre=centre, variance=variance)
+    shifted = phi + 1000 * np.random.default_rng(1).normal(size=phi.shape[1])
+    moved = lira_scores(shifted, keep, attack=attack, centre=centre, variance=variance)
+    np.testing.assert_allclose(moved, got, rtol=1e-8, atol=1e-8)  # phi itself is rounded by 1e-13 at 1,000
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), scale=st.floats(0.1, 10), centre=st.sampled_from(["mean", "median"]))
+def test_online_scores_do_not_change_with_the_scale_of_phi(seed, scale, centre):
+    phi, keep = noise(seed=seed)
+    got, scaled = lira_scores(phi, keep, centre=centre), lira_scores(scale * phi, keep, centre=centre)
+    np.testing.assert_allclose(scaled, got, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("attack", ["offline-cdf", "offline-density"])
+@pytest.mark.parametrize("variance", ["pooled", "per-sample"])
+def test_offline_scores_of_non_members_ignore_all_members(attack, variance):
+    phi, keep = noise()
+    other = np.where(keep, 10 * phi + 3, phi)
+    got, changed = (lira_scores(x, keep, attack=attack, variance=variance) for x in (phi, other))
+    np.testing.assert_array_equal(changed[~keep], got[~keep])
+
+
+@pytest.mark.parametrize("variance", ["pooled", "per-sample"])
+def test_in_and_out_keep_their_own_variance(variance):
+    rng = np.random.default_rng(0)
+    keep = draw_keep(40, 200, "balanced")
+    phi = rng.normal(0, np.where(keep, 3.0, 0.3))
+    _, inside = leave_one_out(phi, keep, "mean", variance)
+    _, outside = leave_one_out(phi, ~keep, "mean", variance)
+    # 200 samples with 19 degrees of freedom: the mean variance has a relative error of sqrt(2 / 3800) = 0.023
+    assert inside.mean() == pytest.approx(9, rel=0.1)
+    assert outside.mean() == pytest.approx(0.09, rel=0.1)
+
+
+@every_variant
+def test_every_attack_finds_a_strong_signal(attack, centre, variance):
+    phi, keep = noise(20, 200, signal=3.0)
+    scores = lira_scores(phi, keep, attack=attack, centre=centre, variance=variance)
+    assert roc_auc_score(keep.ravel(), scores.ravel()) > 0.9  # known Gaussians 3 apart: 0.983
+
+
+@pytest.mark.parametrize("attack", ["offline-cdf", "offline-density"])
+def test_online_and_offline_point_the_same_way(attack):
+    phi, keep = noise(20, 200, signal=3.0)
+    online, offline = (lira_scores(phi, keep, attack=name) for name in ("online", attack))
+    assert spearmanr(online.ravel(), offline.ravel()).statistic > 0.5
+
+
+@pytest.mark.parametrize(("models", "same_as"), [(63, "pooled"), (64, "per-sample")])
+def test_auto_switches_at_64_models(models, same_as):
+    phi, keep = noise(models, 30, "bernoulli")
+    auto = lira_scores(phi, keep, variance="auto")
+    np.testing.assert_array_equal(auto, lira_scores(phi, keep, variance=same_as))
+    other = {"pooled": "per-sample", "per-sample": "pooled"}[same_as]
+    assert not np.allclose(auto, lira_scores(phi, keep, variance=other))
+
+
+@pytest.mark.parametrize(("count", "variance"), [(1, "pooled"), (2, "per-sample")])
+@pytest.mark.parametrize("flip", [False, True])
+def test_too_few_models_on_one_side_is_an_error(count, variance, flip):
+    phi, keep = noise()
+    keep[:, 3] = np.arange(len(keep)) < count
+    with pytest.raises(UserError, match="more shadow models or design 'balanced'"):
+        lira_scores(phi, keep ^ flip, variance=variance)
+
+
+def test_smallest_allowed_groups_give_finite_scores():
+    phi, keep = noise()
+    for count, variance in ((2, "pooled"), (3, "per-sample")):
+        keep[:, 3] = np.arange(len(keep)) < count
+        assert np.isfinite(lira_scores(phi, keep, variance=variance)).all()
+
+
+def test_two_models_a_side_give_finite_scores_though_a_target_takes_part_in_every_sample():
+    phi, _ = noise(4, 4)
+    keep = np.repeat([[True], [True], [False], [False]], 4, axis=1)
+    try:
+        scores = lira_scores(phi, keep, variance="pooled")
+    except UserError:
+        return
+    assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("option", ["attack", "centre", "variance"])
+def test_unknown_options_are_errors(option):
+    phi, keep = noise()
+    with pytest.raises(UserError, match=f"unknown {option} 'nearly'"):
+        lira_scores(phi, keep, **{option: "nearly"})
+
+
+def test_constant_phi_gives_finite_scores():
+    _, keep = noise()
+    for attack in ATTACKS:
+        assert np.isfinite(lira_scores(np.zeros(keep.shape), keep, attack=attack)).all()
+
+
+def test_downdating_keeps_digits_at_large_offsets():
+    phi, keep = noise(signal=1.0)
+    got = lira_scores(phi + 1e6, keep, variance="per-sample")
+    # phi at 1e6 is rounded by 1e-10; sum(x^2) - sum(x)^2 would lose 1e12 * 2e-16 = 2e-4 of the variance
+    np.testing.assert_allclose(got, lira_scores(phi, keep, variance="per-sample"), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("variance", ["pooled", "per-sample"])
+def test_noise_gives_no_positive_advantage(variance):
+    advantage = []
+    for seed in range(5):
+        phi, keep = noise(20, 500, "bernoulli", seed)
+        flagged = lira_scores(phi, keep, variance=variance) > 0
+        advantage.append(flagged[keep].mean() - flagged[~keep].mean())
+    # 5 x 10,000 pairs: the sampling error is about 0.0045; the leave-one-out bias is slightly negative
+    assert -0.1 < np.mean(advantage) < 0.01
