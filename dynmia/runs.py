@@ -26,8 +26,7 @@ from .store import RunStore, digest, read_manifest
 from .study import FORMAT, Study
 
 PACKAGES = ("dynmia", "torch", "torchvision", "numpy", "scipy", "xarray")
-STEPS = 2**16 - 2  # levels of an int16 without its fill value
-FILL = -(2**15)
+STEPS = 2**16 - 2  # levels of an int16, -32767 ... 32767
 
 
 def assemble(store: RunStore, pool: Pool) -> xr.Dataset:
@@ -105,26 +104,25 @@ def save_run(run: xr.Dataset, path: str | os.PathLike[str], *, pack: bool = True
     """Write a run as one compressed netCDF file with a checksum, ``attrs["sha256"]``, that :func:`open_run` verifies.
 
     Args:
-        pack: store phi in 16 bits by the CF convention (scale and offset; netCDF has no float16): over a range of 60
-            the step is 0.001. False keeps float32 to the bit.
+        pack: store phi in 16 bits by the CF convention (netCDF has no float16): one variable a checkpoint, phi_0000
+            and on, each with its own scale and offset, because phi spans tenths at the start and tens at the end.
+            False keeps float32 to the bit.
     """
     path = Path(path)
-    packed = run.assign(keep=(run.keep.dims, run.keep.values.astype(np.int8), run.keep.attrs))
+    stored = run.assign(keep=(run.keep.dims, run.keep.values.astype(np.int8), run.keep.attrs))
     if pack:
-        low, high = float(run.phi.min()), float(run.phi.max())
-        scale, offset = max((high - low) / STEPS, 1e-9), (high + low) / 2
-        steps = np.rint((run.phi.values.astype(np.float64) - offset) / scale).astype(np.int16)
-        packed["phi"] = run.phi.dims, steps, run.phi.attrs | {"scale_factor": scale, "add_offset": offset}
-    packed.attrs["sha256"] = _checksum(packed)
-    encoding: dict[str, dict] = {
-        name: {"zlib": True, "complevel": 9, "shuffle": True} for name in ("phi", "keep", "label")
-    }
-    if pack:
-        encoding["phi"]["_FillValue"] = np.int16(FILL)
+        stored = stored.drop_vars("phi")
+        for epoch, phi in zip(run.epoch.values, run.phi.values.astype(np.float64)):
+            low, high = phi.min(), phi.max()
+            scale, offset = float(max((high - low) / STEPS, 1e-9)), float((high + low) / 2)
+            attrs = run.phi.attrs | {"scale_factor": scale, "add_offset": offset}
+            stored[f"phi_{epoch:04d}"] = run.phi.dims[1:], np.rint((phi - offset) / scale).astype(np.int16), attrs
+    stored.attrs["sha256"] = _checksum(stored)
+    encoding = {name: {"zlib": True, "complevel": 9, "shuffle": True} for name in stored.data_vars}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        packed.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
+        stored.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -148,25 +146,29 @@ def open_run(path: str | os.PathLike[str]) -> xr.Dataset:
         raise StoreError(f"run file {path} does not exist.")
     try:
         with xr.open_dataset(path, engine="h5netcdf", mask_and_scale=False) as file:
-            packed = file.load()
-        expected = packed.attrs["sha256"]
+            stored = file.load()
+        expected, version = stored.attrs["sha256"], stored.attrs["format"]
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise StoreError(
             f"{path} is truncated or not a released run: fetch it again ({type(error).__name__})."
         ) from error
-    if _checksum(packed) != expected:
+    if version != FORMAT:
+        raise StoreError(
+            f"{path} has format {version}, this dynmia reads format {FORMAT}: use the version that wrote it."
+        )
+    if _checksum(stored) != expected:
         raise StoreError(f"{path} was altered (its checksum differs): fetch it again.")
-    if packed.attrs["format"] != FORMAT:
-        raise StoreError(f"{path} has format {packed.attrs['format']}, this dynmia reads format {FORMAT}.")
-    attrs = {name: value for name, value in packed.phi.attrs.items() if name == "long_name"}
-    phi = packed.phi.values * packed.phi.attrs.get("scale_factor", 1) + packed.phi.attrs.get("add_offset", 0)
-    return packed.assign(
-        phi=(packed.phi.dims, phi.astype(np.float32), attrs),
-        keep=(packed.keep.dims, packed.keep.values.astype(bool), packed.keep.attrs),
-    )
+    run = stored.assign(keep=(stored.keep.dims, stored.keep.values.astype(bool), stored.keep.attrs))
+    packed = sorted(str(name) for name in stored.data_vars if str(name).startswith("phi_"))
+    if packed:
+        parts = [stored[name].values * stored[name].scale_factor + stored[name].add_offset for name in packed]
+        attrs = {"long_name": stored[packed[0]].long_name}
+        run = run.drop_vars(packed)
+        run["phi"] = ("epoch", *stored.keep.dims), np.stack(parts).astype(np.float32), attrs
+    return run
 
 
-def _checksum(packed: xr.Dataset) -> str:
-    """sha256 over the packed values and every attribute but the checksum itself."""
-    attrs = {name: str(value) for name, value in packed.attrs.items() if name != "sha256"}
-    return digest({str(name): packed[name].values for name in packed.variables}, attrs)
+def _checksum(stored: xr.Dataset) -> str:
+    """sha256 over the stored values and every attribute but the checksum itself."""
+    attrs = {name: str(value) for name, value in stored.attrs.items() if name != "sha256"}
+    return digest({str(name): stored[name].values for name in stored.variables}, attrs)

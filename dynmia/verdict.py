@@ -35,9 +35,10 @@ def verdict(table: pd.DataFrame, null: pd.DataFrame) -> list[str]:
         side = compare(row, noise)
         meaning = {"above": above, "below": below}.get(side, "no conclusion")
         number = [f"{value + 0.0:.{metric.digits}f}" for value in (row.value, row.low, row.high, noise.low, noise.high)]
+        label = metric.label[0].upper() + metric.label[1:]
         unit = f" {metric.unit}".replace(" /1000", " thousandths")
         sentences.append(
-            f"{metric.label[0].upper()}{metric.label[1:]}: {number[0]}{unit} (95 % interval {number[1]} to {number[2]}), "
+            f"{label}: {number[0]}{unit} (95 % interval {number[1]} to {number[2]}), "
             f"{side} the no-signal level of {number[3]} to {number[4]}: {meaning}."
         )
     return sentences

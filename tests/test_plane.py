@@ -1,0 +1,240 @@
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+from scipy.stats import beta, binomtest, norm
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from dynmia import Study, UserError, lira_scores, rate_interval, vulnerability_plane
+from dynmia import plane as plane_module
+from dynmia.dynamics import auc, tpr_at_fpr
+from dynmia.plane import LEVELS, parse_rule
+from dynmia.pool import draw_keep
+
+
+def as_run(phi, keep):
+    epochs, models, samples = phi.shape
+    study = Study(shadow_models=models, epochs=max(1, epochs - 1), checkpoint_every=1)
+    accuracy = ("epoch", "model"), np.full((epochs, models), 0.5)
+    return xr.Dataset(
+        {
+            "phi": (("epoch", "model", "sample"), phi),
+            "keep": (("model", "sample"), keep),
+            "label": ("sample", np.arange(samples) % 10),
+            "train_accuracy": accuracy,
+            "test_accuracy": accuracy,
+        },
+        coords={"epoch": np.arange(epochs), "model": np.arange(models), "sample": np.arange(samples)},
+        attrs={"study": json.dumps(study.to_dict())},
+    )
+
+
+def signal_run(models=20, samples=70, strengths=(0.0, 1.0, 2.0), seed=0):
+    rng = np.random.default_rng(seed)
+    keep = draw_keep(models, samples, "bernoulli", seed)
+    phi = np.stack([rng.normal(0, 1, keep.shape) + strength * keep for strength in strengths])
+    return as_run(phi, keep)
+
+
+def scores_of(run):
+    return [lira_scores(phi, run.keep.values) for phi in run.phi.values]
+
+
+@pytest.fixture
+def phi_as_score(monkeypatch):
+    """Make the score of the plane phi itself, so that counts can be read off."""
+    monkeypatch.setattr(plane_module, "lira_scores", lambda phi, keep, **options: phi)
+
+
+KEEP = np.array([[1, 0], [1, 0], [0, 1], [0, 1]], bool)
+TINY = as_run(np.array([[[1.0, -1.0], [-2.0, 2.0], [3.0, 4.0], [-4.0, 5.0]]]), KEEP)
+
+
+@pytest.mark.usefixtures("phi_as_score")
+def test_counts_by_hand():
+    plane = vulnerability_plane(TINY, "bayes")
+    # sample 0: in 1, -2, out 3, -4; sample 1: in 4, 5, out -1, 2
+    assert plane.tp.values.tolist() == [[1, 2]]
+    assert plane.fp.values.tolist() == [[1, 1]]
+    assert plane.tpr.values.tolist() == [[0.5, 1.0]]
+    assert plane.fpr.values.tolist() == [[0.5, 0.5]]
+    assert plane.advantage.values.tolist() == [[0.0, 0.5]]
+
+
+@pytest.mark.usefixtures("phi_as_score")
+@pytest.mark.parametrize(
+    ("rule", "threshold", "tp", "fp"),
+    # out-scores -4, -1, 2, 3: a quarter above 2, a half above -1
+    [("fpr@0.25", 2.0, [0, 2], [1, 0]), ("fpr@0.5", -1.0, [1, 2], [1, 1]), ("fpr@0.01", 3.0, [0, 2], [0, 0])],
+)
+def test_thresholds_by_hand(rule, threshold, tp, fp):
+    plane = vulnerability_plane(TINY, rule)
+    assert plane.threshold.item() == threshold
+    assert plane.tp.values.tolist() == [tp]
+    assert plane.fp.values.tolist() == [fp]
+
+
+@pytest.mark.usefixtures("phi_as_score")
+def test_auc_by_hand():
+    # of 16 pairs, in 1 beats 2 out-scores, -2 beats 1, 4 and 5 beat 4
+    assert auc(vulnerability_plane(TINY, "bayes")).item() == 11 / 16
+
+
+@pytest.mark.usefixtures("phi_as_score")
+def test_tied_scores_count_one_half_in_the_auc():
+    rng = np.random.default_rng(0)
+    keep = draw_keep(10, 40, "bernoulli")
+    run = as_run(rng.integers(0, 4, (1, 10, 40)) + 1.0 * keep, keep)
+    expected = roc_auc_score(keep.ravel(), run.phi.values.ravel())
+    assert auc(vulnerability_plane(run, "bayes")).item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.usefixtures("phi_as_score")
+def test_tied_scores_never_raise_the_pooled_rate_above_the_level():
+    keep = draw_keep(10, 40, "bernoulli")
+    run = as_run(np.random.default_rng(0).integers(0, 4, (3, 10, 40)).astype(float), keep)
+    plane = vulnerability_plane(run, "fpr@0.1")
+    assert (plane.fp.sum("sample") <= 0.1 * (~keep).sum()).all()
+
+
+@pytest.mark.parametrize("level", ["0.001", "0.01", "0.05", "0.1", "0.29", "0.57"])
+def test_pooled_false_positive_rate_is_the_level_rounded_down_to_a_count(level):
+    run = signal_run()
+    plane = vulnerability_plane(run, f"fpr@{level}")
+    out = int((~run.keep.values).sum())
+    allowed = int(level[2:]) * out // 10 ** len(level[2:])  # floor(a M) in whole numbers
+    assert plane.fp.sum("sample").values.tolist() == [allowed] * 3
+
+
+def test_bernoulli_counts_add_up_and_bound_the_flags():
+    run = signal_run()
+    plane = vulnerability_plane(run)
+    np.testing.assert_array_equal(plane.n_in, run.keep.sum("model"))
+    np.testing.assert_array_equal(plane.n_in + plane.n_out, 20)
+    assert (plane.tp <= plane.n_in).all()
+    assert (plane.fp <= plane.n_out).all()
+
+
+def test_bayes_flags_scores_above_zero():
+    run = signal_run()
+    plane = vulnerability_plane(run, "bayes")
+    assert plane.threshold.values.tolist() == [0, 0, 0]
+    flags = np.stack(scores_of(run)) > 0
+    np.testing.assert_array_equal(plane.tp, (flags & run.keep.values).sum(1))
+    np.testing.assert_array_equal(plane.fp, (flags & ~run.keep.values).sum(1))
+
+
+def test_another_keep_mask_takes_the_place_of_the_run_s():
+    run = signal_run()
+    other = draw_keep(20, 70, "bernoulli", seed=5)
+    xr.testing.assert_identical(
+        vulnerability_plane(run, keep=other).drop_vars("label"),
+        vulnerability_plane(as_run(run.phi.values, other)).drop_vars("label"),
+    )
+
+
+@pytest.mark.parametrize("rule", ["", "bayesian", "fpr", "fpr@", "fpr@0", "fpr@0.0", "fpr@1", "fpr@1.5", "fpr@-0.1",
+                                  "fpr@1%", "fpr@nan", "tpr@0.1", "fpr@0.01 ", 0.01, None])  # fmt: skip
+def test_bad_rules_are_errors(rule):
+    with pytest.raises(UserError, match="unknown decision rule"):
+        vulnerability_plane(TINY, rule)
+
+
+@pytest.mark.parametrize(("rule", "level"), [("bayes", None), ("fpr@0.01", 0.01), ("fpr@.05", 0.05), ("fpr@0.1e-2", 1e-3)])
+def test_good_rules_are_read(rule, level):
+    assert parse_rule(rule) == level
+
+
+@pytest.mark.parametrize("attack", ["offline-cdf", "offline-density"])
+def test_bayes_needs_the_online_attack(attack):
+    with pytest.raises(UserError, match="needs attack 'online'"):
+        vulnerability_plane(signal_run(), "bayes", attack=attack)
+
+
+def test_auc_equals_scikit_learn():
+    run = signal_run()
+    expected = [roc_auc_score(run.keep.values.ravel(), scores.ravel()) for scores in scores_of(run)]
+    np.testing.assert_allclose(auc(vulnerability_plane(run)), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_tpr_at_fpr_equals_scikit_learn(level):
+    run = signal_run(samples=200)
+    got = tpr_at_fpr(vulnerability_plane(run), level)
+    for value, scores in zip(got.values, scores_of(run)):
+        fpr, tpr, _ = roc_curve(run.keep.values.ravel(), scores.ravel(), drop_intermediate=False)
+        assert value == pytest.approx(tpr[fpr <= level].max(), abs=1e-12)
+
+
+def rates(count, trials, **options):
+    interval = rate_interval(xr.DataArray(count), xr.DataArray(trials), **options)
+    return interval.low.item(), interval.high.item()
+
+
+CASES = [(count, trials) for trials in (1, 7, 10, 20) for count in range(trials + 1)]
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_wilson_interval_equals_scipy(level):
+    for count, trials in CASES:
+        expected = binomtest(count, trials).proportion_ci(level, method="wilson")
+        assert rates(count, trials, level=level) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_jeffreys_interval_equals_scipy(level):
+    for count, trials in CASES:
+        low, high = beta.interval(level, count + 0.5, trials - count + 0.5)
+        expected = 0.0 if count == 0 else low, 1.0 if count == trials else high
+        assert rates(count, trials, level=level, method="jeffreys") == pytest.approx(expected, abs=1e-12)
+
+
+def test_five_of_ten_has_the_wilson_interval_not_the_wider_exact_one():
+    assert rates(5, 10) == pytest.approx((0.237, 0.763), abs=5e-4)
+    exact = binomtest(5, 10).proportion_ci(0.95, method="exact")
+    assert (exact.low, exact.high) == pytest.approx((0.187, 0.813), abs=5e-4)
+
+
+@pytest.mark.parametrize("method", ["wilson", "jeffreys"])
+def test_intervals_of_a_whole_plane_hold_the_rates(method):
+    plane = vulnerability_plane(signal_run())
+    interval = rate_interval(plane.tp, plane.n_in, method=method)
+    assert interval.low.dims == plane.tpr.dims
+    assert (interval.low <= plane.tpr).all()
+    assert (plane.tpr <= interval.high).all()
+
+
+def test_unknown_interval_is_an_error():
+    with pytest.raises(UserError, match="unknown interval 'wald'"):
+        rates(5, 10, method="wald")
+
+
+def share_flagged(mu, sd, member, other):
+    """P(log N(x; member) > log N(x; other)) for x ~ N(mu, sd), from the roots of the quadratic."""
+    (m1, s1), (m0, s0) = member, other
+    a, b = 0.5 / s0**2 - 0.5 / s1**2, m1 / s1**2 - m0 / s0**2
+    c = 0.5 * (m0 / s0) ** 2 - 0.5 * (m1 / s1) ** 2 + np.log(s0 / s1)
+    if a == 0:
+        return norm.sf(-c / b, mu, sd)
+    low, high = np.sort(np.roots([a, b, c]))
+    between = norm.cdf(high, mu, sd) - norm.cdf(low, mu, sd)
+    return between if a < 0 else 1 - between
+
+
+@pytest.mark.parametrize("sd_in", [1.0, 0.6])
+@pytest.mark.parametrize("gap", [0.5, 1.5, 3.0])
+def test_bayes_rates_of_known_gaussians(gap, sd_in):
+    models, samples = 400, 60
+    rng = np.random.default_rng(0)
+    keep = draw_keep(models, samples, "balanced")
+    middle = rng.normal(0, 5, samples)
+    phi = middle + rng.normal(0, 1, keep.shape) * np.where(keep, sd_in, 1.0) + gap * keep
+    plane = vulnerability_plane(as_run(phi[None], keep), "bayes")
+    for rate, mu, sd in ((plane.tpr, gap, sd_in), (plane.fpr, 0.0, 1.0)):
+        expected = share_flagged(mu, sd, (gap, sd_in), (0.0, 1.0))
+        error = rate.values - expected
+        # binomial error of 200 models, and a boundary off by about 0.1 sd where the density is 0.4 / sd
+        spread = np.hypot(np.sqrt(expected * (1 - expected) / 200), 0.04)
+        assert abs(error).max() < 4 * spread
+        assert abs(error.mean()) < 4 * spread / np.sqrt(samples)

@@ -1,0 +1,144 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynmia import Study, UserError
+from dynmia.data import Dataset, load_dataset
+from dynmia.pool import draw_keep, make_pool
+
+
+def blank(labels, size=4) -> Dataset:
+    """Images whose first pixel is their own index modulo 256."""
+    images = np.zeros((len(labels), size, size, 1), np.uint8)
+    images[:, 0, 0, 0] = np.arange(len(labels))
+    return Dataset(images, np.asarray(labels), images[:3], np.asarray(labels)[:3])
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits")
+
+
+@pytest.mark.parametrize("size", [4, 95, 120, 1000])
+def test_classes_differ_by_at_most_one_sample(digits, size):
+    counts = np.bincount(make_pool(Study(pool_size=size), digits).labels, minlength=10)
+    assert counts.sum() == size
+    assert counts.max() - counts.min() <= 1
+
+
+def test_a_class_that_runs_out_is_filled_from_the_others():
+    labels = np.repeat([0, 1, 2], [5, 50, 50])
+    pool = make_pool(Study(pool_size=45), blank(labels))
+    assert np.bincount(pool.labels).tolist() == [5, 20, 20]
+
+
+@given(sizes=st.tuples(st.integers(4, 60), st.integers(4, 60)), seed=st.integers(0, 99))
+def test_a_smaller_pool_is_part_of_a_larger_one(sizes, seed):
+    data = blank(np.arange(60) % 7)
+    small, large = (make_pool(Study(pool_size=n, pool_seed=seed), data).sample_id for n in sorted(sizes))
+    assert set(small) <= set(large)
+
+
+def test_sample_ids_are_sorted_and_point_into_the_training_split(digits):
+    pool = make_pool(Study(pool_size=120), digits)
+    assert (np.diff(pool.sample_id) > 0).all()
+    assert (pool.images == digits.train_images[pool.sample_id]).all()
+    assert (pool.labels == digits.train_labels[pool.sample_id]).all()
+
+
+def test_sample_ids_are_the_same_on_every_machine(digits):
+    # drawn once: another value here means that populations trained before no longer share their pool
+    assert make_pool(Study(pool_size=120), digits).sample_id[:5].tolist() == [4, 7, 12, 27, 35]
+
+
+def test_the_population_seed_leaves_the_pool_alone_and_the_pool_seed_leaves_the_mask_alone(digits):
+    first = make_pool(Study(pool_size=120), digits)
+    other_seed = make_pool(Study(pool_size=120, seed=1), digits)
+    other_pool = make_pool(Study(pool_size=120, pool_seed=1), digits)
+    assert (other_seed.sample_id == first.sample_id).all()
+    assert (other_seed.keep != first.keep).any()
+    assert (other_pool.keep == first.keep).all()
+    assert (other_pool.sample_id != first.sample_id).any()
+
+
+def test_without_a_size_the_pool_is_the_whole_training_split(digits):
+    assert (make_pool(Study(), digits).sample_id == np.arange(1497)).all()
+
+
+def test_a_pool_larger_than_the_split_is_refused(digits):
+    with pytest.raises(UserError, match=r"pool_size 1498 is larger than the training split of digits \(1497\)"):
+        make_pool(Study(pool_size=1498), digits)
+
+
+def test_mean_and_std_are_those_of_the_pool(digits):
+    pool = make_pool(Study(pool_size=120), digits)
+    np.testing.assert_allclose([pool.mean[0], pool.std[0]], [pool.images.mean(), pool.images.std()], rtol=1e-5)
+    assert pool.mean.dtype == pool.std.dtype == np.float32
+
+
+def test_std_of_blank_images_is_not_zero():
+    data = Dataset(np.zeros((9, 4, 4, 3), np.uint8), np.arange(9) % 3, np.zeros((3, 4, 4, 3), np.uint8), np.arange(3))
+    assert make_pool(Study(pool_size=6), data).std.tolist() == [1, 1, 1]
+
+
+def test_shape_is_channels_height_width():
+    data = Dataset(np.zeros((9, 4, 5, 3), np.uint8), np.arange(9) % 3, np.zeros((3, 4, 5, 3), np.uint8), np.arange(3))
+    assert make_pool(Study(pool_size=6), data).shape == (3, 4, 5)
+
+
+@pytest.mark.parametrize("name", ["images", "labels", "sample_id", "test_images", "test_labels"])
+def test_the_fingerprint_covers(digits, name):
+    first, second = (make_pool(Study(pool_size=20), digits) for _ in range(2))
+    assert first.fingerprint == second.fingerprint
+    array = getattr(second, name).copy()
+    array.flat[0] ^= 1
+    object.__setattr__(second, name, array)
+    assert first.fingerprint != second.fingerprint
+
+
+def test_bernoulli_mean_is_one_half():
+    models, samples = 20, 20_000
+    error = 0.5 / np.sqrt(models * samples)  # of a mean of independent fair coins
+    assert abs(draw_keep(models, samples).mean() - 0.5) < 5 * error
+
+
+def test_bernoulli_counts_follow_the_binomial():
+    inside = draw_keep(20, 20_000).sum(0)
+    # variance N/4 = 5; its standard error is about 5 sqrt(2 / samples) = 0.05; redraws narrow it by less than 0.01
+    assert abs(inside.var() - 5) < 0.25
+
+
+def test_models_are_drawn_independently():
+    keep = draw_keep(20, 20_000).astype(float)
+    correlation = np.corrcoef(keep)[np.triu_indices(20, 1)]
+    assert np.abs(correlation).max() < 5 / np.sqrt(20_000)
+
+
+@given(models=st.integers(4, 24), samples=st.integers(1, 300), seed=st.integers(0, 2**63 - 1))
+def test_every_sample_has_enough_in_and_out_models(models, samples, seed):
+    keep = draw_keep(models, samples, seed=seed)
+    inside = keep.sum(0)
+    need = 3 if models >= 6 else 2
+    assert keep.shape == (models, samples)
+    assert keep.dtype == bool
+    assert inside.min() >= need
+    assert inside.max() <= models - need
+
+
+@given(half=st.integers(2, 12), samples=st.integers(1, 300), seed=st.integers(0, 2**63 - 1))
+def test_balanced_puts_every_sample_in_exactly_half_of_the_models(half, samples, seed):
+    keep = draw_keep(2 * half, samples, "balanced", seed)
+    assert keep.dtype == bool
+    assert (keep.sum(0) == half).all()
+
+
+@pytest.mark.parametrize("design", ["bernoulli", "balanced"])
+def test_the_mask_depends_on_the_seed_alone(design):
+    assert (draw_keep(20, 500, design, 3) == draw_keep(20, 500, design, 3)).all()
+    assert (draw_keep(20, 500, design, 3) != draw_keep(20, 500, design, 4)).any()
+
+
+def test_balanced_models_have_about_half_of_the_pool():
+    share = draw_keep(20, 20_000, "balanced").mean(1)
+    assert np.abs(share - 0.5).max() < 5 * 0.5 / np.sqrt(20_000)
