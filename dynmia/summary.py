@@ -194,19 +194,27 @@ def null_planes(
         yield vulnerability_plane(run, rule, keep=keep, **options)
 
 
+def decimals(name: str, row: pd.Series) -> int:
+    """Decimals to print: those of the metric, but none beyond the first digit that half the interval resolves."""
+    half = (row.high - row.low) / 2
+    resolved = -np.floor(np.log10(half)) if half > 0 else np.inf
+    return int(np.clip(resolved, 0, METRICS[name].digits))
+
+
 def rounded(table: pd.DataFrame, null: pd.DataFrame | None = None) -> pd.DataFrame:
     """The table as it is printed: one column ``value [interval]``, and the no-signal interval if given."""
 
-    def text(name: str, row: pd.Series, with_value: bool = True) -> str:
-        digits = METRICS[name].digits
-        value, low, high = (f"{row[key] + 0.0:.{digits}f}" for key in ("value", "low", "high"))
-        return f"{value} [{low}, {high}]" if with_value else f"{low} to {high}"
+    def numbers(row: pd.Series, digits: int) -> list[str]:
+        return [f"{round(row[key], digits) + 0.0:.{digits}f}" for key in ("value", "low", "high")]
 
-    columns = {
-        "metric": table.label,
-        "unit": table.unit,
-        "value [95 % interval]": [text(str(name), row) for name, row in table.iterrows()],
-    }
-    if null is not None:
-        columns["no signal"] = [text(str(name), null.loc[name], with_value=False) for name in table.index]
-    return pd.DataFrame(columns).set_index("metric")
+    lines = []
+    for name, row in table.iterrows():
+        digits = decimals(str(name), row)
+        value, low, high = numbers(row, digits)
+        line = [row.label, row.unit, f"{value} [{low}, {high}]"]
+        if null is not None:
+            _, low, high = numbers(null.loc[name], digits)
+            line.append(f"{low} to {high}")
+        lines.append(line)
+    columns = ["metric", "unit", "value [95 % interval]"] + ([] if null is None else ["no signal"])
+    return pd.DataFrame(lines, columns=columns).set_index("metric")

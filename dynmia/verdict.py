@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .summary import METRICS
+from .summary import METRICS, decimals
 
 CLAIMS = {  # metric: what it means for it to lie above (below) the no-signal band
     "displacement": ("the cloud moves as a whole", "the cloud moves less than noise would"),
@@ -34,7 +34,8 @@ def verdict(table: pd.DataFrame, null: pd.DataFrame) -> list[str]:
         row, noise, metric = table.loc[name], null.loc[name], METRICS[name]
         side = compare(row, noise)
         meaning = {"above": above, "below": below}.get(side, "no conclusion")
-        number = [f"{value + 0.0:.{metric.digits}f}" for value in (row.value, row.low, row.high, noise.low, noise.high)]
+        digits = decimals(name, row)
+        number = [f"{value + 0.0:.{digits}f}" for value in (row.value, row.low, row.high, noise.low, noise.high)]
         label = metric.label[0].upper() + metric.label[1:]
         unit = f" {metric.unit}".replace(" /1000", " thousandths")
         sentences.append(
@@ -53,7 +54,7 @@ def beside_paper(table: pd.DataFrame, paper: str | Path, dataset: str) -> pd.Dat
     rows = []
     for _, entry in values[values.dataset == dataset].iterrows():
         row, metric = table.loc[entry.metric], METRICS[entry.metric]
-        ours = [f"{row[key] + 0.0:.{metric.digits}f}" for key in ("value", "low", "high")]
+        ours = [f"{row[key] + 0.0:.{decimals(entry.metric, row)}f}" for key in ("value", "low", "high")]
         inside = row.low <= entry.value <= row.high
         rows.append([
             metric.label, metric.unit, f"{entry.value:g}", entry.setting, f"{ours[0]} [{ours[1]}, {ours[2]}]",

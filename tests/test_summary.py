@@ -1,0 +1,257 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+from dynmia import Study, UserError, null_summary, open_run, rounded, save_run, summarise, vulnerability_plane
+from dynmia.dynamics import spatial_entropy
+from dynmia.pool import draw_keep
+from dynmia.runs import STEPS
+from dynmia.summary import BLOCK, METRICS, bootstrap_weights
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+def run_with(strengths, samples=150, seed=0):
+    """Gaussian phi whose members lie `strength` higher, one strength a checkpoint."""
+    rng = np.random.default_rng(seed)
+    keep = draw_keep(20, samples, "bernoulli", seed)
+    susceptible = rng.uniform(0, 2, samples)
+    phi = np.stack([rng.normal(0, 1, keep.shape) + strength * susceptible * keep for strength in strengths])
+    epochs = 2 * np.arange(len(strengths))
+    accuracy = ("epoch", "model"), rng.random((len(strengths), 20))
+    study = Study(shadow_models=20, epochs=int(epochs[-1]), seed=seed)
+    return xr.Dataset(
+        {
+            "phi": (("epoch", "model", "sample"), phi.astype(np.float32), {"long_name": "logit-scaled confidence"}),
+            "keep": (("model", "sample"), keep, {"long_name": "sample is in the model's training set"}),
+            "label": ("sample", np.arange(samples) % 10),
+            "train_accuracy": accuracy,
+            "test_accuracy": accuracy,
+            "seconds": ("model", np.ones(20)),
+        },
+        coords={"epoch": epochs, "model": np.arange(20), "sample": np.arange(samples)},
+        attrs={"study": json.dumps(study.to_dict()), "format": 1},
+    )
+
+
+@pytest.fixture(scope="module")
+def strong():
+    return run_with([0, 1, 2, 2.5, 3, 3])
+
+
+@pytest.fixture(scope="module")
+def noise():
+    return run_with([0, 0, 0, 0, 0, 0])
+
+
+@pytest.fixture(scope="module")
+def plane(strong):
+    return vulnerability_plane(strong)
+
+
+@pytest.fixture(scope="module")
+def table(plane):
+    return summarise(plane, draws=200)
+
+
+@pytest.fixture(scope="module")
+def null(strong):
+    return null_summary(strong, draws=20)
+
+
+def test_summary_has_one_row_a_metric_and_five_columns(table):
+    assert table.index.tolist() == list(METRICS)
+    assert table.columns.tolist() == ["label", "value", "low", "high", "unit"]
+    assert table.label.tolist() == [metric.label for metric in METRICS.values()]
+
+
+def test_values_are_the_point_estimates(plane, table):
+    for name, metric in METRICS.items():
+        assert table.value[name] == metric.of(plane, None).item()
+
+
+def test_intervals_of_a_strong_signal_are_finite_and_ordered(table):
+    assert np.isfinite(table[["value", "low", "high"]].to_numpy()).all()
+    assert (table.low <= table.high).all()
+
+
+def test_intervals_of_means_hold_the_value(table):
+    means = table.loc[["auc", "tpr_1pct", "advantage", "dynamic", "displacement", "speed_mean", "vulnerable"]]
+    assert (means.low < means.value).all()
+    assert (means.value < means.high).all()
+
+
+@pytest.mark.parametrize("name", ["advantage", "dynamic", "vulnerable"])
+def test_intervals_of_plain_means_have_the_width_of_the_normal_one(plane, name):
+    table = summarise(plane, draws=1000)
+    per_sample = {
+        "advantage": 1000 * plane.advantage.isel(epoch=-1),
+        "dynamic": 1000 * plane.advantage.mean("epoch"),
+        "vulnerable": 100.0 * ((plane.tpr > 2 / 3) & (plane.fpr < 1 / 3)).isel(epoch=-1),
+    }[name]
+    width = 2 * 1.96 * per_sample.std().item() / np.sqrt(150)
+    # a 2.5 % quantile of 1,000 draws is uncertain by 0.08 standard errors: 6 % of the width at two of them
+    assert table.high[name] - table.low[name] == pytest.approx(width, rel=0.12)
+
+
+def test_more_draws_change_little(plane, table):
+    more = summarise(plane, draws=600, seed=1)
+    for name in ("auc", "advantage", "dynamic", "displacement", "speed_mean", "vulnerable", "entropy_change"):
+        width = table.high[name] - table.low[name]
+        assert abs(more.low[name] - table.low[name]) < 0.2 * width
+        assert abs(more.high[name] - table.high[name]) < 0.2 * width
+
+
+def test_the_seed_fixes_the_intervals(plane):
+    first, again, other = (summarise(plane, draws=20, seed=seed) for seed in (3, 3, 4))
+    pd.testing.assert_frame_equal(first, again)
+    assert (first.low != other.low).any()
+    pd.testing.assert_series_equal(first.value, other.value)
+
+
+def test_a_higher_level_widens_the_interval(plane):
+    narrow, wide = (summarise(plane, draws=100, level=level) for level in (0.5, 0.95))
+    assert wide.low.advantage < narrow.low.advantage < narrow.high.advantage < wide.high.advantage
+
+
+@pytest.mark.parametrize("draws", [0, 1, 19])
+def test_too_few_draws_are_an_error(plane, draws):
+    with pytest.raises(UserError, match="at least 20"):
+        summarise(plane, draws=draws)
+
+
+def test_bootstrap_weights_are_draws_with_replacement(plane):
+    weights = bootstrap_weights(plane, 400, 1)
+    assert weights.sizes == {"draw": 400, "sample": 150}
+    assert (weights.sum("sample") == 150).all()
+    # multinomial counts: variance 1 - 1/n, its own error sqrt(2 / 60,000) x about 1.2
+    assert weights.values.var() == pytest.approx(1 - 1 / 150, abs=0.03)
+
+
+def quantiles(name, plane):
+    weights = bootstrap_weights(plane, BLOCK, 0)
+    return np.quantile(METRICS[name].of(plane, weights).values, [0.025, 0.975])
+
+
+@pytest.mark.parametrize("name", [name for name, metric in METRICS.items() if metric.interval == "percentile"])
+def test_percentile_intervals_are_the_quantiles(plane, name):
+    table = summarise(plane, draws=BLOCK)
+    np.testing.assert_allclose(table.loc[name, ["low", "high"]].astype(float), quantiles(name, plane), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name, metric in METRICS.items() if metric.interval == "basic"])
+def test_basic_intervals_are_the_quantiles_mirrored_at_the_value(plane, name):
+    table = summarise(plane, draws=BLOCK)
+    mirrored = np.maximum(2 * table.value[name] - quantiles(name, plane)[::-1], METRICS[name].floor)
+    np.testing.assert_allclose(table.loc[name, ["low", "high"]].astype(float), mirrored, rtol=1e-12)
+
+
+def test_entropies_come_out_low_when_resampled_which_is_why_theirs_are_basic(plane):
+    drawn = spatial_entropy(plane, bootstrap_weights(plane, 100)).isel(epoch=-1)
+    assert drawn.mean() < spatial_entropy(plane).isel(epoch=-1)
+
+
+def test_peaks_have_no_negative_bound(noise):
+    table = summarise(vulnerability_plane(noise), draws=20)
+    assert (table.loc[["speed_peak", "transition_peak"], ["low", "high"]] >= 0).all(axis=None)
+
+
+def test_strong_signal_lies_outside_the_null(table, null):
+    names = ["auc", "tpr_1pct", "tpr_01pct", "advantage", "dynamic", "displacement", "entropy_change", "speed_mean",
+             "speed_peak", "vulnerable", "transition_peak"]  # fmt: skip
+    assert (table.value[names] > null.high[names]).all()
+
+
+def test_null_has_one_row_a_metric_between_its_bounds(null):
+    assert null.index.tolist() == list(METRICS)
+    assert null.columns.tolist() == ["value", "low", "high"]
+    known = null.dropna()
+    assert len(known) >= 14
+    assert (known.low <= known.value).all()
+    assert (known.value <= known.high).all()
+
+
+@pytest.mark.parametrize("rule", ["fpr@0.01", "bayes"])
+def test_null_covers_the_figures_of_noise(rule):
+    noise = run_with([0] * 6, seed=4)
+    values = {name: metric.of(vulnerability_plane(noise, rule), None).item() for name, metric in METRICS.items()}
+    null = null_summary(noise, rule, draws=20)
+    inside = [null.low[name] <= x <= null.high[name] for name, x in values.items() if np.isfinite(x)]
+    # each lies within the range of 20 draws with probability 19/21 = 0.90; the metrics are correlated
+    assert np.mean(inside) >= 0.75
+
+
+def test_null_of_few_draws_is_their_range(noise):
+    wide, narrow = null_summary(noise, draws=6), null_summary(noise, draws=3)
+    means = ["auc", "advantage", "dynamic"]
+    assert (wide.low[means] <= narrow.low[means]).all()
+    assert (wide.high[means] >= narrow.high[means]).all()
+
+
+def test_the_seed_fixes_the_null(noise):
+    pd.testing.assert_frame_equal(null_summary(noise, draws=2), null_summary(noise, draws=2))
+    assert (null_summary(noise, draws=2).value != null_summary(noise, draws=2, seed=1).value).any()
+
+
+def frame(name, value, low, high):
+    return pd.DataFrame(
+        {"label": [METRICS[name].label], "value": [value], "low": [low], "high": [high], "unit": [METRICS[name].unit]},
+        index=[name],
+    )
+
+
+@pytest.mark.parametrize(("name", "numbers", "text"), [
+    ("auc", (0.61249, 0.6, 0.62), "0.612 [0.600, 0.620]"),
+    ("entropy_change", (1.236, -0.1, 2), "1.24 [-0.10, 2.00]"),
+    ("vulnerable", (12.34, 10.0, 14.96), "12.3 [10.0, 15.0]"),
+    ("displacement", (104.4, 98.7, 110.2), "104 [99, 110]"),
+    ("advantage", (-0.0, -0.0, 0.0), "0 [0, 0]"),
+    ("early_recall", (np.nan, np.nan, np.nan), "nan [nan, nan]"),
+])  # fmt: skip
+def test_rounded_prints_value_and_interval(name, numbers, text):
+    printed = rounded(frame(name, *numbers))
+    assert printed.columns.tolist() == ["unit", "value [95 % interval]"]
+    assert printed.index.tolist() == [METRICS[name].label]
+    assert printed.iloc[0].tolist() == [METRICS[name].unit, text]
+
+
+def test_rounded_prints_no_negative_zero():
+    assert rounded(frame("advantage", -0.3, -0.4, 0.2)).iloc[0, 1] == "0 [0, 0]"
+
+
+def test_rounded_prints_the_null_beside_it(table, null):
+    printed = rounded(table, null)
+    assert printed.columns.tolist() == ["unit", "value [95 % interval]", "no signal"]
+    assert printed["no signal"].iloc[0] == f"{null.low.auc:.3f} to {null.high.auc:.3f}"
+
+
+def packing_error(exact, packed):
+    """Largest difference of phi, in steps of the packing, and half a spacing of float32 on reading."""
+    step = (float(exact.phi.max()) - float(exact.phi.min())) / STEPS
+    error = np.abs(packed.phi.values.astype(np.float64) - exact.phi.values.astype(np.float64)).max()
+    return error / step, 0.5 * np.spacing(np.float32(np.abs(exact.phi).max())) / step
+
+
+def test_packing_moves_phi_by_at_most_half_a_step(strong, tmp_path):
+    packed = open_run(save_run(strong, tmp_path / "packed.nc"))
+    error, reading = packing_error(strong, packed)
+    assert 0.4 < error <= 0.5 + reading  # 18,000 values come close to half a step
+    np.testing.assert_array_equal(packed.keep, strong.keep)
+
+
+def test_packing_of_the_released_run_moves_phi_by_at_most_half_a_step():
+    packed, exact = open_run(DATA / "quick.nc"), open_run(DATA / "quick-float32.nc")
+    error, reading = packing_error(exact, packed)
+    assert 0.4 < error <= 0.5 + reading
+    np.testing.assert_array_equal(packed.keep, exact.keep)
+
+
+@pytest.mark.parametrize("rule", ["fpr@0.01", "bayes"])
+def test_every_printed_metric_is_the_same_from_the_packed_and_the_float32_run(rule):
+    runs = [open_run(DATA / name) for name in ("quick.nc", "quick-float32.nc")]
+    packed, exact = (rounded(summarise(vulnerability_plane(run, rule))) for run in runs)
+    pd.testing.assert_frame_equal(packed, exact)
