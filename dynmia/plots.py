@@ -47,6 +47,20 @@ def key_figure(plane: xr.Dataset, null: Sequence[xr.Dataset] = ()) -> Figure:
     return figure
 
 
+def accuracy(plane: xr.Dataset) -> Figure:
+    """Accuracy on a model's own half and on the held-out set over epochs: mean and range over the models."""
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(5.6, 3.2))
+        for name, word, line in (("train_accuracy", "own half", "-"), ("test_accuracy", "held out", "--")):
+            value = 100 * plane[name]
+            low, high = value.min("model"), value.max("model")
+            axis.fill_between(plane.epoch, low, high, color=colour_of(plane), alpha=0.2, lw=0)
+            axis.plot(plane.epoch, value.mean("model"), color=colour_of(plane), ls=line, marker="o", ms=3, label=word)
+        axis.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(0, 103))
+        axis.legend()
+    return figure
+
+
 def plane_at(plane: xr.Dataset, epochs: Sequence[int] | None = None) -> Figure:
     """The cloud of samples on the FPR-TPR plane at some checkpoints (default four, spread over training)."""
     if epochs is None:

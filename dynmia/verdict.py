@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+import xarray as xr
 
 from .summary import METRICS, decimals
 
@@ -43,6 +44,19 @@ def verdict(table: pd.DataFrame, null: pd.DataFrame) -> list[str]:
             f"{side} the no-signal level of {number[3]} to {number[4]}: {meaning}."
         )
     return sentences
+
+
+def instability(plane: xr.Dataset, points: float = 1.0) -> str:
+    """A warning if the mean train accuracy falls by more than ``points`` per cent after it has passed 90 %, else ''."""
+    mean = 100 * plane.train_accuracy.mean("model")
+    fall = -mean.diff("epoch").where(mean.shift(epoch=1).isel(epoch=slice(1, None)) > 90, 0)
+    worst = fall.isel(epoch=int(fall.argmax("epoch")))
+    if float(worst) <= points:
+        return ""
+    return (
+        f"Mean train accuracy falls by {float(worst):.1f} points at epoch {int(worst.epoch)}: some models pass through an "
+        "instability of the optimiser there. Speed and transition peaks near it measure the fall and the recovery."
+    )
 
 
 def beside_paper(table: pd.DataFrame, paper: str | Path, dataset: str) -> pd.DataFrame:

@@ -114,16 +114,17 @@ def test_cuda_without_a_gpu_names_the_mend(tiny, tmp_path, device):
 
 
 @pytest.mark.parametrize(
-    ("body", "parts"),
+    ("name", "value", "parts"),
     [
-        ("return 3", ["returned int", "torch.nn.Module"]),
-        ("return torch.nn.Flatten()", ["(2, 64)", "(2, 10)"]),
-        ("return torch.nn.Linear(5, classes)", ["own_", ":net"]),
+        ("misfit_type", "3", ["returned int", "torch.nn.Module"]),
+        ("misfit_output", "torch.nn.Flatten()", ["(2, 64)", "(2, 10)"]),
+        ("misfit_input", "torch.nn.Linear(5, classes)", ["misfit_input:net"]),
     ],
 )
-def test_an_own_model_that_does_not_fit_stops_before_the_folder_is_made(tiny, tmp_path, monkeypatch, body, parts):
-    name = f"own_{abs(hash(body))}"
-    (tmp_path / f"{name}.py").write_text(f"import torch\ndef net(shape, classes):\n    {body}\n")
+def test_an_own_model_that_does_not_fit_stops_before_the_folder_is_made(
+    tiny, tmp_path, monkeypatch, name, value, parts
+):
+    (tmp_path / f"{name}.py").write_text(f"import torch\ndef net(shape, classes):\n    return {value}\n")
     monkeypatch.syspath_prepend(tmp_path)
     study = tiny.replace(model=f"{name}:net")
     assert_one_clear_line(lambda: open_store(study, out=tmp_path / "run", device="cpu"), parts)

@@ -141,7 +141,9 @@ def test_bad_rules_are_errors(rule):
         vulnerability_plane(TINY, rule)
 
 
-@pytest.mark.parametrize(("rule", "level"), [("bayes", None), ("fpr@0.01", 0.01), ("fpr@.05", 0.05), ("fpr@0.1e-2", 1e-3)])
+@pytest.mark.parametrize(
+    ("rule", "level"), [("bayes", None), ("fpr@0.01", 0.01), ("fpr@.05", 0.05), ("fpr@0.1e-2", 1e-3)]
+)
 def test_good_rules_are_read(rule, level):
     assert parse_rule(rule) == level
 

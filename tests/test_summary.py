@@ -59,6 +59,16 @@ def table(plane):
 
 
 @pytest.fixture(scope="module")
+def block_table(plane):
+    return summarise(plane, draws=BLOCK)
+
+
+@pytest.fixture(scope="module")
+def fine_table(plane):
+    return summarise(plane, draws=1000, seed=1)
+
+
+@pytest.fixture(scope="module")
 def null(strong):
     return null_summary(strong, draws=20)
 
@@ -86,8 +96,7 @@ def test_intervals_of_means_hold_the_value(table):
 
 
 @pytest.mark.parametrize("name", ["advantage", "dynamic", "vulnerable"])
-def test_intervals_of_plain_means_have_the_width_of_the_normal_one(plane, name):
-    table = summarise(plane, draws=1000)
+def test_intervals_of_plain_means_have_the_width_of_the_normal_one(plane, fine_table, name):
     per_sample = {
         "advantage": 1000 * plane.advantage.isel(epoch=-1),
         "dynamic": 1000 * plane.advantage.mean("epoch"),
@@ -95,15 +104,14 @@ def test_intervals_of_plain_means_have_the_width_of_the_normal_one(plane, name):
     }[name]
     width = 2 * 1.96 * per_sample.std().item() / np.sqrt(150)
     # a 2.5 % quantile of 1,000 draws is uncertain by 0.08 standard errors: 6 % of the width at two of them
-    assert table.high[name] - table.low[name] == pytest.approx(width, rel=0.12)
+    assert fine_table.high[name] - fine_table.low[name] == pytest.approx(width, rel=0.12)
 
 
-def test_more_draws_change_little(plane, table):
-    more = summarise(plane, draws=600, seed=1)
+def test_more_draws_change_little(table, fine_table):
     for name in ("auc", "advantage", "dynamic", "displacement", "speed_mean", "vulnerable", "entropy_change"):
         width = table.high[name] - table.low[name]
-        assert abs(more.low[name] - table.low[name]) < 0.2 * width
-        assert abs(more.high[name] - table.high[name]) < 0.2 * width
+        assert abs(fine_table.low[name] - table.low[name]) < 0.2 * width
+        assert abs(fine_table.high[name] - table.high[name]) < 0.2 * width
 
 
 def test_the_seed_fixes_the_intervals(plane):
@@ -134,20 +142,19 @@ def test_bootstrap_weights_are_draws_with_replacement(plane):
 
 def quantiles(name, plane):
     weights = bootstrap_weights(plane, BLOCK, 0)
-    return np.quantile(METRICS[name].of(plane, weights).values, [0.025, 0.975])
+    drawn = METRICS[name].of(plane, weights).values
+    return np.quantile(drawn[np.isfinite(drawn)], [0.025, 0.975])
 
 
 @pytest.mark.parametrize("name", [name for name, metric in METRICS.items() if metric.interval == "percentile"])
-def test_percentile_intervals_are_the_quantiles(plane, name):
-    table = summarise(plane, draws=BLOCK)
-    np.testing.assert_allclose(table.loc[name, ["low", "high"]].astype(float), quantiles(name, plane), rtol=1e-12)
+def test_percentile_intervals_are_the_quantiles(plane, block_table, name):
+    np.testing.assert_allclose(block_table.loc[name, ["low", "high"]].astype(float), quantiles(name, plane), rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", [name for name, metric in METRICS.items() if metric.interval == "basic"])
-def test_basic_intervals_are_the_quantiles_mirrored_at_the_value(plane, name):
-    table = summarise(plane, draws=BLOCK)
-    mirrored = np.maximum(2 * table.value[name] - quantiles(name, plane)[::-1], METRICS[name].floor)
-    np.testing.assert_allclose(table.loc[name, ["low", "high"]].astype(float), mirrored, rtol=1e-12)
+def test_basic_intervals_are_the_quantiles_mirrored_at_the_value(plane, block_table, name):
+    mirrored = np.maximum(2 * block_table.value[name] - quantiles(name, plane)[::-1], METRICS[name].floor)
+    np.testing.assert_allclose(block_table.loc[name, ["low", "high"]].astype(float), mirrored, rtol=1e-12)
 
 
 def test_entropies_come_out_low_when_resampled_which_is_why_theirs_are_basic(plane):
@@ -205,11 +212,16 @@ def frame(name, value, low, high):
 
 
 @pytest.mark.parametrize(("name", "numbers", "text"), [
-    ("auc", (0.61249, 0.6, 0.62), "0.612 [0.600, 0.620]"),
-    ("entropy_change", (1.236, -0.1, 2), "1.24 [-0.10, 2.00]"),
-    ("vulnerable", (12.34, 10.0, 14.96), "12.3 [10.0, 15.0]"),
+    ("auc", (0.61249, 0.6093, 0.6158), "0.612 [0.609, 0.616]"),
+    ("auc", (0.61249, 0.57, 0.65), "0.61 [0.57, 0.65]"),  # half the interval, 0.04, resolves two decimals
+    ("auc", (0.61249, 0.6121, 0.6128), "0.612 [0.612, 0.613]"),  # never more decimals than the metric has
+    ("entropy_change", (1.236, 1.19, 1.28), "1.24 [1.19, 1.28]"),
+    ("entropy_change", (1.236, -0.1, 2), "1 [0, 2]"),
+    ("vulnerable", (12.34, 11.96, 12.72), "12.3 [12.0, 12.7]"),
     ("displacement", (104.4, 98.7, 110.2), "104 [99, 110]"),
-    ("advantage", (-0.0, -0.0, 0.0), "0 [0, 0]"),
+    ("displacement", (1044.4, 700, 1500), "1044 [700, 1500]"),
+    ("recall_epoch", (4, 4, 4), "4 [4, 4]"),
+    ("advantage", (-0.3, -0.4, 0.2), "0 [0, 0]"),  # no negative zero
     ("early_recall", (np.nan, np.nan, np.nan), "nan [nan, nan]"),
 ])  # fmt: skip
 def test_rounded_prints_value_and_interval(name, numbers, text):
@@ -219,34 +231,44 @@ def test_rounded_prints_value_and_interval(name, numbers, text):
     assert printed.iloc[0].tolist() == [METRICS[name].unit, text]
 
 
-def test_rounded_prints_no_negative_zero():
-    assert rounded(frame("advantage", -0.3, -0.4, 0.2)).iloc[0, 1] == "0 [0, 0]"
+def test_rounded_prints_the_null_with_the_decimals_of_the_value():
+    null = pd.DataFrame({"value": [0.5], "low": [-0.004], "high": [0.5139]}, index=["auc"])
+    printed = rounded(frame("auc", 0.61249, 0.57, 0.65), null)
+    assert printed.iloc[0].to_dict() == {
+        "unit": "",
+        "value [95 % interval]": "0.61 [0.57, 0.65]",
+        "no signal": "0.00 to 0.51",
+    }
 
 
-def test_rounded_prints_the_null_beside_it(table, null):
+def test_rounded_prints_every_metric(table, null):
     printed = rounded(table, null)
-    assert printed.columns.tolist() == ["unit", "value [95 % interval]", "no signal"]
-    assert printed["no signal"].iloc[0] == f"{null.low.auc:.3f} to {null.high.auc:.3f}"
+    assert printed.index.tolist() == table.label.tolist()
+    assert (printed["no signal"].str.count(" to ") == 1).all()
 
 
-def packing_error(exact, packed):
-    """Largest difference of phi, in steps of the packing, and half a spacing of float32 on reading."""
-    step = (float(exact.phi.max()) - float(exact.phi.min())) / STEPS
-    error = np.abs(packed.phi.values.astype(np.float64) - exact.phi.values.astype(np.float64)).max()
-    return error / step, 0.5 * np.spacing(np.float32(np.abs(exact.phi).max())) / step
+def packing_errors(exact, packed):
+    """Largest difference of phi a checkpoint, and the float32 rounding on reading, both in steps of the packing."""
+    low, high = (exact.phi.reduce(extreme, ("model", "sample")).astype(float) for extreme in (np.min, np.max))
+    step = (high - low) / STEPS
+    error = abs(packed.phi.astype(float) - exact.phi.astype(float)).max(("model", "sample"))
+    reading = 0.5 * np.spacing(np.maximum(abs(low), abs(high)).astype(np.float32))
+    return (error / step).values, (reading / step).values
 
 
 def test_packing_moves_phi_by_at_most_half_a_step(strong, tmp_path):
     packed = open_run(save_run(strong, tmp_path / "packed.nc"))
-    error, reading = packing_error(strong, packed)
-    assert 0.4 < error <= 0.5 + reading  # 18,000 values come close to half a step
+    error, reading = packing_errors(strong, packed)
+    assert (error > 0.4).all()  # 3,000 values a checkpoint come close to half a step
+    assert (error <= 0.5 + reading).all()
     np.testing.assert_array_equal(packed.keep, strong.keep)
 
 
 def test_packing_of_the_released_run_moves_phi_by_at_most_half_a_step():
     packed, exact = open_run(DATA / "quick.nc"), open_run(DATA / "quick-float32.nc")
-    error, reading = packing_error(exact, packed)
-    assert 0.4 < error <= 0.5 + reading
+    error, reading = packing_errors(exact, packed)
+    assert (error > 0).all()
+    assert (error <= 0.5 + reading).all()
     np.testing.assert_array_equal(packed.keep, exact.keep)
 
 

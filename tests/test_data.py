@@ -1,0 +1,315 @@
+import hashlib
+import io
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dynmia import Study, UserError, data
+from dynmia.data import load_dataset, read_cinic10
+from dynmia.pool import make_pool
+
+CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """No data folder, an empty cache."""
+    monkeypatch.delenv("DYNMIA_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "dynmia"
+
+
+def assert_refused(name, *words, **keywords):
+    with pytest.raises(UserError) as caught:
+        load_dataset(str(name), **keywords)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert [word for word in words if word not in message] == [], message
+
+
+def write_png(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def pixels(seed, size=(6, 5, 3)):
+    return np.random.default_rng(seed).integers(0, 256, size).astype(np.uint8)
+
+
+# --- digits and .npz files
+
+
+def test_digits_need_no_download_and_use_the_whole_range():
+    digits = load_dataset("digits")
+    assert digits.train_images.shape == (1497, 8, 8, 1)
+    assert digits.test_images.shape == (300, 8, 8, 1)
+    assert digits.classes == 10
+    assert (digits.train_images.min(), digits.train_images.max()) == (0, 255)
+
+
+def test_no_digit_is_in_both_splits():
+    digits = load_dataset("digits")
+    train = {image.tobytes() for image in digits.train_images}
+    assert not [1 for image in digits.test_images if image.tobytes() in train]
+
+
+def test_an_own_file_loads_as_written(make_npz):
+    path = make_npz()
+    loaded = load_dataset(str(path))
+    with np.load(path) as file:
+        assert (loaded.train_images[..., 0] == file["train_images"]).all()
+        assert (loaded.test_labels == file["test_labels"]).all()
+    assert loaded.train_images.shape == (60, 9, 9, 1)
+    assert loaded.classes == 3
+
+
+def test_a_named_set_is_read_from_the_data_folder(make_npz, monkeypatch):
+    path = make_npz("mnist.npz")
+    assert len(load_dataset("mnist", path.parent).train_labels) == 60
+    monkeypatch.setenv("DYNMIA_DATA", str(path.parent))
+    assert len(load_dataset("mnist").train_labels) == 60
+
+
+IMAGES = np.zeros((60, 9, 9), np.uint8)
+LABELS = np.arange(60) % 3
+MALFORMED = {
+    "missing-key": (dict(test_labels=None), ["'test_labels'", "train_images"]),
+    "float-images": (dict(train_images=IMAGES.astype(np.float32)), ["float32", "uint8"]),
+    "flat-images": (dict(train_images=IMAGES.reshape(60, 81)), ["(60, 81)", "(n, H, W)"]),
+    "no-images": (dict(test_images=IMAGES[:0], test_labels=LABELS[:0]), ["(0, 9, 9)"]),
+    "two-channels": (dict(train_images=np.stack([IMAGES, IMAGES], -1)), ["2 channels", "1 or 3"]),
+    "channels-first": (dict(train_images=IMAGES.reshape(60, 1, 9, 9)), ["9 channels"]),
+    "float-labels": (dict(train_labels=LABELS / 1), ["float64", "integers"]),
+    "few-labels": (dict(train_labels=LABELS[:59]), ["(59,)", "(60,)"]),
+    "test-label-beyond": (dict(test_labels=np.full(30, 3)), ["test labels", "0 ... 2"]),
+    "test-label-negative": (dict(test_labels=np.full(30, -1)), ["test labels", "0 ... 2"]),
+    "labels-with-gaps": (dict(train_labels=LABELS * 2), ["training labels", "[0, 2, 4]"]),
+    "labels-from-one": (dict(train_labels=LABELS + 1), ["training labels", "[1, 2, 3]"]),
+    "one-class": (dict(train_labels=LABELS * 0), ["training labels", "K >= 2"]),
+    "other-test-shape": (dict(test_images=IMAGES[:30, :8]), ["(9, 9)", "(8, 9)", "agree"]),
+    "objects": (dict(train_labels=LABELS.astype(object)), ["allow_pickle"]),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_a_malformed_file_is_refused(make_npz, case):
+    changes, words = MALFORMED[case]
+    assert_refused(make_npz(**changes), "own.npz", *words)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip file", b"PK\x03\x04 but no more", b"\x93NUMPY\x01\x00"])
+def test_a_file_of_another_kind_is_refused(tmp_path, content):
+    (tmp_path / "own.npz").write_bytes(content)
+    assert_refused(tmp_path / "own.npz", "own.npz", "cannot be read as .npz")
+
+
+def test_a_single_array_under_the_name_of_an_archive_is_refused(tmp_path):
+    with (tmp_path / "own.npz").open("wb") as file:
+        np.save(file, IMAGES)
+    assert_refused(tmp_path / "own.npz", "own.npz", "cannot be read as .npz")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_refused(make_npz, share):
+    path = make_npz()
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    assert_refused(path, "own.npz", "cannot be read as .npz")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_damaged_file_loads_the_same_or_is_refused(tmp_path, save):
+    path, labels = tmp_path / "own.npz", np.arange(12) % 3
+    arrays = dict(train_images=pixels(0, (12, 4, 4)), test_images=pixels(1, (12, 4, 4)))
+    save(path, **arrays, train_labels=labels, test_labels=labels)
+    content, refused = path.read_bytes(), 0
+    for position in range(0, len(content), 7):
+        damaged = bytearray(content)
+        damaged[position] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            loaded = load_dataset(str(path))
+        except UserError:
+            refused += 1
+        else:
+            assert (loaded.train_images[..., 0] == arrays["train_images"]).all()
+    assert refused > len(content) // 7 // 2
+
+
+@pytest.mark.parametrize("name", ["no/such/folder/", "no/such.npz", "no-such.npz"])
+def test_a_missing_own_file_or_folder_is_named(name):
+    assert_refused(name, name, "no such file or folder")
+
+
+def test_a_missing_data_folder_names_the_option(tmp_path):
+    assert_refused("mnist", str(tmp_path / "nowhere"), "--data-dir", data_dir=tmp_path / "nowhere")
+
+
+def test_a_data_folder_without_the_set_names_the_file(tmp_path):
+    assert_refused("cifar10", str(tmp_path), "cifar10.npz", data_dir=tmp_path)
+
+
+# --- image folders
+
+
+def write_folder(root, sizes=((6, 5, 3),), test_classes=("a cat", "dog")):
+    """Two images a class and split; returns them in order of split, class and file name."""
+    written = {"train": [], "test": []}
+    for split, classes in (("train", ("a cat", "dog")), ("test", test_classes)):
+        for label in classes:
+            for number in range(2):
+                image = pixels(len(written["train"]), sizes[number % len(sizes)])
+                write_png(root / split / label / f"{number}.png", image)
+                written[split].append(image)
+    return written
+
+
+@pytest.mark.parametrize("size", [(6, 5, 3), (6, 5)])
+def test_an_image_folder_loads_as_written(tmp_path, size):
+    written = write_folder(tmp_path, [size])
+    loaded = load_dataset(f"{tmp_path}/")
+    assert (loaded.train_images.reshape(4, *size) == np.stack(written["train"])).all()
+    assert (loaded.test_images.reshape(4, *size) == np.stack(written["test"])).all()
+    assert loaded.train_labels.tolist() == loaded.test_labels.tolist() == [0, 0, 1, 1]
+
+
+def test_images_of_different_sizes_are_refused(tmp_path):
+    write_folder(tmp_path, [(6, 5, 3), (5, 6, 3)])
+    assert_refused(tmp_path, "1.png", "(5, 6, 3)", "(6, 5, 3)", "one size")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_image_folder_without_a_split_is_refused(tmp_path, split):
+    write_folder(tmp_path)
+    (tmp_path / split).rename(tmp_path / "elsewhere")
+    assert_refused(tmp_path, f"{split}/CLASS/*.png")
+
+
+def test_a_test_split_without_a_class_keeps_the_labels_of_the_training_split(tmp_path):
+    write_folder(tmp_path, test_classes=["dog"])
+    assert load_dataset(str(tmp_path)).test_labels.tolist() == [1, 1]
+
+
+def test_a_test_class_that_training_lacks_is_refused(tmp_path):
+    write_folder(tmp_path, test_classes=["bird", "dog"])
+    assert_refused(tmp_path, "bird")
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"half"])
+def test_a_damaged_image_is_named(tmp_path, content):
+    write_folder(tmp_path)
+    path = tmp_path / "train" / "dog" / "0.png"
+    path.write_bytes(path.read_bytes()[:60] if content == b"half" else content)
+    assert_refused(tmp_path, "0.png")
+
+
+# --- downloads, without a network
+
+
+def write_cinic10(path):
+    """An archive in the official layout, with the members out of order and a split that is not read."""
+    images = {}
+    with tarfile.open(path, "w:gz") as tar:
+        for split in ("valid", "train", "test"):
+            for label in reversed(CIFAR_CLASSES):
+                name = f"CINIC-10/{split}/{label}/n{len(images):03d}.png"
+                images[name] = pixels(len(images), (32, 32, 3))
+                file = io.BytesIO()
+                Image.fromarray(images[name]).save(file, "PNG")
+                info = tarfile.TarInfo(name)
+                info.size = file.tell()
+                file.seek(0)
+                tar.addfile(info, file)
+    return images
+
+
+def test_cinic10_archive_is_decoded_in_order_of_class_and_name(tmp_path):
+    images = write_cinic10(tmp_path / "cinic.tar.gz")
+    arrays = read_cinic10(tmp_path / "cinic.tar.gz")
+    for split in ("train", "test"):
+        assert arrays[f"{split}_labels"].tolist() == list(range(10))
+        expected = [images[name] for name in sorted(images) if f"/{split}/" in name]
+        assert (arrays[f"{split}_images"] == np.stack(expected)).all()
+
+
+def test_grey_images_of_cinic10_become_colour(tmp_path):
+    with tarfile.open(tmp_path / "cinic.tar.gz", "w:gz") as tar:
+        for split in ("train", "test"):
+            write_png(tmp_path / "x.png", pixels(0, (32, 32)))
+            tar.add(tmp_path / "x.png", f"CINIC-10/{split}/airplane/x.png")
+    assert read_cinic10(tmp_path / "cinic.tar.gz")["train_images"].shape == (1, 32, 32, 3)
+
+
+def point_to(monkeypatch, archive, md5):
+    monkeypatch.setattr(data, "CINIC10_URL", archive.as_uri())
+    monkeypatch.setattr(data, "CINIC10_MD5", md5)
+
+
+def test_cinic10_is_fetched_once_and_kept(tmp_path, monkeypatch, offline, capsys):
+    archive = tmp_path / "source.tar.gz"
+    write_cinic10(archive)
+    point_to(monkeypatch, archive, hashlib.md5(archive.read_bytes()).hexdigest())
+    first = load_dataset("cinic10")
+    assert first.train_images.shape == (10, 32, 32, 3)
+    archive.unlink()
+    (offline / "CINIC-10.tar.gz").unlink()
+    assert (load_dataset("cinic10").train_images == first.train_images).all()
+
+
+def test_cinic10_with_another_hash_is_refused_and_not_kept(tmp_path, monkeypatch, offline, capsys):
+    archive = tmp_path / "source.tar.gz"
+    write_cinic10(archive)
+    point_to(monkeypatch, archive, "0" * 32)
+    assert_refused("cinic10", "hash", "cinic10.npz", "--data-dir")
+    assert not (offline / "cinic10.npz").exists()
+
+
+def test_cinic10_that_cannot_be_fetched_names_the_mend(tmp_path, monkeypatch, offline, capsys):
+    point_to(monkeypatch, tmp_path / "nowhere.tar.gz", "0" * 32)
+    assert_refused("cinic10", "could not be downloaded", "cinic10.npz", "DYNMIA_DATA")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Error downloading\nsecond line"), OSError("no network"), OSError()])
+@pytest.mark.parametrize(("name", "class_name"), [("mnist", "MNIST"), ("cifar10", "CIFAR10")])
+def test_a_failed_download_names_the_mend(monkeypatch, offline, name, class_name, error):
+    def fail(*args, **keywords):
+        raise error
+
+    monkeypatch.setattr(f"torchvision.datasets.{class_name}", fail)
+    assert_refused(name, f"{name} could not be downloaded", f"{name}.npz", "--data-dir", "DYNMIA_DATA")
+
+
+def test_a_download_goes_to_the_cache(monkeypatch, offline):
+    class Fake:
+        def __init__(self, root, train, download):
+            assert (root, download) == (str(offline), True)
+            self.data, self.targets = pixels(train, (20, 32, 32, 3)), [0, 1] * 10  # as torchvision's CIFAR10
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Fake)
+    loaded = load_dataset("cifar10")
+    assert (loaded.train_images == pixels(1, (20, 32, 32, 3))).all()
+    assert (loaded.test_images == pixels(0, (20, 32, 32, 3))).all()
+
+
+# --- real data, where there are any
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "shape"),  # the complete set, or the pixel-exact part of it that the released runs use
+    [
+        ("mnist", {60000}, (28, 28, 1)),
+        ("fashion_mnist", {5699, 60000}, (28, 28, 1)),
+        ("cifar10", {13711, 50000}, (32, 32, 3)),
+        ("cinic10", {5837, 90000}, (32, 32, 3)),
+    ],
+)
+def test_real_data_have_the_documented_shape(real_data, name, sizes, shape):
+    if not (real_data / f"{name}.npz").exists():
+        pytest.skip(f"the data folder has no {name}.npz")
+    loaded = load_dataset(name, real_data)
+    assert len(loaded.train_images) in sizes
+    assert loaded.train_images.shape[1:] == loaded.test_images.shape[1:] == shape
+    assert loaded.classes == 10
+    assert np.bincount(make_pool(Study(dataset=name, pool_size=1000), loaded).labels).tolist() == [100] * 10

@@ -1,0 +1,548 @@
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import dynmia
+from dynmia import engine
+from dynmia.engine import open_store, train_here
+from dynmia.errors import Diverged, StoreError, UserError
+from dynmia.store import read_sealed
+from dynmia.training import DeviceData, train_shard
+
+LIMIT = 120  # seconds after which a child counts as hung
+TRAIN = """
+import json, sys, dynmia
+dynmia.train(dynmia.Study.from_dict(json.loads(sys.argv[1])), out=sys.argv[2], device="cpu", workers=2, progress=False)
+"""
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(epoch):
+    """A report that ends training as a crash would, right after the state of `epoch` was saved."""
+
+    def report(event):
+        if event["epoch"] == epoch:
+            raise Stopped
+
+    return report
+
+
+def train_in_process(study, folder, models=(0,), report=lambda event: None, **options):
+    study, pool, store = open_store(study, out=folder, device="cpu", **options)
+    train_here(study, pool, store, models, report)
+    return store
+
+
+def train(study, folder, **options):
+    return dynmia.train(study, out=folder, device="cpu", progress=False, **({"workers": 2} | options))
+
+
+def assert_same_shards(folder, other, models=range(4)):
+    for model in models:
+        first, second = (read_sealed(root / f"model-{model:03d}.safetensors")[0] for root in (folder, other))
+        assert first.keys() == second.keys()
+        for name in first:
+            assert first[name].tobytes() == second[name].tobytes(), (model, name)
+
+
+@pytest.fixture
+def no_process(monkeypatch):
+    """Starting a training process is a failure."""
+
+    def fail(*args):
+        raise AssertionError("a training process was started")
+
+    monkeypatch.setattr(engine, "_start", fail)
+
+
+# --- interruption
+
+
+class Child:
+    """A training in a process group of its own."""
+
+    def __init__(self, study, folder, scratch):
+        scratch.mkdir(exist_ok=True)
+        self.folder, self.scratch, self.seen = folder, scratch, self.files(folder)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", TRAIN, json.dumps(study.to_dict()), str(folder)],
+            start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=os.environ | {"TMPDIR": str(scratch)},
+        )  # fmt: skip
+
+    @staticmethod
+    def files(folder):
+        return {(path.name, path.stat().st_ino) for path in folder.glob("model-*")} if folder.exists() else set()
+
+    def wait_until_it_trains(self):
+        deadline = time.monotonic() + LIMIT
+        while self.process.poll() is None and time.monotonic() < deadline:
+            try:
+                if self.files(self.folder) - self.seen:
+                    return
+            except FileNotFoundError:  # a state was replaced or dropped between listing and looking
+                return
+            time.sleep(0.002)
+        raise AssertionError(f"no model was trained: {self.process.communicate(timeout=LIMIT)[0]}")
+
+    def end_by(self, number):
+        os.killpg(self.process.pid, number)
+        output, _ = self.process.communicate(timeout=LIMIT)
+        return output
+
+    def wait_until_the_group_is_empty(self):
+        deadline = time.monotonic() + LIMIT
+        while time.monotonic() < deadline:
+            try:
+                os.killpg(self.process.pid, 0)
+            except ProcessLookupError:
+                return
+            time.sleep(0.01)
+        raise AssertionError("training processes were left behind")
+
+
+def test_killed_at_random_moments_a_run_ends_with_the_same_bits(tiny, tiny_run, tmp_path):
+    moments = random.Random(1)
+    for kill in range(3):
+        child = Child(tiny, tmp_path / "run", tmp_path / "scratch")
+        child.wait_until_it_trains()
+        time.sleep(moments.uniform(0, 0.1))
+        child.end_by(signal.SIGKILL)
+        if kill == 0:
+            assert not (tmp_path / "run" / "run.nc").exists()  # the first kill came in time
+    run = train(tiny, tmp_path / "run")
+    assert_same_shards(tmp_path / "run", tiny_run[0])
+    assert (run.phi.values == tiny_run[1].phi.values).all()
+
+
+def test_ctrl_c_leaves_no_process_and_no_scratch_and_the_run_ends_with_the_same_bits(tiny, tiny_run, tmp_path):
+    child = Child(tiny, tmp_path / "run", tmp_path / "scratch")
+    child.wait_until_it_trains()
+    output = child.end_by(signal.SIGINT)
+    assert child.process.returncode != 0
+    assert "KeyboardInterrupt" in output
+    child.wait_until_the_group_is_empty()
+    assert list((tmp_path / "scratch").glob("dynmia-*")) == []
+    assert list((tmp_path / "run").glob(".*")) == []
+    assert not (tmp_path / "run" / "run.nc").exists()
+    train(tiny, tmp_path / "run")
+    assert_same_shards(tmp_path / "run", tiny_run[0])
+
+
+def test_processes_end_when_their_parent_is_killed(tiny, tmp_path):
+    child = Child(tiny, tmp_path / "run", tmp_path / "scratch")
+    child.wait_until_it_trains()
+    child.process.kill()
+    child.process.communicate(timeout=LIMIT)
+    child.wait_until_the_group_is_empty()
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2, 3])
+def test_a_model_resumes_from_every_epoch_to_the_same_bits(tiny, tiny_run, tmp_path, epoch):
+    with pytest.raises(Stopped):
+        train_in_process(tiny, tmp_path, report=stop_after(epoch))
+    assert not (tmp_path / "model-000.safetensors").exists()
+    store = train_in_process(tiny, tmp_path)
+    assert_same_shards(store.folder, tiny_run[0], [0])
+    assert store.load_state(0) is None
+
+
+def test_a_model_stopped_at_every_epoch_ends_with_the_same_bits(tiny, tiny_run, tmp_path):
+    for epoch in (0, 1, 2, 3):
+        with pytest.raises(Stopped):
+            train_in_process(tiny, tmp_path, [2], stop_after(epoch))
+    train_in_process(tiny, tmp_path, [2])
+    assert_same_shards(tmp_path, tiny_run[0], [2])
+
+
+SETTINGS = {
+    "sgd": dict(optimizer="sgd", lr=0.05),
+    "nesterov": dict(optimizer="sgd", lr=0.05, nesterov=True),
+    "sgd-without-momentum": dict(optimizer="sgd", lr=0.05, momentum=0),
+    "sam-sgd-cosine": dict(optimizer="sam-sgd", lr=0.05, schedule="cosine"),
+    "sam-adamw": dict(optimizer="sam-adamw"),
+    "augment": dict(augment=True),
+    "bf16": dict(precision="bf16"),
+    "batch-norm": dict(model="deep-cnn", optimizer="sam-sgd", lr=0.05),
+    "wide-resnet": dict(model="wrn-10-1"),
+    "balanced": dict(design="balanced"),
+    "one-batch": dict(batch_size=1000),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_resuming_is_exact_with(tiny, tmp_path, setting):
+    study = tiny.replace(**SETTINGS[setting])
+    with pytest.raises(Stopped):
+        train_in_process(study, tmp_path / "stopped", report=stop_after(2))
+    train_in_process(study, tmp_path / "stopped")
+    store = train_in_process(study, tmp_path / "whole")
+    assert_same_shards(tmp_path / "stopped", tmp_path / "whole", [0])
+    arrays, _ = store.load_shard(0)
+    assert np.isfinite(arrays["phi"]).all()
+    assert arrays["loss"][-1] < arrays["loss"][0]  # it learns
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(seed=1), dict(pool_seed=1), dict(model="mlp"), dict(optimizer="sgd", lr=0.05), dict(lr=0.002),
+        dict(schedule="cosine"), dict(momentum=0.8), dict(beta2=0.9), dict(weight_decay=0.5), dict(batch_size=8),
+        dict(augment=True), dict(precision="bf16"), dict(optimizer="sam-adamw"), dict(design="balanced"),
+    ],
+    ids=lambda changes: "-".join(changes),
+)  # fmt: skip
+def test_phi_changes_with(tiny, tiny_run, tmp_path, changes):
+    arrays, _ = train_in_process(tiny.replace(**changes), tmp_path).load_shard(0)
+    assert (arrays["phi"][-1] != tiny_run[1].phi.values[-1, 0]).any()
+
+
+def test_bf16_is_close_to_float32(tiny, tiny_run, tmp_path):
+    phi = train_in_process(tiny.replace(precision="bf16"), tmp_path).load_shard(0)[0]["phi"]
+    full = tiny_run[1].phi.values[:, 0]
+    assert (phi[0] == full[0]).all()  # evaluation is in float32, and nothing is trained yet
+    assert 0 < np.abs(phi - full).max() < 0.1 * np.ptp(full)
+
+
+def test_rho_zero_is_the_base_optimizer(tiny, tiny_run, tmp_path):
+    arrays, _ = train_in_process(tiny.replace(optimizer="sam-adamw", rho=0.0), tmp_path).load_shard(0)
+    assert (arrays["phi"] == tiny_run[1].phi.values[:, 0]).all()
+
+
+def test_models_of_a_population_differ_before_training(tiny_run):
+    start = tiny_run[1].phi.sel(epoch=0)
+    assert len({model.values.tobytes() for model in start}) == 4
+
+
+# --- processes
+
+
+def test_one_process_gives_the_same_bits_as_two(tiny, tiny_run, tmp_path):
+    run = train(tiny, tmp_path / "run", workers=1)
+    assert_same_shards(tmp_path / "run", tiny_run[0])
+    assert run.attrs["workers"] == 1
+
+
+def test_training_in_this_process_gives_the_same_bits(tiny, tiny_run, tmp_path):
+    train_in_process(tiny, tmp_path, range(4))
+    assert_same_shards(tmp_path, tiny_run[0])
+
+
+def test_a_killed_process_is_named_and_the_run_continues_to_the_same_bits(tiny, tiny_run, tmp_path, monkeypatch):
+    started, start = [], engine._start
+    monkeypatch.setattr(engine, "_start", lambda *args: started.append(start(*args)) or started[-1])
+
+    def kill_the_first():
+        deadline = time.monotonic() + LIMIT
+        while time.monotonic() < deadline and not (tmp_path / "run" / "model-000.state.safetensors").exists():
+            time.sleep(0.001)
+        os.kill(started[0].pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_the_first)
+    killer.start()
+    with pytest.raises(UserError, match=r"model [0-3] was ended by signal 9: the same command continues"):
+        train(tiny, tmp_path / "run")
+    killer.join()
+    assert [process.poll() is None for process in started] == [False, False]
+    train(tiny, tmp_path / "run")
+    assert_same_shards(tmp_path / "run", tiny_run[0])
+
+
+OWN = """
+import os, sys, torch
+def net(shape, classes):
+    return Net(shape[0] * shape[1] * shape[2], classes)
+class Net(torch.nn.Module):
+    def __init__(self, inputs, classes):
+        super().__init__()
+        self.drop, self.linear = torch.nn.Dropout(0.2), torch.nn.Linear(inputs, classes)
+    def forward(self, x):
+        if self.training:
+            BODY
+        return self.linear(self.drop(x.flatten(1)))
+"""
+
+
+@pytest.fixture
+def own_model(tmp_path, monkeypatch):
+    """own_model(name, what to do in a training step) -> the study's name for a model in a module of the user."""
+
+    def make(name, body="pass"):
+        (tmp_path / "modules").mkdir(exist_ok=True)
+        (tmp_path / "modules" / f"{name}.py").write_text(OWN.replace("BODY", body))
+        monkeypatch.syspath_prepend(tmp_path / "modules")
+        return f"{name}:net"
+
+    return make
+
+
+def test_own_data_and_own_model_train_in_processes(tiny, tmp_path, make_npz, own_model):
+    study = tiny.replace(dataset=str(make_npz()), model=own_model("own_model"), pool_size=None)
+    run = train(study, tmp_path / "run")
+    assert dict(run.sizes) == {"epoch": 3, "model": 4, "sample": 60}
+    assert float(run.train_accuracy.sel(epoch=4).mean()) > float(run.train_accuracy.sel(epoch=0).mean())
+    assert_same_shards(train_in_process(study, tmp_path / "here", range(4)).folder, tmp_path / "run")
+
+
+def test_own_model_with_dropout_resumes_to_the_same_bits(tiny, tmp_path, own_model):
+    study = tiny.replace(model=own_model("own_dropout"))
+    train_in_process(study, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train_in_process(study, tmp_path / "stopped", report=stop_after(2))
+    train_in_process(study, tmp_path / "stopped")
+    assert_same_shards(tmp_path / "stopped", tmp_path / "whole", [0])
+
+
+def test_another_code_of_an_own_model_is_another_study(tiny, tmp_path, own_model):
+    study = tiny.replace(model=own_model("own_edited"))
+    open_store(study, out=tmp_path / "run", device="cpu")
+    own_model("own_edited", "x = 2 * x")
+    with pytest.raises(StoreError, match="differs in the data or the model's code"):
+        open_store(study, out=tmp_path / "run", device="cpu")
+
+
+def test_an_exception_in_a_process_is_shown_in_one_line(tiny, tmp_path, own_model):
+    study = tiny.replace(model=own_model("own_failing", "raise RuntimeError('no more')"))
+    with pytest.raises(UserError, match=r"trained model \d failed \(RuntimeError: no more\)"):
+        train(study, tmp_path / "run", workers=1)
+
+
+def test_an_own_model_may_print(tiny, tmp_path, own_model):
+    study = tiny.replace(model=own_model("own_printing", "print('hello')"))
+    child = Child(study, tmp_path / "run", tmp_path / "scratch")  # a child, because a hang must end
+    try:
+        output, _ = child.process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        child.end_by(signal.SIGKILL)
+        pytest.fail("training hangs")
+    assert child.process.returncode == 0, output
+
+
+# --- divergence
+
+
+def test_a_diverging_model_is_named_with_its_settings(tiny, tmp_path):
+    study = tiny.replace(optimizer="sgd", lr=1e6)
+    with pytest.raises(Diverged, match=r"model 0 diverged in epoch \d \(loss (nan|inf); sgd, lr 1000000\.0, momentum"):
+        train_in_process(study, tmp_path)
+
+
+def test_divergence_in_the_very_last_step_is_noticed(tiny, tmp_path):
+    study = tiny.replace(optimizer="sgd", lr=1e30, epochs=1, checkpoint_every=1, batch_size=1000)
+    with pytest.raises(Diverged, match="model 0 diverged"):
+        train_in_process(study, tmp_path)
+
+
+def test_divergence_in_a_process_keeps_the_finished_shards(tiny, tmp_path, own_model):
+    poison = tmp_path / "poison"
+    study = tiny.replace(model=own_model("own_poisoned", f"x = x / (not os.path.exists({str(poison)!r})) ** 1.0"))
+    study = tiny.replace(model=own_model("own_poisoned", f"x = x * (float('nan') if os.path.exists('{poison}') else 1)"))
+    train_in_process(study, tmp_path / "run", [0, 1])
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    poison.touch()
+    with pytest.raises(Diverged, match=r"model [23] diverged in epoch 1 .*lower lr; finished shards are kept"):
+        train(study, tmp_path / "run")
+    after = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert {name: after[name] for name in before} == before
+    assert not (tmp_path / "run" / "model-002.safetensors").exists()
+
+
+def test_a_model_without_any_sample_is_refused_or_trained(tiny, tmp_path):
+    # with this seed model 3 is drawn no sample of the pool of 4
+    study = tiny.replace(pool_size=4, seed=3)
+    try:
+        train_in_process(study, tmp_path, [3])
+    except UserError as error:
+        assert "pool_size" in str(error)
+
+
+# --- the disk
+
+
+def damage_flip(path, folder):
+    content = bytearray(path.read_bytes())
+    content[-10] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "flipped": (damage_flip, "was altered"),
+    "truncated": (lambda path, folder: path.write_bytes(path.read_bytes()[:-100]), "is truncated"),
+    "empty": (lambda path, folder: path.write_bytes(b""), "is truncated"),
+    "of-another-model": (lambda path, folder: shutil.copy(path, folder / path.name.replace("1", "3")), "belongs to"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_state_stops_before_any_work(tiny, tmp_path, no_process, damage):
+    with pytest.raises(Stopped):
+        train_in_process(tiny, tmp_path, [1], stop_after(2))
+    change, words = DAMAGES[damage]
+    change(tmp_path / "model-001.state.safetensors", tmp_path)
+    with pytest.raises(StoreError, match=rf"model-00[13]\.state\.safetensors {words}.*same command"):
+        train(tiny, tmp_path)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_shard_is_named(tiny, tiny_run, tmp_path, no_process, damage):
+    shutil.copytree(tiny_run[0], tmp_path / "run")
+    change, words = DAMAGES[damage]
+    change(tmp_path / "run" / "model-001.safetensors", tmp_path / "run")
+    with pytest.raises(StoreError, match=rf"model-00[13]\.safetensors {words}.*same command"):
+        train(tiny, tmp_path / "run")
+
+
+def test_a_deleted_shard_is_made_anew_with_the_same_bits(tiny, tiny_run, tmp_path):
+    shutil.copytree(tiny_run[0], tmp_path / "run")
+    (tmp_path / "run" / "model-001.safetensors").unlink()
+    train(tiny, tmp_path / "run")
+    assert_same_shards(tmp_path / "run", tiny_run[0])
+
+
+def test_a_finished_run_is_not_trained_again(tiny, tiny_run, no_process):
+    folder, run = tiny_run
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert train(tiny, folder).identical(run)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_a_finished_run_holds_nothing_but_shards_manifest_and_result(tiny_run):
+    shards = [f"model-{model:03d}.safetensors" for model in range(4)]
+    assert sorted(os.listdir(tiny_run[0])) == ["manifest.json", *shards, "run.nc"]
+
+
+def test_the_folder_of_another_study_is_refused_before_any_work(tiny, tiny_run, no_process):
+    with pytest.raises(StoreError, match=r"differs in seed \(0 there, 1 here\)"):
+        train(tiny.replace(seed=1), tiny_run[0])
+
+
+def test_a_folder_below_a_file_is_refused(tiny, tmp_path, no_process):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="a part of the path is a file"):
+        train(tiny, tmp_path / "file" / "run")
+
+
+def test_the_default_folder_is_named_after_the_study(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, _, store = open_store(tiny, device="cpu")
+    assert str(store.folder) == os.path.join("runs", f"digits-cnn-adamw-{store.identity[:8]}")
+    assert (tmp_path / store.folder / "manifest.json").exists()
+
+
+# --- the run
+
+
+def test_dimensions_types_and_coordinates(tiny, tiny_run):
+    run = tiny_run[1]
+    expected = {
+        "phi": (("epoch", "model", "sample"), "float32"),
+        "keep": (("model", "sample"), "bool"),
+        "label": (("sample",), "int64"),
+        "train_accuracy": (("epoch", "model"), "float64"),
+        "test_accuracy": (("epoch", "model"), "float64"),
+        "seconds": (("model",), "float64"),
+    }
+    assert {name: (run[name].dims, str(run[name].dtype)) for name in run} == expected
+    assert dict(run.sizes) == {"epoch": 3, "model": 4, "sample": 120}
+    assert run.epoch.values.tolist() == tiny.checkpoints
+    assert run.model.values.tolist() == [0, 1, 2, 3]
+
+
+def test_mask_labels_and_samples_are_those_of_the_pool(tiny, tiny_run, tmp_path):
+    _, pool, _ = open_store(tiny, out=tmp_path, device="cpu")
+    run = tiny_run[1]
+    assert (run.keep.values == pool.keep).all()
+    assert (run.label.values == pool.labels).all()
+    assert (run.sample.values == pool.sample_id).all()
+
+
+def test_train_accuracy_is_that_of_the_members(tiny_run):
+    run = tiny_run[1]
+    # phi > 0 means p > 1/2, so the top class is right; on the members alone this is a lower bound
+    right = ((run.phi > 0) & run.keep).sum("sample") / run.keep.sum("sample")
+    assert (right <= run.train_accuracy + 1e-12).all()
+    members = run.keep.sum("sample") * run.train_accuracy
+    np.testing.assert_allclose(members, members.round(), atol=1e-9)
+
+
+def test_attributes_say_what_was_run_where_and_with_what(tiny, tiny_run):
+    folder, run = tiny_run
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert dynmia.study_of(run) == tiny.resolve("cpu")
+    assert run.attrs["identity"] == tiny.resolve("cpu").identity(run.attrs["fingerprint"]) == manifest["identity"]
+    assert {"python", "dynmia", "torch", "numpy", "xarray"} <= set(json.loads(run.attrs["versions"]))
+    assert run.attrs["device"] == "cpu"
+    assert run.attrs["workers"] == 2
+    assert "cores" in run.attrs["hardware"]
+    assert 0 < run.attrs["wall_time_s"] == pytest.approx(float(run.seconds.sum()) / 2, abs=0.06)
+    assert time.strptime(run.attrs["created"], "%Y-%m-%d %H:%M UTC")
+    assert run.attrs["title"] == "digits-cnn-adamw"
+
+
+def test_the_command_names_what_differs_from_the_default(tiny_run):
+    words = tiny_run[1].attrs["command"].split()
+    assert words[:2] == ["dynmia", "train"]
+    options = dict(zip(words[2::2], words[3::2]))
+    assert options == {
+        "--dataset": "digits", "--model": "cnn", "--optimizer": "adamw", "--epochs": "4", "--shadow-models": "4",
+        "--pool-size": "120", "--batch-size": "16", "--precision": "float32",
+    }  # fmt: skip
+
+
+def test_seconds_add_up_over_interruptions(tiny, tmp_path):
+    with pytest.raises(Stopped):
+        train_in_process(tiny, tmp_path, report=stop_after(3))
+    stopped = read_sealed(tmp_path / "model-000.state.safetensors")[1]["seconds"]
+    _, meta = train_in_process(tiny, tmp_path).load_shard(0)
+    assert meta["seconds"] > stopped > 0
+
+
+def test_progress_counts_every_epoch_once(tiny, tmp_path, capsys):
+    with pytest.raises(Stopped):
+        train_in_process(tiny, tmp_path, [1], stop_after(2))
+    train(tiny, tmp_path, progress=True)
+    assert "16/16" in capsys.readouterr().err  # 4 models, 4 epochs
+
+
+# --- CUDA
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_cuda_gives_the_attack_results_of_the_cpu(tiny, tiny_run, tmp_path, precision):
+    run = dynmia.train(tiny.replace(precision=precision), out=tmp_path / "run", device="cuda", progress=False)
+    assert run.attrs["device"].startswith("cuda")
+    for epoch in tiny.checkpoints:
+        pair = run.phi.sel(epoch=epoch).values.ravel(), tiny_run[1].phi.sel(epoch=epoch).values.ravel()
+        assert np.corrcoef(*pair)[0, 1] > 0.98
+    planes = [dynmia.vulnerability_plane(each, rule="bayes") for each in (run, tiny_run[1])]
+    advantages = [float((plane.tpr - plane.fpr).sel(epoch=4).mean()) for plane in planes]
+    assert advantages[0] == pytest.approx(advantages[1], abs=0.1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
+def test_cuda_resumes_close_to_the_uninterrupted_run(tiny, tmp_path):
+    def shard(folder):
+        study, pool, store = open_store(tiny, out=folder, device="cuda")
+        data = DeviceData.of(pool, "cuda")
+        if folder.name == "stopped":
+            with pytest.raises(Stopped):
+                train_shard(study, pool, data, 0, store, stop_after(2))
+        train_shard(study, pool, data, 0, store)
+        return store.load_shard(0)[0]["phi"]
+
+    # some CUDA kernels add in no fixed order
+    np.testing.assert_allclose(shard(tmp_path / "stopped"), shard(tmp_path / "whole"), atol=0.05)
