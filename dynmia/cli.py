@@ -28,7 +28,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
 def study_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give ``command(study, ...)`` one option for each field of :class:`Study`, and ``--preset``."""
+    """Give ``command(study, ...)`` one option for each field of :class:`dynmia.study.Study`, and ``--preset``."""
     helps = dict(re.findall(r"^ {8}(\w+): (.*?)(?=^ {8}\w+:|^ {4}\S|\Z)", Study.__doc__ or "", re.S | re.M))
     kinds = {"str": str, "int": int, "float": float, "bool": bool}
     options = [("preset", str, f"start from a preset: {', '.join(PRESETS)}")] + [

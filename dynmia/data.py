@@ -49,7 +49,7 @@ def load_dataset(name: str, data_dir: str | os.PathLike[str] | None = None) -> D
     """Load a data set by name, ``.npz`` path or image-folder path, and check it.
 
     Args:
-        name: as in :class:`dynmia.Study`.
+        name: as in :class:`dynmia.study.Study`.
         data_dir: folder of ``<name>.npz`` files; None reads ``DYNMIA_DATA``, and downloads if that is not set.
 
     Raises:

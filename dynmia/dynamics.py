@@ -1,8 +1,8 @@
 """How the cloud of samples moves over the plane: centre of mass, entropy, speed, states, transitions, early warning.
 
-All functions take a plane (:func:`dynmia.vulnerability_plane`). Those that describe the population take ``weights``, a
-labelled array with dim ``sample`` (and any others, such as ``draw``): how often each sample counts. The bootstrap is
-nothing but such weights, so a point estimate and its interval come from the same lines.
+All functions take a plane (:func:`dynmia.plane.vulnerability_plane`). Those that describe the population take
+``weights``, a labelled array with dim ``sample`` (and any others, such as ``draw``): how often each sample counts. The
+bootstrap is nothing but such weights, so a point estimate and its interval come from the same lines.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def spatial_entropy(plane: xr.Dataset, weights: Weights = None, bins: int = 11) 
 
 
 def states(plane: xr.Dataset) -> xr.DataArray:
-    """The 3 x 3 state of each sample, 0 ... 8 in the order of :data:`STATES`, (epoch, sample).
+    """The 3 x 3 state of each sample, 0 ... 8 in the order of ``STATES``, (epoch, sample).
 
     A rate is low below 1/3, high above 2/3, and in the middle on and between them. Equal ratios of counts divide to
     equal floats, so a rate of exactly 2/3 is never counted as above it.
@@ -174,32 +174,36 @@ def silhouette(plane: xr.Dataset, weights: Weights = None, clusters: int = 3, ep
 
     now = plane.sel(epoch=int(plane.epoch[-1]) if epoch is None else epoch)
     points, index = np.unique(np.stack([now.fpr.values, now.tpr.values], 1), axis=0, return_inverse=True)
-    times = xr.ones_like(plane.n_in, float).expand_dims("draw") if weights is None else weights
-    matrix = times.transpose("draw", "sample").values
-    clusters = min(clusters, len(points))
-    if clusters < 2:
-        result = np.full(len(matrix), np.nan)
+    whole = np.bincount(index.ravel(), minlength=len(points)).astype(float)
+    if len(points) < 2:
+        start = points
     else:
-        distance = np.linalg.norm(points[:, None] - points[None], axis=-1)  # (point, point)
-        whole = np.bincount(index.ravel(), minlength=len(points)).astype(float)
-        start = KMeans(clusters, n_init=4, random_state=0).fit(points, sample_weight=whole).cluster_centers_
-        result = np.array([
-            _silhouette(points, distance, np.bincount(index.ravel(), row, len(points)), start, KMeans) for row in matrix
-        ])  # fmt: skip
-    drawn = xr.DataArray(result, dims="draw")
-    return drawn.isel(draw=0) if weights is None else drawn
+        start = KMeans(min(clusters, len(points)), n_init=4, random_state=0).fit(points, None, whole).cluster_centers_
+    distance = np.linalg.norm(points[:, None] - points[None], axis=-1)  # (point, point)
+    if weights is None:
+        return xr.DataArray(_silhouette(points, distance, whole, start))
+    drawn = [np.bincount(index.ravel(), row, len(points)) for row in weights.transpose("draw", "sample").values]
+    return xr.DataArray([_silhouette(points, distance, weight, start) for weight in drawn], dims="draw")
 
 
-def _silhouette(points: np.ndarray, distance: np.ndarray, weight: np.ndarray, start: np.ndarray, kmeans: type) -> float:
-    """Weighted mean silhouette of the points after k-means from ``start``."""
-    clusters = len(start)
-    label = kmeans(clusters, init=start, n_init=1).fit(points, sample_weight=weight).labels_
-    member = (label[:, None] == np.arange(clusters)) * weight[:, None]  # (point, cluster)
+def _silhouette(points: np.ndarray, distance: np.ndarray, weight: np.ndarray, start: np.ndarray) -> float:
+    """Weighted mean silhouette of the points after k-means from ``start``; NaN if fewer than two points are drawn."""
+    from sklearn.cluster import KMeans
+
+    used = weight > 0
+    points, distance, weight = points[used], distance[np.ix_(used, used)], weight[used]
+    if len(points) < 2 or len(start) < 2:
+        return np.nan
+    if len(points) < len(start):  # fewer distinct points than clusters: each is its own
+        start = points
+    label = KMeans(len(start), init=start, n_init=1).fit(points, None, weight).labels_
+    member = (label[:, None] == np.unique(label)) * weight[:, None]  # (point, cluster)
+    label = np.unique(label, return_inverse=True)[1]
     size, reach = member.sum(0), distance @ member  # reach: summed distance to each cluster
     own = np.arange(len(points)), label
     inside = reach[own] / np.maximum(size[label] - 1, 1e-9)  # without the sample itself
-    mean = reach / np.where(size > 0, size, np.nan)
-    mean[own] = np.nan
-    outside = np.nanmin(mean, axis=1)
+    mean = reach / size
+    mean[own] = np.inf
+    outside = mean.min(1)
     value = np.where(size[label] > 1, (outside - inside) / np.maximum(np.maximum(inside, outside), 1e-300), 0)
     return float((value * weight).sum() / weight.sum())

@@ -32,7 +32,7 @@ def lira_scores(
     Args:
         phi: (N, n) logit-scaled confidences.
         keep: bool (N, n), True where the model trained on the sample.
-        attack: one of :data:`ATTACKS`.
+        attack: one of ``ATTACKS``.
         centre: ``mean`` or ``median`` of the other models.
         variance: ``pooled`` over samples (in and out separately), ``per-sample`` (unbiased, c' - 1 degrees of freedom),
             or ``auto``: pooled below 64 models.
@@ -81,6 +81,8 @@ def leave_one_out(phi: np.ndarray, mask: np.ndarray, centre: str, variance: str)
     drop = d * d * (count / (count - 1))  # what the target takes out of M2
     if variance == "pooled":
         freedom = (count - 1).sum() - mask.sum(1)
+        if freedom.min() <= 0:
+            raise UserError("too few models a sample for a leave-one-out variance: use more shadow models.")
         var = ((m2.sum() - drop.sum(1)) / freedom)[:, None]  # (N, 1)
     else:
         var = np.maximum(m2 - drop, 0) / (count - 1 - mask)

@@ -21,7 +21,7 @@ Shape = tuple[int, int, int]
 
 
 def build_model(name: str, shape: Shape, classes: int) -> nn.Module:
-    """Build the model called ``name`` (see :class:`dynmia.Study`); weights follow torch's current random state."""
+    """Build the model called ``name`` (see :class:`dynmia.study.Study`) with torch's current random state."""
     if ":" in name:
         return _own(name, shape, classes)
     if match := WRN.fullmatch(name):
@@ -145,8 +145,13 @@ def _own(name: str, shape: Shape, classes: int) -> nn.Module:
         raise UserError(f"model {name!r} must accept shape=(C, H, W) and classes=K: {error}.") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"model {name!r} returned {type(model).__name__}; it must return a torch.nn.Module.")
-    with torch.no_grad():
-        got = tuple(model.eval()(torch.zeros(2, *shape)).shape)
+    try:
+        with torch.no_grad():
+            got = tuple(model.eval()(torch.zeros(2, *shape)).shape)
+    except Exception as error:  # whatever a user's code raises
+        raise UserError(
+            f"model {name!r} cannot map a batch (2, {', '.join(map(str, shape))}) to logits: {error}"
+        ) from error
     if got != (2, classes):
         raise UserError(
             f"model {name!r} maps (2, {', '.join(map(str, shape))}) to {got}; it must map it to (2, {classes})."

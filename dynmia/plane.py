@@ -33,10 +33,11 @@ def vulnerability_plane(
         keep: another inclusion mask (N, n), for permutation nulls; default the run's own.
 
     Returns:
-        Data set with dims epoch, sample (and level): tp, fp (counts), n_in, n_out, tpr, fpr, advantage = tpr - fpr;
-        per epoch threshold, test_accuracy, train_accuracy; hits (level, epoch, sample), the in-models that flag the
-        sample at the pooled FPR ``level``; place_in, place_out (epoch, sample), the sums over the sample's in-models
-        (out-models) of the share of all out-scores below (in-scores above) theirs, from which the AUC follows.
+        A data set with dims epoch, sample and level. Its variables are tp, fp (counts), n_in, n_out, tpr, fpr,
+        advantage = tpr - fpr; per epoch threshold, test_accuracy, train_accuracy; hits (level, epoch, sample), the
+        in-models that flag the sample at the pooled FPR ``level``; place_in, place_out (epoch, sample), the sums over
+        the sample's in-models (out-models) of the share of all out-scores below (in-scores above) theirs, from which
+        the AUC follows.
 
     Raises:
         UserError: an unknown rule or option.
@@ -44,6 +45,10 @@ def vulnerability_plane(
     level = parse_rule(rule)
     if level is None and attack != "online":
         raise UserError(f"rule 'bayes' needs attack 'online', not {attack!r}: use a rule like fpr@0.01.")
+    if not np.isfinite(run.phi.values).all():
+        raise UserError(
+            "phi has values that are not finite, so the run cannot be scored: train it again with a lower lr."
+        )
     mask = run.keep.values if keep is None else keep
     epochs, (models, samples) = run.sizes["epoch"], mask.shape
     counts = {name: np.zeros((epochs, samples), np.int32) for name in ("tp", "fp")}
@@ -82,10 +87,11 @@ def parse_rule(rule: str) -> float | None:
     """The level a of ``fpr@a``; None for ``bayes``."""
     if rule == "bayes":
         return None
-    match = re.fullmatch(r"fpr@(0?\.\d+(?:e-?\d+)?)", str(rule))
-    if not match or not 0 < float(match[1]) < 1:
+    match = re.fullmatch(r"fpr@(\d*\.?\d+(?:e-?\d+)?)", str(rule))
+    level = float(match[1]) if match else 0.0
+    if not 0 < level < 1:
         raise UserError(f"unknown decision rule {rule!r}: use bayes, or fpr@a with a between 0 and 1, like fpr@0.01.")
-    return float(match[1])
+    return level
 
 
 def rate_interval(count: xr.DataArray, trials: xr.DataArray, level: float = 0.95, method: str = "wilson") -> xr.Dataset:

@@ -159,7 +159,7 @@ def open_run(path: str | os.PathLike[str]) -> xr.Dataset:
     if _checksum(stored) != expected:
         raise StoreError(f"{path} was altered (its checksum differs): fetch it again.")
     run = stored.assign(keep=(stored.keep.dims, stored.keep.values.astype(bool), stored.keep.attrs))
-    packed = sorted(str(name) for name in stored.data_vars if str(name).startswith("phi_"))
+    packed = [f"phi_{epoch:04d}" for epoch in stored.epoch.values if f"phi_{epoch:04d}" in stored]
     if packed:
         parts = [stored[name].values * stored[name].scale_factor + stored[name].add_offset for name in packed]
         attrs = {"long_name": stored[packed[0]].long_name}

@@ -89,7 +89,7 @@ class RunStore:
 
     Args:
         folder: made if missing.
-        study: with definite precision (:meth:`Study.resolve`).
+        study: with definite precision (:meth:`dynmia.study.Study.resolve`).
         fingerprint: of the pool's data and of a user's own model code.
         about: versions, hardware and command, kept in the manifest.
 

@@ -130,12 +130,12 @@ class Study:
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Study:
-        """Return the preset ``name`` (see :data:`PRESETS`) with ``changes`` to its fields."""
+        """Return the preset ``name`` (see ``PRESETS``) with ``changes`` to its fields."""
         return cls.from_dict({**PRESETS[choose(name, PRESETS, "preset")], **changes})
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Study:
-        """Build a study from a mapping; an unknown field is a :class:`UserError` that names the nearest."""
+        """Build a study from a mapping; an unknown field is an error that names the nearest."""
         known = [field.name for field in dataclasses.fields(cls)]
         for name in fields:
             choose(name, known, "study field")

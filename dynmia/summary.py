@@ -53,7 +53,7 @@ def _early(plane: xr.Dataset, weights: Weights, name: str) -> xr.DataArray:
 def epoch_of_recall(plane: xr.Dataset, weights: Weights = None, share: float = 0.7) -> xr.DataArray:
     """The first checkpoint from which the recall of the finally vulnerable stays at or above ``share``."""
     recall = dyn.early_identification(plane, weights).recall
-    good = (recall >= share).isel(epoch=slice(None, None, -1))
+    good = (recall >= share - 1e-9).isel(epoch=slice(None, None, -1))
     stays = good.cumprod("epoch").sum("epoch")  # checkpoints at the end that are all good
     return recall.epoch[(recall.sizes["epoch"] - stays).clip(max=recall.sizes["epoch"] - 1)].drop_vars("epoch")
 
@@ -121,13 +121,13 @@ METRICS: dict[str, Metric] = {
 
 
 def summarise(plane: xr.Dataset, *, draws: int = 1000, seed: int = 0, level: float = 0.95) -> pd.DataFrame:
-    """Every metric of :data:`METRICS` with its bootstrap interval over samples.
+    """Every metric of ``METRICS`` with its bootstrap interval over samples.
 
     Decision thresholds are those of the plane; they are not set anew in each draw. Intervals say how sure the figure is
     for this population of models and for samples like these, not for another population of models.
 
     Args:
-        plane: from :func:`dynmia.vulnerability_plane`.
+        plane: from :func:`dynmia.plane.vulnerability_plane`.
         draws: bootstrap draws.
         seed: of the draws.
         level: confidence.
@@ -139,7 +139,7 @@ def summarise(plane: xr.Dataset, *, draws: int = 1000, seed: int = 0, level: flo
         raise UserError(f"draws is {draws}: a bootstrap interval needs at least 20.")
     rows, columns = {}, {name: [] for name in METRICS}  # type: ignore[var-annotated]
     for start in range(0, draws, BLOCK):
-        weights = bootstrap_weights(plane, min(BLOCK, draws - start), seed + start)
+        weights = bootstrap_weights(plane, min(BLOCK, draws - start), seed, start)
         for name, metric in METRICS.items():
             if name != "silhouette" or start < CLUSTER_DRAWS:
                 columns[name].append(np.atleast_1d(metric.of(plane, weights).values))
@@ -151,15 +151,15 @@ def summarise(plane: xr.Dataset, *, draws: int = 1000, seed: int = 0, level: flo
         if metric.interval == "basic":
             low, high = 2 * value - high, 2 * value - low
         rows[name] = [metric.label, value, max(low, metric.floor), max(high, metric.floor), metric.unit]
-    return pd.DataFrame.from_dict(rows, "index", columns=["label", "value", "low", "high", "unit"]).rename_axis(
-        "metric"
-    )
+    table = pd.DataFrame.from_dict(rows, "index", columns=["label", "value", "low", "high", "unit"])
+    table.attrs["level"] = level
+    return table.rename_axis("metric")
 
 
-def bootstrap_weights(plane: xr.Dataset, draws: int = 200, seed: int = 0) -> xr.DataArray:
+def bootstrap_weights(plane: xr.Dataset, draws: int = 200, seed: int = 0, block: int = 0) -> xr.DataArray:
     """How often each sample is drawn in each of ``draws`` bootstrap draws with replacement, (draw, sample)."""
     samples = plane.sizes["sample"]
-    rng = np.random.default_rng([seed, draws])
+    rng = np.random.default_rng([seed, block])
     weights = np.stack([np.bincount(rng.integers(0, samples, samples), minlength=samples) for _ in range(draws)])
     return xr.DataArray(weights.astype(float), dims=("draw", "sample"))
 
@@ -170,7 +170,7 @@ def null_summary(
     """The no-signal level of every metric: redraw the keep mask under the same design and rescore the same phi.
 
     Args:
-        run, rule, options: as for :func:`dynmia.vulnerability_plane`.
+        run, rule, options: as for :func:`dynmia.plane.vulnerability_plane`.
         draws: permuted populations; ``low`` and ``high`` are quantiles over them (their extremes if they are few).
 
     Returns:
@@ -216,5 +216,7 @@ def rounded(table: pd.DataFrame, null: pd.DataFrame | None = None) -> pd.DataFra
             _, low, high = numbers(null.loc[name], digits)
             line.append(f"{low} to {high}")
         lines.append(line)
-    columns = ["metric", "unit", "value [95 % interval]"] + ([] if null is None else ["no signal"])
+    columns = ["metric", "unit", f"value [{100 * table.attrs.get('level', 0.95):g} % interval]"] + (
+        [] if null is None else ["no signal"]
+    )
     return pd.DataFrame(lines, columns=columns).set_index("metric")

@@ -199,6 +199,7 @@ def train_shard(
         if epoch > first or not saved:
             if epoch % study.checkpoint_every == 0:
                 phi, right = evaluate(state, data, data.images, data.labels)
+                _must_be_finite(phi, study, model, epoch)
                 _, test_right = evaluate(state, data, data.test_images, data.test_labels)
                 record["phi"] = np.concatenate([record["phi"], phi[None].astype(np.float32)])
                 record["train_accuracy"] = np.append(record["train_accuracy"], right[keep].mean())
@@ -211,16 +212,20 @@ def train_shard(
                 dict(model=model, epoch=epoch) | {k: float(v[-1]) for k, v in record.items() if v.ndim == 1 and len(v)}
             )
         loss = train_epoch(study, state, data, members, model, epoch)
-        if not np.isfinite(loss):
-            raise Diverged(
-                f"model {model} diverged in epoch {epoch + 1} (loss {loss}; {study.optimizer}, lr {study.lr}, "
-                f"momentum {study.momentum}, batch size {study.batch_size}): lower lr; finished shards are kept."
-            )
+        _must_be_finite(loss, study, model, epoch + 1)
         record["loss"] = np.append(record["loss"], loss)
     store.save_shard(model, record | {"keep": keep}, dict(seconds=seconds))
     report(
         dict(model=model, epoch=study.epochs, done=True) | {k: float(v[-1]) for k, v in record.items() if v.ndim == 1}
     )
+
+
+def _must_be_finite(values: float | np.ndarray, study: Study, model: int, epoch: int) -> None:
+    if not np.isfinite(values).all():
+        raise Diverged(
+            f"model {model} diverged in epoch {epoch} ({study.optimizer}, lr {study.lr}, momentum {study.momentum}, "
+            f"batch size {study.batch_size}): lower lr; finished shards are kept."
+        )
 
 
 def flatten(state: TrainState) -> dict[str, np.ndarray]:

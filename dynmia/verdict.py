@@ -29,7 +29,7 @@ def compare(row: pd.Series, null: pd.Series) -> str:
 
 
 def verdict(table: pd.DataFrame, null: pd.DataFrame) -> list[str]:
-    """One sentence a claim, from :func:`dynmia.summarise` and :func:`dynmia.null_summary`; figures come from them."""
+    """One sentence a claim; its figures are those of ``summarise`` and ``null_summary``."""
     sentences = []
     for name, (above, below) in CLAIMS.items():
         row, noise, metric = table.loc[name], null.loc[name], METRICS[name]
@@ -54,8 +54,8 @@ def instability(plane: xr.Dataset, points: float = 1.0) -> str:
     if float(worst) <= points:
         return ""
     return (
-        f"Mean train accuracy falls by {float(worst):.1f} points at epoch {int(worst.epoch)}: some models pass through an "
-        "instability of the optimiser there. Speed and transition peaks near it measure the fall and the recovery."
+        f"Mean train accuracy falls by {float(worst):.1f} points at epoch {int(worst.epoch)}: some models pass through "
+        "an instability of the optimiser there. Speed and transition peaks near it measure the fall and the recovery."
     )
 
 

@@ -40,7 +40,7 @@ def real_data() -> Path:
 
 @pytest.fixture
 def make_npz(tmp_path):
-    """make_npz(name, key=array or None to leave it out) -> path: 3 classes, 9 x 9 grey, 60 for training, 30 for test."""
+    """make_npz(name, key=array, or None to leave it out) -> path; 3 classes, 9 x 9 grey, 60 + 30 images."""
 
     def make(name: str = "own.npz", **changes) -> Path:
         rng = np.random.default_rng(0)

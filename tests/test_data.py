@@ -1,6 +1,8 @@
 import hashlib
+import http.server
 import io
 import tarfile
+import threading
 
 import numpy as np
 import pytest
@@ -242,15 +244,35 @@ def test_grey_images_of_cinic10_become_colour(tmp_path):
     assert read_cinic10(tmp_path / "cinic.tar.gz")["train_images"].shape == (1, 32, 32, 3)
 
 
-def point_to(monkeypatch, archive, md5):
-    monkeypatch.setattr(data, "CINIC10_URL", archive.as_uri())
-    monkeypatch.setattr(data, "CINIC10_MD5", md5)
+@pytest.fixture
+def serve(tmp_path, monkeypatch):
+    """serve(md5) -> an archive, at the address and with the hash that the package will use; served on this machine."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(tmp_path))
+
+        def log_message(self, *args):
+            pass
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+
+    def make(md5=None):
+        archive = tmp_path / "source.tar.gz"
+        write_cinic10(archive)
+        monkeypatch.setattr(data, "CINIC10_URL", f"http://127.0.0.1:{server.server_port}/{archive.name}")
+        monkeypatch.setattr(data, "CINIC10_MD5", md5 or hashlib.md5(archive.read_bytes()).hexdigest())
+        return archive
+
+    yield make
+    server.shutdown()
+    server.server_close()
 
 
-def test_cinic10_is_fetched_once_and_kept(tmp_path, monkeypatch, offline, capsys):
-    archive = tmp_path / "source.tar.gz"
-    write_cinic10(archive)
-    point_to(monkeypatch, archive, hashlib.md5(archive.read_bytes()).hexdigest())
+def test_cinic10_is_fetched_once_and_kept(serve, offline):
+    archive = serve()
     first = load_dataset("cinic10")
     assert first.train_images.shape == (10, 32, 32, 3)
     archive.unlink()
@@ -258,16 +280,14 @@ def test_cinic10_is_fetched_once_and_kept(tmp_path, monkeypatch, offline, capsys
     assert (load_dataset("cinic10").train_images == first.train_images).all()
 
 
-def test_cinic10_with_another_hash_is_refused_and_not_kept(tmp_path, monkeypatch, offline, capsys):
-    archive = tmp_path / "source.tar.gz"
-    write_cinic10(archive)
-    point_to(monkeypatch, archive, "0" * 32)
+def test_cinic10_with_another_hash_is_refused_and_not_kept(serve, offline):
+    serve(md5="0" * 32)
     assert_refused("cinic10", "hash", "cinic10.npz", "--data-dir")
     assert not (offline / "cinic10.npz").exists()
 
 
-def test_cinic10_that_cannot_be_fetched_names_the_mend(tmp_path, monkeypatch, offline, capsys):
-    point_to(monkeypatch, tmp_path / "nowhere.tar.gz", "0" * 32)
+def test_cinic10_that_cannot_be_fetched_names_the_mend(serve, offline):
+    serve().unlink()
     assert_refused("cinic10", "could not be downloaded", "cinic10.npz", "DYNMIA_DATA")
 
 

@@ -30,9 +30,9 @@ def as_run(phi, keep):
     )
 
 
-def signal_run(models=20, samples=70, strengths=(0.0, 1.0, 2.0), seed=0):
+def signal_run(models=20, samples=70, strengths=(0.0, 1.0, 2.0), design="bernoulli", seed=0):
     rng = np.random.default_rng(seed)
-    keep = draw_keep(models, samples, "bernoulli", seed)
+    keep = draw_keep(models, samples, design, seed)
     phi = np.stack([rng.normal(0, 1, keep.shape) + strength * keep for strength in strengths])
     return as_run(phi, keep)
 
@@ -98,12 +98,12 @@ def test_tied_scores_never_raise_the_pooled_rate_above_the_level():
     assert (plane.fp.sum("sample") <= 0.1 * (~keep).sum()).all()
 
 
-@pytest.mark.parametrize("level", ["0.001", "0.01", "0.05", "0.1", "0.29", "0.57"])
-def test_pooled_false_positive_rate_is_the_level_rounded_down_to_a_count(level):
-    run = signal_run()
-    plane = vulnerability_plane(run, f"fpr@{level}")
-    out = int((~run.keep.values).sum())
-    allowed = int(level[2:]) * out // 10 ** len(level[2:])  # floor(a M) in whole numbers
+@pytest.mark.parametrize(("samples", "percent"), [(70, 0.1), (70, 1), (70, 5), (70, 10), (10, 29), (10, 57), (10, 58)])
+def test_pooled_false_positive_rate_is_the_level_rounded_down_to_a_count(samples, percent):
+    run = signal_run(samples=samples, design="balanced")
+    plane = vulnerability_plane(run, f"fpr@{percent / 100}")
+    # M = 700 or 100; in floats 0.29 x 100 is 28.999999999999996
+    allowed = round(10 * percent) * 10 * samples // 1000
     assert plane.fp.sum("sample").values.tolist() == [allowed] * 3
 
 
@@ -146,6 +146,13 @@ def test_bad_rules_are_errors(rule):
 )
 def test_good_rules_are_read(rule, level):
     assert parse_rule(rule) == level
+
+
+def test_a_phi_that_is_not_a_number_is_an_error():
+    run = signal_run()
+    run.phi.values[1, 3, 5] = np.nan  # it would spread through the pooled variance to every score of the checkpoint
+    with pytest.raises(UserError):
+        vulnerability_plane(run)
 
 
 @pytest.mark.parametrize("attack", ["offline-cdf", "offline-density"])

@@ -73,7 +73,7 @@ def test_a_truncated_file_is_refused(sealed, left):
 
 @pytest.mark.parametrize("flip", [0x01, 0x20, 0x80, 0xFF])
 def test_no_flipped_byte_gives_wrong_data(sealed, flip):
-    content = sealed.read_bytes()
+    content, messages = sealed.read_bytes(), []
     for position in range(len(content)):
         damaged = bytearray(content)
         damaged[position] ^= flip
@@ -81,11 +81,13 @@ def test_no_flipped_byte_gives_wrong_data(sealed, flip):
         try:
             found, about = read_sealed(sealed)
         except StoreError as error:
-            assert str(sealed) in str(error)
+            messages.append(str(error))
         else:  # only blanks of the header may change unnoticed
             assert chr(content[position]).isspace()
             assert same(found, ARRAYS)
             assert about == {"epoch": 3, "format": store.FORMAT}
+    assert len(messages) > 0.9 * len(content)
+    assert all(str(sealed) in message for message in messages)
 
 
 def test_appended_bytes_are_refused(sealed):
@@ -288,9 +290,10 @@ def test_a_released_run_saves_again_to_the_same_values(released, tmp_path):
 
 
 def test_packing_makes_the_file_smaller(tiny_run, tmp_path):
-    sizes = [save_run(tiny_run[1], tmp_path / f"{pack}.nc", pack=pack).stat().st_size for pack in (True, False)]
-    # 2 instead of 4 bytes a value of phi, before compression
-    assert sizes[1] - sizes[0] > tiny_run[1].phi.size
+    run = tiny_run[1].isel(sample=np.arange(6000) % 120)
+    run["phi"] = run.phi.dims, np.random.default_rng(0).normal(size=run.phi.shape).astype(np.float32)
+    packed, whole = (save_run(run, tmp_path / f"{pack}.nc", pack=pack).stat().st_size for pack in (True, False))
+    assert packed < 0.8 * whole  # 2 instead of 4 bytes a value of phi; the rest is the same
 
 
 def test_epochs_beyond_9999_stay_in_order(tiny_run, tmp_path):
@@ -353,6 +356,8 @@ def test_a_truncated_release_is_refused_without_further_noise(released, share):
         open_run(released)
 
 
+# h5netcdf complains when it closes a file that it could not open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_flipped_byte_of_a_release_never_gives_wrong_data(released):
     content, expected, refused = released.read_bytes(), open_run(released), 0
     positions = np.linspace(0, len(content) - 1, 60).astype(int)

@@ -1,0 +1,148 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dynmia.cli import duration, main, pair_parameters
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = "--epochs 2 --checkpoint-every 1 --shadow-models 4 --pool-size 100".split()
+
+
+def run(capsys, *words):
+    """Exit code, output and errors of one command line."""
+    code = 0
+    try:
+        main([str(word) for word in words])
+    except SystemExit as stop:
+        code = stop.code or 0
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def bad(capsys, *words):
+    """The one line of a command that fails by bad input."""
+    code, out, err = run(capsys, *words)
+    assert code == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize(("command", "word"), [("datasets", "cinic10"), ("models", "wrn-D-K")])
+def test_lists_name_what_there_is(capsys, command, word):
+    code, out, _ = run(capsys, command)
+    assert code == 0
+    assert word in out
+
+
+def test_train_status_summarise_follow_one_another(capsys, tmp_path):
+    folder, file = tmp_path / "run", tmp_path / "run.nc"
+    code, out, _ = run(capsys, "train", *TINY, "--out", folder, "--save", file, "--quiet", "--device", "cpu")
+    assert code == 0
+    assert "4 models, 3 checkpoints" in out
+    code, out, _ = run(capsys, "status", folder)
+    assert "4 of 4 models finished" in out
+    for source in (file, folder):
+        code, out, _ = run(capsys, "summarise", source, "--draws", 40, "--null", 2, "--json")
+        assert code == 0
+        assert set(json.loads(out)["displacement"]) >= {"value", "low", "high", "null_low", "null_high"}
+
+
+def test_the_command_kept_in_a_run_makes_it_again(capsys, tmp_path):
+    import numpy as np
+
+    from dynmia import open_run
+
+    words = ["train", *TINY, "--optimizer", "sgd", "--augment", "--quiet", "--device", "cpu"]
+    run(capsys, *words, "--out", tmp_path / "a")
+    first = open_run(tmp_path / "a")
+    again = first.attrs["command"].split()[1:]
+    code, _, err = run(capsys, *again, "--out", tmp_path / "b", "--quiet", "--device", "cpu")
+    assert code == 0, err
+    second = open_run(tmp_path / "b")
+    assert second.attrs["identity"] == first.attrs["identity"]
+    np.testing.assert_array_equal(first.phi, second.phi)
+
+
+def test_plan_states_the_cost_before_anything_starts(capsys):
+    code, out, _ = run(capsys, "plan", "--preset", "quick", "--json", "--device", "cpu")
+    cost = json.loads(out)
+    assert code == 0
+    assert cost["training_samples"] == 20 * 600 * 30
+    assert cost["evaluations"] == 20 * 16 * (1200 + 300)
+    assert cost["seconds"] > 0
+
+
+def test_plan_of_sam_costs_twice_the_training_flops():
+    from dynmia.cost import plan
+    from dynmia.study import Study
+
+    study = Study.preset("quick")
+    sgd, sam = (plan(study.replace(optimizer=name), device="cpu") for name in ("sgd", "sam-sgd"))
+    evaluation = sgd["flops"] * sgd["evaluations"] / (3 * sgd["training_samples"] + sgd["evaluations"])
+    assert sam["flops"] - evaluation == pytest.approx(2 * (sgd["flops"] - evaluation))
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["train", "--dataset", "mnits"], "did you mean 'mnist'"),
+        (["train", "--model", "wrn-28"], "wrn-28-2"),
+        (["train", "--optimizer", "adam"], "'adamw'"),
+        (["train", "--preset", "quik"], "'quick'"),
+        (["train", "--pool-size", "5000"], "larger than the training split"),
+        (["train", "--shadow-models", "3"], "at least 4"),
+        (["train", "--epochs", "10", "--checkpoint-every", "3"], "1, 2, 5, 10"),
+        (["train", "--lr", "nan"], "finite"),
+        (["train", "--dataset", "mnist", "--data-dir", "nowhere"], "does not exist"),
+        (["train", "--dataset", "nowhere/mine.npz"], "no such file"),
+        (["train", "--device", "tpu"], "cpu or cuda"),
+        (["status", "nowhere"], "not a run folder"),
+        (["summarise", "nowhere.nc"], "does not exist"),
+        (["summarise", "data/quick.nc", "--rule", "fpr"], "fpr@0.01"),
+        (["summarise", "data/quick.nc", "--draws", "3"], "at least 20"),
+        (["notebook", "01-populatoin"], "'01-population'"),
+        (["notebook", "01-population", "-p", "datset", "mnist"], "'dataset'"),
+        (["notebook", "01-population", "-p", "retrain", "maybe"], "of type bool"),
+        (["notebook", "01-population", "-p", "null_draws", "2.5"], "of type int"),
+        (["notebook", "01-population", "-p", "rule"], "a name and a value"),
+        (["notebooks", "--only", "nothing-like-it"], "no experiment"),
+    ],
+)
+def test_bad_input_is_one_line_with_the_mend(capsys, monkeypatch, words, hint):
+    monkeypatch.chdir(ROOT)
+    assert hint in bad(capsys, *words)
+
+
+def test_a_run_folder_of_another_study_names_the_field(capsys, tmp_path):
+    run(capsys, "train", *TINY, "--out", tmp_path, "--quiet", "--device", "cpu")
+    line = bad(capsys, "train", *TINY, "--lr", "0.002", "--out", tmp_path, "--quiet", "--device", "cpu")
+    assert "lr (0.001 there, 0.002 here)" in line
+
+
+def test_a_value_of_the_wrong_type_is_a_usage_error(capsys):
+    code, _, err = run(capsys, "train", "--epochs", "ten")
+    assert code == 2
+    assert "--epochs" in err
+    assert "Traceback" not in err
+
+
+def test_the_console_command_exits_with_2_and_no_traceback():
+    done = subprocess.run(
+        [sys.executable, "-m", "dynmia.cli", "train", "--model", "cn"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("dynmia: unknown model 'cn'")
+
+
+def test_parameters_may_hold_an_equals_sign():
+    assert pair_parameters(["-p", "rule", "a=b"]) == ["-p", "rule=a=b"]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(30, "30 s"), (600, "10.0 min"), (8640, "2.4 h"), (432000, "5.0 days")])
+def test_durations_are_in_the_unit_a_person_would_use(seconds, text):
+    assert duration(seconds) == text
