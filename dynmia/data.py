@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import tarfile
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from .errors import UserError
+from .errors import UserError, disk_error, reason
 from .study import is_path
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -114,12 +113,10 @@ def _from_npz(path: Path) -> Dataset:
                 if key not in file:
                     raise UserError(f"{path} has no key {key!r}; it needs {', '.join(KEYS)}.")
             arrays = {key: file[key] for key in KEYS}
-    except (OSError, EOFError, zipfile.BadZipFile, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read as .npz: {error}.") from error
-    except ValueError as error:  # numpy refuses object arrays; UserError is a ValueError too
-        raise (
-            error if isinstance(error, UserError) else UserError(f"{path} cannot be read as .npz: {error}.")
-        ) from error
+    except UserError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds on a damaged or pickled file
+        raise UserError(f"{path} cannot be read as .npz: {reason(error)}.") from error
     return check(path, arrays)
 
 
@@ -129,21 +126,28 @@ def _from_folder(path: Path) -> Dataset:
     from torchvision.datasets import ImageFolder
 
     arrays: dict[str, np.ndarray] = {}
+    classes: list[str] = []
     for split in ("train", "test"):
         try:
             folder = ImageFolder(str(path / split))
-        except FileNotFoundError as error:
-            raise UserError(f"image folder {path} needs {split}/CLASS/*.png: {str(error).splitlines()[0]}.") from error
-        images = []
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"image folder {path} needs {split}/CLASS/*.png: {reason(error)}.") from error
+        classes = classes or folder.classes
+        if unknown := set(folder.classes) - set(classes):
+            raise UserError(f"{path}: {split} has classes {sorted(unknown)} that train lacks; it has {classes}.")
+        images: list[np.ndarray] = []
         for file, _ in folder.samples:
-            image = Image.open(file)
-            images.append(np.asarray(image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB")))
+            try:
+                image = Image.open(file)
+                images.append(np.asarray(image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB")))
+            except (OSError, ValueError, SyntaxError) as error:
+                raise UserError(f"{file} cannot be read as an image: {reason(error)}.") from error
             if images[-1].shape != images[0].shape:
                 raise UserError(
                     f"{file} has shape {images[-1].shape}, others {images[0].shape}: all must have one size."
                 )
         arrays[f"{split}_images"] = np.stack(images)
-        arrays[f"{split}_labels"] = np.array([label for _, label in folder.samples])
+        arrays[f"{split}_labels"] = np.array([classes.index(folder.classes[label]) for _, label in folder.samples])
     return check(path, arrays)
 
 
@@ -173,7 +177,7 @@ def _download(name: str, cache: Path) -> Dataset:
             part = classes[name](str(cache), train=split == "train", download=True)
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"{name} could not be downloaded ({str(error).splitlines()[0]}): "
+                f"{name} could not be downloaded ({reason(error)}): "
                 f"put {name}.npz into a folder and name it by --data-dir or DYNMIA_DATA."
             ) from error
         arrays[f"{split}_images"] = np.asarray(part.data)  # type: ignore[attr-defined]
@@ -191,12 +195,17 @@ def _cinic10(cache: Path) -> Dataset:
             download_url(CINIC10_URL, str(cache), "CINIC-10.tar.gz", CINIC10_MD5)
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"CINIC-10 could not be downloaded or its hash differs ({str(error).splitlines()[0]}): "
+                f"CINIC-10 could not be downloaded or its hash differs ({reason(error)}): "
                 "put cinic10.npz into a folder and name it by --data-dir or DYNMIA_DATA."
             ) from error
         part = arrays_file.with_suffix(f".{os.getpid()}.npz")
-        np.savez(part, **read_cinic10(cache / "CINIC-10.tar.gz"))  # type: ignore[arg-type]
-        os.replace(part, arrays_file)
+        arrays = read_cinic10(cache / "CINIC-10.tar.gz")
+        try:
+            np.savez(part, **arrays)  # type: ignore[arg-type]
+            os.replace(part, arrays_file)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise disk_error(error, arrays_file) from error
     return _from_npz(arrays_file)
 
 

@@ -6,6 +6,7 @@ Measured on two cores with the 3-layer CNN at 3 x 32 x 32: two processes of one 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -80,6 +81,8 @@ def open_store(
     command: str | None = None,
 ) -> tuple[Study, Pool, RunStore]:
     """Load the data, check that the model fits them, and open (or make) the run's folder; arguments as in ``train``."""
+    if workers is not None and workers < 1:
+        raise UserError(f"workers is {workers}: it must be at least 1.")
     device = pick_device(device)
     study = study.resolve(device)
     pool = make_pool(study, load_dataset(study.dataset, data_dir))
@@ -148,8 +151,9 @@ def train_pool(study: Study, pool: Pool, store: RunStore, models: list[int], wor
                 assert stdin is not None
                 if waiting:
                     flying[number] = waiting.pop(0)
-                    stdin.write(f"{flying[number]}\n")
-                    stdin.flush()
+                    with contextlib.suppress(BrokenPipeError):  # it has ended: its last event says why
+                        stdin.write(f"{flying[number]}\n")
+                        stdin.flush()
                 else:
                     flying.pop(number, None)
 

@@ -37,6 +37,11 @@ def choose(value: str, allowed: Iterable[str], what: str, also: str = "") -> str
     )
 
 
+def reason(error: BaseException) -> str:
+    """The first line of an error's message, or its kind if it has none."""
+    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def disk_error(error: OSError, path: object) -> UserError:
     """Turn an operating-system error on ``path`` into one line with the mend."""
     import errno

@@ -68,6 +68,9 @@ def make_pool(study: Study, dataset: Dataset) -> Pool:
         members = order[dataset.train_labels[order] == label]
         turn[members] = np.arange(len(members))
     ids = np.sort(np.lexsort((dataset.train_labels, turn))[:size])
+    keep = draw_keep(study.shadow_models, size, study.design, study.seed)
+    if not keep.any(1).all():
+        raise UserError(f"pool_size {size} leaves a shadow model nothing to train on: use a larger pool_size.")
     images = dataset.train_images[ids]
     flat = images.reshape(-1, images.shape[-1]).astype(np.float32)
     return Pool(
@@ -76,7 +79,7 @@ def make_pool(study: Study, dataset: Dataset) -> Pool:
         sample_id=ids,
         test_images=dataset.test_images,
         test_labels=dataset.test_labels,
-        keep=draw_keep(study.shadow_models, size, study.design, study.seed),
+        keep=keep,
         mean=flat.mean(0, dtype=np.float64).astype(np.float32),
         std=np.maximum(flat.std(0, dtype=np.float64), 1.0).astype(np.float32),
         classes=dataset.classes,

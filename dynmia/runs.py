@@ -9,6 +9,7 @@ Attributes: title, study (JSON), identity, fingerprint, versions (JSON), hardwar
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -125,7 +126,8 @@ def save_run(run: xr.Dataset, path: str | os.PathLike[str], *, pack: bool = True
         stored.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise disk_error(error, path) from error
     return path
 
@@ -157,7 +159,7 @@ def open_run(path: str | os.PathLike[str]) -> xr.Dataset:
             f"{path} has format {version}, this dynmia reads format {FORMAT}: use the version that wrote it."
         )
     if _checksum(stored) != expected:
-        raise StoreError(f"{path} was altered (its checksum differs): fetch it again.")
+        raise StoreError(f"{path} was altered (its checksum differs): fetch it again, or make it again by its command.")
     run = stored.assign(keep=(stored.keep.dims, stored.keep.values.astype(bool), stored.keep.attrs))
     packed = [f"phi_{epoch:04d}" for epoch in stored.epoch.values if f"phi_{epoch:04d}" in stored]
     if packed:
@@ -171,4 +173,6 @@ def open_run(path: str | os.PathLike[str]) -> xr.Dataset:
 def _checksum(stored: xr.Dataset) -> str:
     """sha256 over the stored values and every attribute but the checksum itself."""
     attrs = {name: str(value) for name, value in stored.attrs.items() if name != "sha256"}
+    for name in map(str, stored.data_vars):
+        attrs |= {f"{name}.{key}": str(value) for key, value in stored[name].attrs.items() if key != "_FillValue"}
     return digest({str(name): stored[name].values for name in stored.variables}, attrs)

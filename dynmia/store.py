@@ -36,17 +36,19 @@ def write_atomic(path: Path, content: bytes, flush: bool = True) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:  # Ctrl-C too leaves no temporary file behind
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
-        raise disk_error(error, path) from error
+        if isinstance(error, OSError):
+            raise disk_error(error, path) from error
+        raise
 
 
 def digest(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> str:
     """sha256 over names, types, shapes and bytes of ``arrays``, and over ``meta``."""
     sha = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
     for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
+        array = np.asarray(arrays[name], order="C")
         array = array.astype(array.dtype.newbyteorder("<"), copy=False)
         sha.update(f"{name}{array.dtype.str}{array.shape}".encode())
         sha.update(array.tobytes())
@@ -56,7 +58,7 @@ def digest(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> str:
 def write_sealed(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], flush: bool = True) -> None:
     """Write arrays and a JSON mapping as one safetensors file with its checksum."""
     meta = meta | {"format": FORMAT}
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     sealed = {"meta": json.dumps(meta, sort_keys=True), "sha256": digest(arrays, meta)}
     write_atomic(path, safetensors.numpy.save(arrays, sealed), flush)
 

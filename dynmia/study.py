@@ -108,23 +108,26 @@ class Study:
         if self.lr is None:
             object.__setattr__(self, "lr", DEFAULT_LR[self.optimizer])
         for name, low, high in [
-            ("epochs", 1, math.inf), ("checkpoint_every", 1, math.inf), ("shadow_models", 4, math.inf),
-            ("batch_size", 1, math.inf), ("lr", 0, math.inf), ("momentum", 0, 1), ("beta2", 0, 1),
-            ("weight_decay", 0, math.inf), ("rho", 0, math.inf), ("pool_size", 4, math.inf),
+            ("epochs", 1, 2**31), ("checkpoint_every", 1, 2**31), ("shadow_models", 4, 2**31),
+            ("batch_size", 1, 2**31), ("lr", 0, math.inf), ("momentum", 0, 1), ("beta2", 0, 1),
+            ("weight_decay", 0, math.inf), ("rho", 0, math.inf), ("pool_size", 4, 2**31),
             ("seed", 0, 2**63), ("pool_seed", 0, 2**63),
         ]:  # fmt: skip
             value = getattr(self, name)
             if value is None:
                 continue
-            if not math.isfinite(value) or value < low or value >= high:
+            if not low <= value < high:  # NaN too
                 bound = f"at least {low}" + (f" and below {high}" if high < math.inf else "")
-                raise UserError(f"{name} is {value}: it must be a finite number, {bound}.")
+                raise UserError(f"{name} is {value!s:.20}: it must be a finite number, {bound}.")
         if self.epochs % self.checkpoint_every:
-            divisors = [k for k in range(1, self.epochs + 1) if self.epochs % k == 0]
+            small = [k for k in range(1, math.isqrt(self.epochs) + 1) if self.epochs % k == 0]
+            divisors = sorted({*small, *(self.epochs // k for k in small)})
             raise UserError(
                 f"checkpoint_every {self.checkpoint_every} does not divide epochs {self.epochs}: "
                 f"use one of {', '.join(map(str, divisors))}."
             )
+        if self.nesterov and self.momentum == 0 and self.optimizer.endswith("sgd"):
+            raise UserError("nesterov needs momentum above 0: set momentum, or leave nesterov out.")
         if self.design == "balanced" and self.shadow_models % 2:
             raise UserError(f"design 'balanced' needs an even number of shadow models, not {self.shadow_models}.")
 
@@ -142,8 +145,11 @@ class Study:
         return cls(**fields)
 
     def replace(self, **changes: Any) -> Study:
-        """Return a copy with some fields changed."""
-        return self.from_dict({**self.to_dict(), **changes})
+        """Return a copy with some fields changed; a default learning rate follows a changed optimizer."""
+        fields = self.to_dict()
+        if "optimizer" in changes and self.lr == DEFAULT_LR[self.optimizer]:
+            fields["lr"] = None
+        return self.from_dict({**fields, **changes})
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain values."""
@@ -202,15 +208,17 @@ def _typed(name: str, kind: str, value: Any) -> Any:
     if value is None and "None" in kind:
         return None
     want = kind.split(" ")[0]
+    if want == "bool" and type(value).__name__ in ("bool", "bool_"):
+        return bool(value)
     if want == "float" and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if isinstance(value, float) or abs(value) < 2**63 else math.inf
     if want == "int" and not isinstance(value, bool):
         if isinstance(value, float) and value.is_integer():
             return int(value)
         if hasattr(value, "__index__"):
             return int(value)
-    if want in ("str", "bool") and type(value).__name__ == want:
-        return value
+    if want == "str" and isinstance(value, str):
+        return str(value)
     raise UserError(f"{name} is {value!r}: it must be of type {kind}.")
 
 

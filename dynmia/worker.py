@@ -7,6 +7,7 @@ memory-mapped, so that all processes share one copy of them.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -32,8 +33,11 @@ def main(job: Path) -> None:
     store = RunStore(about["folder"], study, about["fingerprint"], {})
     data = DeviceData.of(pool, "cpu")
 
+    reports = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a user's own model prints goes to the log, not between the reports
+
     def report(event: dict) -> None:
-        print(json.dumps(event), flush=True)  # a dead parent ends the worker here, by a broken pipe
+        print(json.dumps(event), file=reports, flush=True)  # a dead parent ends the worker here, by a broken pipe
 
     for line in sys.stdin:
         model = int(line)

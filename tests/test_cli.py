@@ -8,7 +8,7 @@ import pytest
 from dynmia.cli import duration, main, pair_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = "--epochs 2 --checkpoint-every 1 --shadow-models 4 --pool-size 100".split()
+TINY = ["--epochs", "2", "--checkpoint-every", "1", "--shadow-models", "4", "--pool-size", "100"]
 
 
 def run(capsys, *words):

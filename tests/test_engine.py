@@ -336,7 +336,7 @@ def test_an_own_model_may_print(tiny, tmp_path, own_model, monkeypatch):
 
 def test_a_diverging_model_is_named_with_its_settings(tiny, tmp_path):
     study = tiny.replace(optimizer="sgd", lr=1e6)
-    with pytest.raises(Diverged, match=r"model 0 diverged in epoch \d \(loss (nan|inf); sgd, lr 1000000\.0, momentum"):
+    with pytest.raises(Diverged, match=r"model 0 diverged in epoch \d \(sgd, lr 1000000\.0, momentum"):
         train_in_process(study, tmp_path)
 
 
