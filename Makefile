@@ -29,6 +29,7 @@ lint: .venv/ready
 
 test: lint
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbval --nbval-current-env $(wildcard book/results/*.ipynb)
 
 clean:
 	rm -rf book/_build book/results/trained-here.ipynb .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,123 @@
+"""The project as a whole: its files agree with each other."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+import dynmia
+from dynmia import notebooks, open_run, rounded, study_of
+from dynmia.summary import METRICS
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+RELEASED = sorted(path for path in (ROOT / "data").glob("*.nc"))
+RESULTS = sorted((ROOT / "book" / "results").glob("*.ipynb"))
+
+
+def test_environment_and_pyproject_agree():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    conda, pip = environment["dependencies"][:-1], environment["dependencies"][-1]["pip"]
+    extras = PROJECT["optional-dependencies"]
+    assert f"python{PROJECT['requires-python']}" in conda
+    assert pip == [*PROJECT["dependencies"], *extras["book"], *extras["test"], "--editable ."]
+
+
+def test_citation_has_the_version_of_the_package():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == PROJECT["version"]
+
+
+@pytest.mark.parametrize("path", RELEASED, ids=lambda path: path.name)
+def test_released_runs_are_complete_and_small(path):
+    run = open_run(path)
+    assert path.stat().st_size <= 6e6
+    assert study_of(run).checkpoints == run.epoch.values.tolist()
+    assert run.sizes["model"] == 20
+    for name in ("identity", "fingerprint", "versions", "hardware", "wall_time_s", "command", "created", "device"):
+        assert str(run.attrs[name])
+
+
+def test_the_baseline_is_the_one_that_the_book_promises():
+    run = open_run(ROOT / "data" / "cifar10-baseline.nc")
+    study = study_of(run)
+    assert (study.dataset, study.model, study.optimizer) == ("cifar10", "deep-cnn", "adamw")
+    assert run.sizes == {"epoch": 21, "model": 20, "sample": 4000}
+    assert (study.epochs, study.pool_size) == (60, 4000)
+
+
+def test_the_readme_table_is_what_the_released_figures_say():
+    import pandas as pd
+
+    readme = (ROOT / "README.md").read_text()
+    names = {"cifar10-baseline": 1, "quick": 2}
+    for name, column in names.items():
+        table = pd.read_csv(ROOT / "data" / f"{name}.csv", index_col="metric")
+        printed = rounded(table).iloc[:, -1]
+        shown = 0
+        for line in readme.splitlines():
+            cells = [cell.strip() for cell in line.split("|")[1:-1]]
+            for metric in METRICS.values():
+                if cells and cells[0] == f"{metric.label} ({metric.unit})".replace(" ()", ""):
+                    assert cells[column] == printed[metric.label]
+                    shown += 1
+        assert shown >= 6
+
+
+def test_the_readme_example_runs(tmp_path, monkeypatch):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    assert 8 <= len(code.strip().splitlines()) <= 14
+    small = code.replace("epochs=30", "epochs=2, shadow_models=4, pool_size=150")
+    assert small != code
+    monkeypatch.chdir(tmp_path)
+    exec(compile(small, "README.md", "exec"), {})
+    assert (tmp_path / "trajectories.png").exists()
+
+
+def test_experiments_are_valid_and_executed():
+    found = notebooks.experiments()
+    for entry in found:
+        notebooks.check_parameters(entry["notebook"], entry["parameters"])
+    outputs = {entry["output"].name for entry in found}
+    assert {path.name for path in RESULTS} <= outputs
+    assert outputs - {path.name for path in RESULTS} <= {"trained-here.ipynb"}
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
+def test_executed_notebooks_hold_results_only(path):
+    text = path.read_text()
+    notebook = nbformat.reads(text, nbformat.NO_CONVERT)
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert [cell["id"] for cell in notebook.cells] == [f"cell-{n:02d}" for n in range(len(notebook.cells))]
+    assert "/home/" not in text
+    assert "/root/" not in text
+    assert "{{" not in "".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert any("assert_allclose" in cell.source for cell in notebook.cells)
+
+
+def test_a_notebook_failure_is_one_clear_line(tmp_path):
+    with pytest.raises(dynmia.UserError, match="missing.nc does not exist"):
+        notebooks.run_notebook("01-population", {"run_file": "data/missing.nc"}, tmp_path / "x.ipynb", progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_package_is_thin():
+    assert max(len(path.read_text().splitlines()) for path in (ROOT / "dynmia").glob("*.py")) <= 350
+
+
+def test_layers_import_downwards_only():
+    order = [
+        "errors", "study", "data", "pool", "models", "optim", "signals", "store", "runs", "training", "worker", "engine",
+        "lira", "plane", "dynamics", "summary", "verdict", "plots", "cost", "notebooks", "bench", "cli",
+    ]  # fmt: skip
+    assert set(order) == {path.stem for path in (ROOT / "dynmia").glob("*.py")} - {"__init__"}
+    for position, name in enumerate(order):
+        source = (ROOT / "dynmia" / f"{name}.py").read_text()
+        used = re.findall(r"^\s*from \.(\w+) import", source, re.M) + re.findall(
+            r"^\s*from \. import (.*)$", source, re.M
+        )
+        for item in used:
+            for module in re.findall(r"\w+", item.split(" as ")[0]):
+                assert module not in order or order.index(module) < position, f"{name} imports {module}"
