@@ -108,10 +108,6 @@ def clean(notebook: nbformat.NotebookNode, parameters: dict[str, Any]) -> None:
         else:
             widget = "application/vnd.jupyter.widget-view+json"  # progress bars
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and widget not in o.get("data", {})]
-            cell.execution_count = None
-            for output in cell.outputs:
-                if "execution_count" in output:
-                    output["execution_count"] = None
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.metadata["tags"] = ["injected-parameters", "hide-input"]
 

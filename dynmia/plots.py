@@ -191,7 +191,11 @@ def _cloud(axis: Axes, plane: xr.Dataset, epoch: int):  # type: ignore[no-untype
 
 
 def _band(values: xr.DataArray) -> np.ndarray:
-    return np.nanquantile(values.transpose("draw", "epoch").values, [0.025, 0.975], axis=0)
+    drawn = values.transpose("draw", "epoch").values
+    band = np.full((2, drawn.shape[1]), np.nan)
+    known = np.isfinite(drawn).any(0)  # a share of nothing, such as the precision before anything is vulnerable, is NaN
+    band[:, known] = np.nanquantile(drawn[:, known], [0.025, 0.975], axis=0)
+    return band
 
 
 def _curve(

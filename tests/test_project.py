@@ -98,7 +98,7 @@ def test_executed_notebooks_hold_results_only(path):
 
 
 def test_a_notebook_failure_is_one_clear_line(tmp_path):
-    with pytest.raises(dynmia.UserError, match="missing.nc does not exist"):
+    with pytest.raises(dynmia.UserError, match=r"missing\.nc does not exist"):
         notebooks.run_notebook("01-population", {"run_file": "data/missing.nc"}, tmp_path / "x.ipynb", progress=False)
     assert not list(tmp_path.iterdir())
 
