@@ -20,7 +20,7 @@ help:
 book: .venv/ready
 	$(BIN)/dynmia notebooks
 	$(BIN)/jupyter-book build book --all -W --keep-going -n
-	@echo "The book is at $(CURDIR)/book/_build/html/index.html"
+	@echo "The book is at $(CURDIR)/_build/html/index.html"
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -32,4 +32,4 @@ test: lint
 	$(BIN)/python -m pytest --nbval --nbval-current-env $(wildcard book/results/*.ipynb)
 
 clean:
-	rm -rf book/_build book/results/trained-here.ipynb .pytest_cache .mypy_cache .ruff_cache
+	rm -rf _build book/results/trained-here.ipynb .pytest_cache .mypy_cache .ruff_cache

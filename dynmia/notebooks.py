@@ -148,14 +148,13 @@ def run_experiments(path: str | os.PathLike[str] | None = None, jobs: int = 2, o
             yield future.result()
 
 
-def show(figure: Any, source: str) -> None:
-    """Display a figure and, under it, the line that says where it comes from."""
+def show(figure: Any) -> None:
+    """Display a figure once, at its full resolution."""
     import matplotlib.pyplot as plt
-    from IPython.display import Markdown, display
+    from IPython.display import display
 
     display(figure)
     plt.close(figure)
-    display(Markdown(source))
 
 
 def source_line(run: xr.Dataset, notebook: str, run_file: str) -> str:

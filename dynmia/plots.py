@@ -27,7 +27,7 @@ OTHER, NULL, INK = "#E69F00", "#9A9A9A", "#333333"
 STYLE: Any = {
     "figure.constrained_layout.use": True, "figure.dpi": 100, "savefig.dpi": 200, "font.size": 10, "axes.grid": True,
     "axes.spines.top": False, "axes.spines.right": False, "grid.alpha": 0.25, "axes.axisbelow": True,
-    "axes.titlesize": 10, "legend.frameon": False,
+    "axes.titlesize": 10, "legend.frameon": False, "legend.fontsize": 8,
 }  # fmt: skip
 
 
@@ -233,9 +233,9 @@ def _path(axis: Axes, plane: xr.Dataset, null: Sequence[xr.Dataset] = ()) -> Non
         axis.annotate(
             f"epoch {int(plane.epoch[t])}", (x[t], y[t]), xytext=(6, -2), textcoords="offset points", fontsize=8
         )
-    axis.margins(x=0.3)
-    axis.set(xlabel="mean FPR", ylabel="mean TPR")
-    axis.legend(loc="upper left")
+    span = max(np.ptp(x), 0.01)  # leave room at the left: under fpr@a the path is a vertical line
+    axis.set(xlabel="mean FPR", ylabel="mean TPR", xlim=(x.min() - 1.6 * span, x.max() + 0.7 * span))
+    axis.legend(loc="center left")
 
 
 def _early(axis: Axes, plane: xr.Dataset) -> None:
