@@ -141,6 +141,7 @@ class Pair(nn.Module):
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
+    sys.modules.pop("own_model", None)  # another test's module of that name
     (tmp_path / "own_model.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path / "own_model.py"
