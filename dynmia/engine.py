@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import queue
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -58,11 +59,12 @@ def train(
         progress: show a bar with time left, train and test accuracy.
         command: kept in the run as what reproduces it; None derives the ``dynmia train`` line.
     """
+    device = pick_device(device)
     study, pool, store = open_store(study, out=out, data_dir=data_dir, device=device, workers=workers, command=command)
     missing = store.missing()
     with _Progress(study, missing, store, progress) as report:
-        if store.manifest["device"].startswith("cuda"):
-            train_here(study, pool, store, missing, report)
+        if device.startswith("cuda"):  # where it goes on, which need not be where it began
+            train_here(study, pool, store, missing, report, device)
         else:
             train_pool(study, pool, store, missing, min(workers or cores(), max(1, len(missing))), report)
     run = assemble(store, pool)
@@ -108,7 +110,7 @@ def command_of(study: Study) -> str:
     """The ``dynmia train`` line that makes the run of ``study``."""
     default = Study.from_dict({"optimizer": study.optimizer}).to_dict()
     options = [
-        f"--{name.replace('_', '-')} {value}"
+        f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
         for name, value in study.to_dict().items()
         if value is not None and (name in ("dataset", "model", "optimizer") or value != default[name])
     ]
@@ -116,9 +118,11 @@ def command_of(study: Study) -> str:
     return " ".join(["dynmia train", *options])
 
 
-def train_here(study: Study, pool: Pool, store: RunStore, models: Iterable[int], report: Report) -> None:
-    """Train ``models`` one after another in this process, on the store's device."""
-    data = DeviceData.of(pool, store.manifest["device"])
+def train_here(
+    study: Study, pool: Pool, store: RunStore, models: Iterable[int], report: Report, device: str = "cpu"
+) -> None:
+    """Train ``models`` one after another in this process, on ``device``."""
+    data = DeviceData.of(pool, device)
     for model in models:
         train_shard(study, pool, data, model, store, report)
 

@@ -234,7 +234,7 @@ def _path(axis: Axes, plane: xr.Dataset, null: Sequence[xr.Dataset] = ()) -> Non
             f"epoch {int(plane.epoch[t])}", (x[t], y[t]), xytext=(6, -2), textcoords="offset points", fontsize=8
         )
     span = max(np.ptp(x), 0.01)  # leave room at the left: under fpr@a the path is a vertical line
-    axis.set(xlabel="mean FPR", ylabel="mean TPR", xlim=(x.min() - 1.6 * span, x.max() + 0.7 * span))
+    axis.set(xlabel="mean FPR", ylabel="mean TPR", xlim=(max(0.0, x.min() - 1.6 * span), x.max() + 0.7 * span))
     axis.legend(loc="center left")
 
 
