@@ -227,7 +227,7 @@ def _path(axis: Axes, plane: xr.Dataset, null: Sequence[xr.Dataset] = ()) -> Non
         axis.plot(noise.fpr, noise.tpr, color=NULL, lw=0.6, label=None if number else "no signal")
     axis.errorbar(
         x, y, xerr=np.abs(_band(drawn.fpr) - x), yerr=np.abs(_band(drawn.tpr) - y),
-        color=colour_of(plane), lw=1.2, elinewidth=0.7, marker="o", ms=3, label="centre of mass, 95 %",
+        color=colour_of(plane), lw=1.2, elinewidth=0.7, marker="o", ms=3, label="centre, 95 %",
     )  # fmt: skip
     for t in (0, -1):
         axis.annotate(
