@@ -86,7 +86,8 @@ def run_notebook(name: str, parameters: dict[str, Any], out: str | os.PathLike[s
     except OSError as error:
         raise disk_error(error, out) from error
     notebook = nbformat.read(part, nbformat.NO_CONVERT)
-    clean(notebook, checked)
+    known = papermill.inspect_notebook(available()[name])
+    clean(notebook, {key: ast.literal_eval(entry["default"]) for key, entry in known.items()} | checked)
     nbformat.write(notebook, part)
     os.replace(part, out)
     return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -165,18 +165,26 @@ def bootstrap_weights(plane: xr.Dataset, draws: int = 200, seed: int = 0, block:
 
 
 def null_summary(
-    run: xr.Dataset, rule: str = "fpr@0.01", *, draws: int = 20, seed: int = 0, level: float = 0.95, **options: str
+    run: xr.Dataset,
+    rule: str = "fpr@0.01",
+    *,
+    draws: int = 20,
+    seed: int = 0,
+    level: float = 0.95,
+    planes: Iterable[xr.Dataset] | None = None,
+    **options: str,
 ) -> pd.DataFrame:
     """The no-signal level of every metric: redraw the keep mask under the same design and rescore the same phi.
 
     Args:
         run, rule, options: as for :func:`dynmia.plane.vulnerability_plane`.
+        planes: the planes of the null if they are at hand (from :func:`null_planes`); None makes them.
         draws: permuted populations; ``low`` and ``high`` are quantiles over them (their extremes if they are few).
 
     Returns:
         Index metric; columns value (mean), low, high.
     """
-    planes = null_planes(run, rule, draws=draws, seed=seed, **options)
+    planes = null_planes(run, rule, draws=draws, seed=seed, **options) if planes is None else planes
     table = pd.DataFrame([{name: float(metric.of(p, None)) for name, metric in METRICS.items()} for p in planes])
     tails = [(1 - level) / 2, (1 + level) / 2]
     low, high = (table.quantile(q, interpolation="lower" if q < 0.5 else "higher") for q in tails)

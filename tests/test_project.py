@@ -103,6 +103,12 @@ def test_a_notebook_failure_is_one_clear_line(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_text_cells_are_filled_with_the_defaults_of_parameters_that_are_not_given(tmp_path):
+    path = notebooks.run_notebook("01-population", {"null_draws": 2}, tmp_path / "x.ipynb", progress=False)
+    text = nbformat.read(path, nbformat.NO_CONVERT).cells[0].source
+    assert text.startswith("# One population on the plane\n")
+
+
 def test_the_package_is_thin():
     assert max(len(path.read_text().splitlines()) for path in (ROOT / "dynmia").glob("*.py")) <= 350
 
