@@ -146,8 +146,13 @@ def train_pool(study: Study, pool: Pool, store: RunStore, models: list[int], wor
                      fingerprint=store.manifest["fingerprint"])  # fmt: skip
         (job / "job.json").write_text(json.dumps(about))
         events: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
-        processes = [_start(number, job, events) for number in range(workers)]
+        processes: list[subprocess.Popen[str]] = []
+        forwarders: list[threading.Thread] = []
         try:
+            for number in range(workers):
+                process, forwarder = _start(number, job, events)
+                processes.append(process)
+                forwarders.append(forwarder)
             waiting, flying = list(models), {}
 
             def next_model(number: int) -> None:
@@ -177,11 +182,11 @@ def train_pool(study: Study, pool: Pool, store: RunStore, models: list[int], wor
         finally:
             for process in processes:
                 process.terminate()
-            for process in processes:
-                process.wait()
+            for forwarder in forwarders:  # it ends with its process, and reads the log: before the folder goes
+                forwarder.join()
 
 
-def _start(number: int, job: Path, events: queue.Queue) -> subprocess.Popen[str]:
+def _start(number: int, job: Path, events: queue.Queue) -> tuple[subprocess.Popen[str], threading.Thread]:
     """Start a worker and a thread that forwards what it reports; None marks its end."""
     here = str(Path(__file__).parents[1])
     environment = os.environ | {
@@ -197,14 +202,15 @@ def _start(number: int, job: Path, events: queue.Queue) -> subprocess.Popen[str]
     def forward() -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            events.put((number, json.loads(line)))
+            with contextlib.suppress(ValueError):  # a killed process may leave half a line
+                events.put((number, json.loads(line)))
         process.wait()
-        log = (job / f"{number}.log").read_text() if (job / f"{number}.log").exists() else ""
-        process.log = log  # type: ignore[attr-defined]
+        process.log = (job / f"{number}.log").read_text()  # type: ignore[attr-defined]
         events.put((number, None))
 
-    threading.Thread(target=forward, daemon=True).start()
-    return process
+    forwarder = threading.Thread(target=forward, daemon=True)
+    forwarder.start()
+    return process, forwarder
 
 
 def _failed(process: subprocess.Popen[str], model: int) -> None:

@@ -248,14 +248,14 @@ def test_a_killed_process_is_named_and_the_run_continues_to_the_same_bits(tiny, 
         deadline = time.monotonic() + LIMIT
         while time.monotonic() < deadline and not (tmp_path / "run" / "model-000.state.safetensors").exists():
             time.sleep(0.001)
-        os.kill(started[0].pid, signal.SIGKILL)
+        os.kill(started[0][0].pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill_the_first)
     killer.start()
     with pytest.raises(UserError, match=r"model [0-3] was ended by signal 9: the same command continues"):
         train(tiny, tmp_path / "run")
     killer.join()
-    assert [process.poll() is None for process in started] == [False, False]
+    assert [process.poll() is None for process, _ in started] == [False, False]
     train(tiny, tmp_path / "run")
     assert_same_shards(tmp_path / "run", tiny_run[0])
 
