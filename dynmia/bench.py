@@ -21,13 +21,16 @@ from .study import Study
 
 SHAPE, CLASSES, SAMPLES = (3, 32, 32), 10, 2000
 STUDY = Study(model="cnn", optimizer="adamw", precision="float32")
+UNITS = {"sgemm": "GFLOP/s"}
 
 
 def bench(seconds: float = 4.0, repeats: int = 3, report: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Measure training and scoring and return medians, ranges and ratios.
 
-    Training: samples per second of the 3-layer CNN at 3 x 32 x 32, batch 64, AdamW, float32. Baselines: our own tuned
-    loop in one process with two threads; a plain ``DataLoader`` loop (per-sample transform, batch 64) with two threads.
+    Training: samples per second of the 3-layer CNN at 3 x 32 x 32, batch 64, AdamW, float32. Baselines: our own step in
+    one process with two threads, with the allocator's usual settings (a tuned sequential loop) and with ours; a plain
+    ``DataLoader`` loop (per-sample transform, batch 64) with two threads. ``sgemm`` is the rate of 1024 x 1024 matrix
+    products in as many processes; the share of it is counted in FLOPs of the convolutions and the linear layer.
     Scoring: leave-one-out LiRA for 21 checkpoints x 20 models x 4,000 samples against a per-sample scipy loop, which is
     timed on 100 samples of one checkpoint and scaled.
     """
@@ -35,18 +38,23 @@ def bench(seconds: float = 4.0, repeats: int = 3, report: Callable[[str], None] 
     result: dict[str, Any] = {"hardware": hardware("cpu"), "model": "cnn", "batch_size": STUDY.batch_size}
     measures: dict[str, tuple[str, int, int]] = {
         "pool_of_processes": ("tuned", 1, count),
-        "one_process_two_threads": ("tuned", 2, 1),
+        "sequential_two_threads": ("sequential", 2, 1),
+        "sequential_kept_memory": ("tuned", 2, 1),
         "dataloader_loop": ("dataloader", 2, 1),
+        "sgemm": ("sgemm", 1, count),
     }
     rates: dict[str, list[float]] = {name: [] for name in measures}
     for _ in range(repeats):  # interleaved, so that a drifting machine is no difference
         for name, (kind, threads, processes) in measures.items():
             rates[name].append(_processes(kind, threads, processes, seconds))
-            report(f"{name}: {rates[name][-1]:,.0f} samples/s")
-    result |= {name: _spread(values, "samples/s") for name, values in rates.items()}
-    for name in ("one_process_two_threads", "dataloader_loop"):
+            report(f"{name}: {rates[name][-1]:,.0f} {UNITS.get(name, 'samples/s')}")
+    result |= {name: _spread(values, UNITS.get(name, "samples/s")) for name, values in rates.items()}
+    for name in ("sequential_two_threads", "sequential_kept_memory", "dataloader_loop"):
         pairs = [a / b for a, b in zip(rates["pool_of_processes"], rates[name])]
         result[f"pool_of_processes / {name}"] = _spread(pairs, "x")
+    work = flops_a_sample() / 1e9
+    share = [work * a / b for a, b in zip(rates["pool_of_processes"], rates["sgemm"])]
+    result["pool_of_processes / sgemm"] = _spread(share, "of the sgemm rate")
     ours, theirs = [], []
     for _ in range(repeats):
         a, b = lira_times()
@@ -78,7 +86,33 @@ def _processes(kind: str, threads: int, processes: int, seconds: float) -> float
     return sum(float(json.loads(process.communicate()[0])) for process in started)
 
 
+def flops_a_sample() -> float:
+    """FLOPs of one training sample: forward, and twice as much backward but for the images' own gradient."""
+    from .models import build_model, forward_flops
+
+    model = build_model("cnn", SHAPE, CLASSES)
+    first = forward_flops(model[:1], SHAPE)  # type: ignore[index]
+    return 3 * forward_flops(model, SHAPE) - first
+
+
+def sgemm_step() -> Callable[[], None]:
+    """One float32 product of two 1024 x 1024 matrices: 2 x 1024^3 FLOPs."""
+    import torch
+
+    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    out = torch.empty(1024, 1024)
+    return lambda: (torch.mm(a, b, out=out), None)[1]
+
+
 def tuned_step() -> Callable[[], None]:
+    """One step of dynmia's worker processes, which keep the memory that they free."""
+    from .training import keep_freed_memory
+
+    keep_freed_memory()
+    return sequential_step()
+
+
+def sequential_step() -> Callable[[], None]:
     """One step of dynmia's own loop on random images."""
     import torch
 
@@ -179,12 +213,16 @@ def main(kind: str, threads: str, seconds: str) -> None:
     from .cost import rate
 
     torch.set_num_threads(int(threads))
-    step = {"tuned": tuned_step, "dataloader": dataloader_step}[kind]()
+    steps = {
+        "tuned": tuned_step, "sequential": sequential_step, "dataloader": dataloader_step, "sgemm": sgemm_step
+    }  # fmt: skip
+    step = steps[kind]()
     for _ in range(3):
         step()
     print("ready", flush=True)
     sys.stdin.readline()
-    print(json.dumps(STUDY.batch_size * rate(step, float(seconds))))
+    unit = 2 * 1024**3 / 1e9 if kind == "sgemm" else STUDY.batch_size
+    print(json.dumps(unit * rate(step, float(seconds))))
 
 
 if __name__ == "__main__":

@@ -24,9 +24,10 @@ def main(job: Path) -> None:
     from .pool import Pool
     from .store import RunStore
     from .study import Study
-    from .training import DeviceData, train_shard
+    from .training import DeviceData, keep_freed_memory, train_shard
 
     torch.set_num_threads(1)
+    keep_freed_memory()
     about = json.loads((job / "job.json").read_text())
     pool = Pool(**{name: np.load(job / f"{name}.npy", mmap_mode="c") for name in ARRAYS}, classes=about["classes"])
     study = Study.from_dict(about["study"])
