@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -110,12 +111,29 @@ def train(
     workers: Workers = None,
     save: Annotated[str | None, typer.Option(help="also write the run as one released netCDF file")] = None,
     full_precision: Annotated[bool, typer.Option(help="keep float32 in --save instead of 16 bits")] = False,
+    models: Annotated[str | None, typer.Option(help="just these shadow models, for example 0-4 or 0,3,7-9")] = None,
+    time_budget: Annotated[str | None, typer.Option(help="stop cleanly before this, for example 9m or 1h30m")] = None,
     quiet: Annotated[bool, typer.Option(help="no progress bar")] = False,
 ) -> None:
     """Train a population of shadow models, or what is missing of it; Ctrl-C stops it and the same command continues."""
     from . import engine, runs
 
-    run = engine.train(study, out=out, data_dir=data_dir, device=device, workers=workers, progress=not quiet)
+    part = parse_models(models) if models else None
+    budget = parse_duration(time_budget) if time_budget else None
+    pool, store = engine.train_part(
+        study, models=part, time_budget=budget, out=out, data_dir=data_dir, device=device, workers=workers,
+        progress=not quiet,
+    )  # fmt: skip
+    if missing := store.missing():
+        left = [model for model in missing if part is None or model in part]
+        typer.echo(
+            f"{study.title}: {study.shadow_models - len(missing)} of {study.shadow_models} models finished in "
+            f"{store.folder}; "
+            + ("the same command continues" if left else f"all of --models {models} are: the others are left to others")
+            + (f" (nothing written to {save} yet)" if save else "")
+        )
+        return
+    run = engine.finish(pool, store)
     typer.echo(
         f"{run.attrs['title']}: {run.sizes['model']} models, {run.sizes['epoch']} checkpoints, train accuracy "
         f"{float(run.train_accuracy[-1].mean()):.3f}, held-out accuracy {float(run.test_accuracy[-1].mean()):.3f}, "
@@ -148,6 +166,18 @@ def status(folder: Annotated[str, typer.Argument(help="a run folder")]) -> None:
         accuracies = f"train {arrays['train_accuracy'][-1]:.3f}  test {arrays['test_accuracy'][-1]:.3f}"
         typer.echo(f"model {model:3d}  {text:18} {accuracies}")
     typer.echo(f"{study.title}: {done} of {study.shadow_models} models finished; {manifest['command']}")
+
+
+@app.command()
+def merge(
+    into: Annotated[str, typer.Argument(help="the run folder that takes the shards; made if missing")],
+    sources: Annotated[list[str], typer.Argument(help="run folders of the same study, from other machines")],
+) -> None:
+    """Join the shards of one study that several machines have trained; `dynmia train --out INTO` then ends it."""
+    from .store import merge as join
+
+    for line in join(into, sources):
+        typer.echo(line)
 
 
 @app.command()
@@ -237,6 +267,26 @@ def bench(
             )
         else:
             typer.echo(f"{name:50} {value}")
+
+
+def parse_models(text: str) -> list[int]:
+    """Read ``0-4`` or ``0,3,7-9``."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if not match or int(match[2] or match[1]) < int(match[1]):
+            raise UserError(f"models {text!r}: write numbers and ranges, for example 0-4 or 0,3,7-9.")
+        found += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return sorted(set(found))
+
+
+def parse_duration(text: str) -> float:
+    """Read ``90``, ``90s``, ``9m`` or ``1h30m``."""
+    match = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", text.strip())
+    with contextlib.suppress(ValueError):
+        if match and any(match.groups()):
+            return sum(float(value or 0) * unit for value, unit in zip(match.groups(), (3600, 60, 1)))
+    raise UserError(f"time budget {text!r}: write hours, minutes and seconds, for example 9m, 1h30m or 90s.")
 
 
 def duration(seconds: float) -> str:

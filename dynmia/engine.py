@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import shlex
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,7 @@ def train(
 ) -> xr.Dataset:
     """Train the population of ``study``, or what is missing of it, and return the run (see :mod:`dynmia.runs`).
 
-    Ctrl-C or a killed process loses at most one epoch of each model in flight; the same call continues.
+    Ctrl-C or a killed process loses about one epoch of each model in flight; the same call continues.
 
     Args:
         out: the run's folder; default ``runs/<title>-<first 8 digits of the identity>``.
@@ -59,14 +61,53 @@ def train(
         progress: show a bar with time left, train and test accuracy.
         command: kept in the run as what reproduces it; None derives the ``dynmia train`` line.
     """
+    pool, store = train_part(
+        study, out=out, data_dir=data_dir, device=device, workers=workers, progress=progress, command=command
+    )
+    return finish(pool, store)
+
+
+def train_part(
+    study: Study,
+    *,
+    models: list[int] | None = None,
+    time_budget: float | None = None,
+    out: str | os.PathLike[str] | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+    command: str | None = None,
+) -> tuple[Pool, RunStore]:
+    """Train what is missing of ``models`` as far as ``time_budget`` allows; other arguments as in :func:`train`.
+
+    Args:
+        models: numbers of shadow models, 0 ... N - 1; None takes all.
+        time_budget: seconds from now; training stops cleanly before they are over and goes on by the next call, here or
+            elsewhere (:func:`dynmia.store.merge`).
+
+    Returns:
+        The pool and the run's folder; ``store.missing()`` says what is left.
+    """
+    deadline = math.inf if time_budget is None else time.time() + time_budget
+    if time_budget is not None and not time_budget > 0:
+        raise UserError(f"time_budget is {time_budget} s: it must be above 0.")
+    bad = [model for model in models or [] if not 0 <= model < study.shadow_models]
+    if bad:
+        raise UserError(f"model {bad[0]} does not exist: this study has models 0 to {study.shadow_models - 1}.")
     device = pick_device(device)
     study, pool, store = open_store(study, out=out, data_dir=data_dir, device=device, workers=workers, command=command)
-    missing = store.missing()
+    missing = [model for model in store.missing() if models is None or model in models]
     with _Progress(study, missing, store, progress) as report:
         if device.startswith("cuda"):  # where it goes on, which need not be where it began
-            train_here(study, pool, store, missing, report, device)
+            train_here(study, pool, store, missing, report, device, deadline)
         else:
-            train_pool(study, pool, store, missing, min(workers or cores(), max(1, len(missing))), report)
+            train_pool(study, pool, store, missing, min(workers or cores(), max(1, len(missing))), report, deadline)
+    return pool, store
+
+
+def finish(pool: Pool, store: RunStore) -> xr.Dataset:
+    """Assemble the run of a folder in which no model is missing, and keep it there as ``run.nc``."""
     run = assemble(store, pool)
     if not (store.folder / "run.nc").exists():
         save_run(run, store.folder / "run.nc", pack=False)
@@ -119,15 +160,30 @@ def command_of(study: Study) -> str:
 
 
 def train_here(
-    study: Study, pool: Pool, store: RunStore, models: Iterable[int], report: Report, device: str = "cpu"
+    study: Study,
+    pool: Pool,
+    store: RunStore,
+    models: Iterable[int],
+    report: Report,
+    device: str = "cpu",
+    deadline: float = math.inf,
 ) -> None:
-    """Train ``models`` one after another in this process, on ``device``."""
+    """Train ``models`` one after another in this process, on ``device``, until ``deadline``."""
     data = DeviceData.of(pool, device)
     for model in models:
-        train_shard(study, pool, data, model, store, report)
+        if not train_shard(study, pool, data, model, store, report, deadline):
+            break
 
 
-def train_pool(study: Study, pool: Pool, store: RunStore, models: list[int], workers: int, report: Report) -> None:
+def train_pool(
+    study: Study,
+    pool: Pool,
+    store: RunStore,
+    models: list[int],
+    workers: int,
+    report: Report,
+    deadline: float = math.inf,
+) -> None:
     """Train ``models`` in ``workers`` processes; a free process starts the next model at once.
 
     Raises:
@@ -143,7 +199,7 @@ def train_pool(study: Study, pool: Pool, store: RunStore, models: list[int], wor
         except OSError as error:
             raise errors.disk_error(error, job) from error
         about = dict(study=study.to_dict(), folder=str(store.folder.resolve()), classes=pool.classes,
-                     fingerprint=store.manifest["fingerprint"])  # fmt: skip
+                     fingerprint=store.manifest["fingerprint"], deadline=deadline)  # fmt: skip
         (job / "job.json").write_text(json.dumps(about))
         events: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
         processes: list[subprocess.Popen[str]] = []
@@ -158,7 +214,7 @@ def train_pool(study: Study, pool: Pool, store: RunStore, models: list[int], wor
             def next_model(number: int) -> None:
                 stdin = processes[number].stdin
                 assert stdin is not None
-                if waiting:
+                if waiting and time.time() < deadline:
                     flying[number] = waiting.pop(0)
                     with contextlib.suppress(BrokenPipeError):  # it has ended: its last event says why
                         stdin.write(f"{flying[number]}\n")
@@ -176,6 +232,8 @@ def train_pool(study: Study, pool: Pool, store: RunStore, models: list[int], wor
                 elif "error" in event:
                     raise getattr(errors, event["kind"])(event["error"])
                 elif "free" in event:
+                    if not event["free"]:
+                        waiting.clear()  # the time is over
                     next_model(number)
                 else:
                     report(event)

@@ -40,6 +40,11 @@ def assemble(store: RunStore, pool: Pool) -> xr.Dataset:
 
     seconds = np.array([meta["seconds"] for _, meta in shards])
     manifest, phi = store.manifest, stack("phi").swapaxes(0, 1)
+    merged = manifest.get("merged", [])
+    hardware = dict.fromkeys(part["hardware"] for part in [manifest, *merged])
+    workers = np.full(len(shards), manifest["workers"])
+    for part in merged:
+        workers[part["models"]] = part["workers"]
     return xr.Dataset(
         {
             "phi": (("epoch", "model", "sample"), phi, {"long_name": "logit-scaled confidence"}),
@@ -57,8 +62,8 @@ def assemble(store: RunStore, pool: Pool) -> xr.Dataset:
         attrs={
             "title": study.title, "study": json.dumps(study.to_dict()), "identity": store.identity, "format": FORMAT,
             "fingerprint": manifest["fingerprint"], "versions": json.dumps(manifest["versions"]),
-            "hardware": manifest["hardware"], "device": manifest["device"], "command": manifest["command"],
-            "created": manifest["created"], "wall_time_s": round(float(seconds.sum()) / manifest["workers"], 1),
+            "hardware": " and ".join(hardware), "device": manifest["device"], "command": manifest["command"],
+            "created": manifest["created"], "wall_time_s": round(float((seconds / workers).sum()), 1),
             "workers": manifest["workers"],
         },
     )  # fmt: skip

@@ -3,16 +3,21 @@
     RUN/manifest.json                       study, identity, data fingerprint, where and with what it was trained
     RUN/model-003.state.safetensors         weights, optimiser and results so far of a model in flight
     RUN/model-003.safetensors               the results of a finished model: its shard
+    RUN/model-003.lock                      held by the process that trains the model
 
 Every file is written under a temporary name, flushed and renamed, and carries a sha256 that is verified on reading.
+What would exceed 16 MB (a large model's state) lies in parts, NAME.TAG-0.safetensors and on; the file itself, written
+last, names them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +25,11 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
-from .errors import StoreError, disk_error
+from .errors import StoreError, UserError, disk_error
 from .study import FORMAT, Study
+
+CORE = ("format", "identity", "fingerprint", "study")  # of a manifest; the rest says where it was trained
+PART_BYTES = 15_000_000  # of arrays in one file: with its header it stays below 16 MB
 
 
 def write_atomic(path: Path, content: bytes, flush: bool = True) -> None:
@@ -56,11 +64,48 @@ def digest(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> str:
 
 
 def write_sealed(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], flush: bool = True) -> None:
-    """Write arrays and a JSON mapping as one safetensors file with its checksum."""
+    """Write arrays and a JSON mapping as a safetensors file with its checksum, in parts if they are large."""
     meta = meta | {"format": FORMAT}
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    sealed = {"meta": json.dumps(meta, sort_keys=True), "sha256": digest(arrays, meta)}
-    write_atomic(path, safetensors.numpy.save(arrays, sealed), flush)
+    parts = _parts(arrays)
+    if len(parts) > 1:
+        meta["parts"] = len(parts)
+        meta["shapes"] = {name: array.shape for name, array in arrays.items() if array.nbytes > PART_BYTES}
+    text = json.dumps(meta, sort_keys=True)
+    sealed = {"meta": text, "sha256": digest(arrays, meta)}
+    before = set(path.parent.glob(f"{path.stem}.*-*.safetensors"))
+    if len(parts) > 1:
+        for file, part in zip(_part_files(path, meta), parts):
+            write_atomic(file, safetensors.numpy.save(part), flush)
+            before.discard(file)
+    write_atomic(path, safetensors.numpy.save(parts[0] if len(parts) == 1 else {}, sealed), flush)
+    for file in before:  # of what this file replaced
+        file.unlink(missing_ok=True)
+
+
+def _parts(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """Distribute arrays over parts of at most PART_BYTES; a larger array is cut, flat, into NAME@0, NAME@1 and on."""
+    parts: list[dict[str, np.ndarray]] = [{}]
+    room = PART_BYTES
+    for name, array in arrays.items():
+        step = max(1, PART_BYTES // array.itemsize)
+        cuts = range(0, array.size, step)
+        flat = array.reshape(-1)
+        whole = array.nbytes <= PART_BYTES
+        pieces = {name: array} if whole else {f"{name}@{k}": flat[a : a + step] for k, a in enumerate(cuts)}
+        for key, piece in pieces.items():
+            if piece.nbytes > room and parts[-1]:
+                parts.append({})
+                room = PART_BYTES
+            parts[-1][key] = piece
+            room -= piece.nbytes
+    return parts
+
+
+def _part_files(path: Path, meta: dict[str, Any]) -> list[Path]:
+    """The parts that ``meta`` names: their tag changes with it, so a part never replaces one still in use."""
+    tag = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:12]
+    return [path.with_name(f"{path.stem}.{tag}-{k}.safetensors") for k in range(meta.get("parts", 0))]
 
 
 def read_sealed(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -75,6 +120,11 @@ def read_sealed(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             sealed = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         meta = json.loads(sealed["meta"])
+        for part in _part_files(path, meta):
+            arrays |= safetensors.numpy.load_file(part)
+        for name, shape in meta.get("shapes", {}).items():
+            pieces = [arrays.pop(f"{name}@{k}") for k in range(sum(key.startswith(f"{name}@") for key in arrays))]
+            arrays[name] = np.concatenate(pieces).reshape(shape)
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error}.") from error
     except (SafetensorError, KeyError, ValueError) as error:
@@ -108,9 +158,7 @@ class RunStore:
         if path.exists():
             self.manifest = read_manifest(self.folder)
             if self.manifest["identity"] != self.identity:
-                theirs, ours = self.manifest["study"], study.to_dict()
-                fields = [f"{k} ({theirs.get(k)} there, {ours[k]} here)" for k in ours if theirs.get(k) != ours[k]]
-                what = ", ".join(fields) or "the data or the model's code"
+                what = differing(self.manifest["study"], study.to_dict())
                 raise StoreError(
                     f"{self.folder} holds a run of another study; it differs in {what}: choose another --out."
                 )
@@ -132,6 +180,51 @@ class RunStore:
         """Whether the shard of ``model`` is there (it is verified when read)."""
         return self.shard(model).exists()
 
+    @contextlib.contextmanager
+    def locked(self, model: int) -> Iterator[None]:
+        """Hold the lock of ``model`` and clear what a killed process left half written.
+
+        The system drops the lock when its process ends, however it ends. Where there is no ``fcntl`` nothing is locked.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        path = self.folder / f"model-{model:03d}.lock"
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield
+            return
+        while True:
+            try:
+                file = path.open("a+")
+            except OSError as error:
+                raise disk_error(error, path) from error
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                    break  # the very file that others see: the last holder removed its own
+            except BlockingIOError as error:
+                file.close()
+                raise UserError(
+                    f"model {model} in {self.folder} is being trained by another process: wait for it, or choose "
+                    "other --models or another --out."
+                ) from error
+            except FileNotFoundError:
+                pass
+            file.close()
+        try:
+            for left in self.folder.glob(f".model-{model:03d}.*"):
+                left.unlink(missing_ok=True)
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            file.close()
+
+    def models(self) -> list[int]:
+        """The models of which there is a shard or a state."""
+        return [m for m in range(self.study.shadow_models) if self.finished(m) or self.state(m).exists()]
+
     def missing(self) -> list[int]:
         """The models that are not finished."""
         return [model for model in range(self.study.shadow_models) if not self.finished(model)]
@@ -147,7 +240,13 @@ class RunStore:
     def save_shard(self, model: int, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
         """Write the finished shard of ``model`` and drop its state."""
         write_sealed(self.shard(model), arrays, meta | {"model": model, "identity": self.identity})
+        self.drop_state(model)
+
+    def drop_state(self, model: int) -> None:
+        """Remove the saved state of ``model``, parts and all."""
         self.state(model).unlink(missing_ok=True)
+        for part in self.folder.glob(f"{self.state(model).stem}.*-*.safetensors"):
+            part.unlink(missing_ok=True)
 
     def load_shard(self, model: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Load a finished shard, verified."""
@@ -158,6 +257,56 @@ class RunStore:
         if meta["identity"] != self.identity or meta["model"] != model:
             raise StoreError(f"{path} belongs to another study or model: delete it and run the same command again.")
         return arrays, meta
+
+
+def differing(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """Name the fields in which two studies differ, with both values."""
+    fields = [f"{k} ({theirs.get(k)} there, {ours[k]} here)" for k in ours if theirs.get(k) != ours[k]]
+    return ", ".join(fields) or "the data or the model's code"
+
+
+def merge(into: str | os.PathLike[str], sources: list[str]) -> Iterator[str]:
+    """Join the shards and states of run folders of the same study into one; yields a line for each model
+    taken and one for the whole.
+
+    A finished shard is never replaced, and of two unfinished models the one that is further on is kept. Each file is
+    verified before anything of ours goes. Nothing is removed from the sources; merging again changes nothing.
+
+    Raises:
+        StoreError: a folder holds another study (the differing fields are named), or a file is damaged.
+    """
+    folders = [Path(source) for source in sources if Path(source).resolve() != Path(into).resolve()]
+    manifests = [read_manifest(folder) for folder in folders]
+    first = manifests[0] if manifests and not (Path(into) / "manifest.json").exists() else read_manifest(into)
+    for folder, manifest in zip(folders, manifests):  # all, before anything is copied
+        if manifest["identity"] != first["identity"]:
+            what = differing(manifest["study"], first["study"])
+            raise StoreError(f"{folder} holds a run of another study; it differs in {what}: nothing was merged.")
+    study = Study.from_dict(first["study"])
+    store = RunStore(into, study, first["fingerprint"], {k: v for k, v in first.items() if k not in CORE})
+    for folder, manifest in zip(folders, manifests):
+        source = RunStore(folder, study, manifest["fingerprint"], {})
+        taken = []
+        for model in source.models():
+            if store.finished(model):
+                continue
+            with store.locked(model):
+                if source.finished(model):
+                    store.save_shard(model, *source.load_shard(model))
+                    taken.append(model)
+                    yield f"model {model:3d}  finished, from {folder}"
+                    continue
+                theirs, ours = source.load_state(model), store.load_state(model)
+                if theirs and (ours is None or ours[1]["epoch"] < theirs[1]["epoch"]):
+                    store.save_state(model, *theirs)
+                    taken.append(model)
+                    yield f"model {model:3d}  epoch {theirs[1]['epoch']} of {study.epochs}, from {folder}"
+        if taken:
+            about = {k: manifest[k] for k in ("hardware", "device", "workers", "command", "created", "versions")}
+            store.manifest.setdefault("merged", []).append(about | {"models": taken})
+            write_atomic(store.folder / "manifest.json", json.dumps(store.manifest, indent=1).encode())
+    done = study.shadow_models - len(store.missing())
+    yield f"{into}: {done} of {study.shadow_models} models finished; {first['command']} --out {into}"
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:

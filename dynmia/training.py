@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from .store import RunStore
 from .study import Study
 
 EVALUATION_BATCH = 500
+SAVING = 0.02  # the largest share of the time that goes into saving states
+MARGIN = 2.0  # epochs of the longest kind that must fit before a deadline: one, its evaluation and a slow moment
 WEIGHTS, ORDER, LAYERS = 10, 11, 12  # streams of random numbers; 1 and 2 belong to the pool and the keep mask
 
 
@@ -182,18 +185,39 @@ def train_shard(
     model: int,
     store: RunStore,
     report: Callable[[dict], None] = lambda event: None,
-) -> None:
+    deadline: float = math.inf,
+) -> bool:
     """Train shadow model ``model`` from its saved state (or from scratch) to the end and write its shard.
 
-    Idempotent: a finished shard is left as it is. After every epoch the whole state is saved, so that an interruption
-    loses at most one epoch. ``report`` gets a mapping with model, epoch, loss and accuracies after every epoch.
+    Idempotent: a finished shard is left as it is. The whole state is saved after an epoch, unless saving would take
+    more than 2 % of the time since the last: an interruption loses one epoch, or 50 times as long as a save takes if
+    epochs are shorter. ``report`` gets a mapping with model, epoch, loss and accuracies after every epoch.
+
+    Args:
+        deadline: as :func:`time.time` counts; training stops, its state saved, before an epoch that would end later.
+
+    Returns:
+        Whether the shard is finished.
 
     Raises:
         Diverged: the loss is NaN or infinite; nothing of other shards is touched.
-        UserError: the disk is full or cannot be written.
+        UserError: the disk is full or cannot be written, or another process trains this model.
     """
     if store.finished(model):
-        return
+        return True
+    with store.locked(model):
+        return store.finished(model) or _train_shard(study, pool, data, model, store, report, deadline)
+
+
+def _train_shard(
+    study: Study,
+    pool: Pool,
+    data: DeviceData,
+    model: int,
+    store: RunStore,
+    report: Callable[[dict], None],
+    deadline: float,
+) -> bool:
     started = time.perf_counter()
     device = str(data.images.device)
     state = new_state(study, pool, model, device)
@@ -209,7 +233,9 @@ def train_shard(
         first, spent = int(meta["epoch"]), float(meta["seconds"])
         record = {name: arrays[name] for name in record}
         unflatten(state, arrays)
+    longest = cost = saved_at = 0.0
     for epoch in range(first, study.epochs + 1):  # `epoch` epochs have been trained at the top of the loop
+        began = time.perf_counter()
         if epoch > first or not saved:
             if epoch % study.checkpoint_every == 0:
                 phi, right = evaluate(state, data, data.images, data.labels)
@@ -221,17 +247,28 @@ def train_shard(
             seconds = spent + time.perf_counter() - started
             if epoch == study.epochs:
                 break
-            store.save_state(model, record | flatten(state), dict(epoch=epoch, seconds=seconds))
+            stop = time.time() + MARGIN * longest > deadline
+            if stop or began - saved_at > cost / SAVING:
+                saving = time.perf_counter()
+                store.save_state(model, record | flatten(state), dict(epoch=epoch, seconds=seconds))
+                saved_at = time.perf_counter()
+                cost = saved_at - saving
             report(
                 dict(model=model, epoch=epoch) | {k: float(v[-1]) for k, v in record.items() if v.ndim == 1 and len(v)}
             )
+            if stop:
+                return False
+        elif time.time() > deadline:
+            return False
         loss = train_epoch(study, state, data, members, model, epoch)
         _must_be_finite(loss, study, model, epoch + 1)
         record["loss"] = np.append(record["loss"], loss)
+        longest = max(longest, time.perf_counter() - began)
     store.save_shard(model, record | {"keep": keep}, dict(seconds=seconds))
     report(
         dict(model=model, epoch=study.epochs, done=True) | {k: float(v[-1]) for k, v in record.items() if v.ndim == 1}
     )
+    return True
 
 
 def _must_be_finite(values: float | np.ndarray, study: Study, model: int, epoch: int) -> None:

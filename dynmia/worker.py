@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def main(job: Path) -> None:
     from .study import Study
     from .training import DeviceData, keep_freed_memory, train_shard
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up: no lock, no half-written file stays
     torch.set_num_threads(1)
     keep_freed_memory()
     about = json.loads((job / "job.json").read_text())
@@ -43,8 +45,8 @@ def main(job: Path) -> None:
     for line in sys.stdin:
         model = int(line)
         try:
-            train_shard(study, pool, data, model, store, report)
-            report({"model": model, "free": True})
+            finished = train_shard(study, pool, data, model, store, report, about["deadline"])
+            report({"model": model, "free": finished})
         except UserError as error:
             report({"model": model, "error": str(error), "kind": type(error).__name__})
             return
