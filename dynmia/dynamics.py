@@ -20,7 +20,15 @@ def population_mean(values: xr.DataArray, weights: Weights = None) -> xr.DataArr
     """Weighted mean over samples; the same as ``values.mean("sample")`` without weights."""
     if weights is None:
         return values.mean("sample")
-    return xr.dot(values.astype(float), weights, dim="sample") / weights.sum("sample")
+    draws = [dim for dim in weights.dims if dim != "sample"]
+    total = xr.apply_ufunc(  # a matrix product: xr.dot would not use BLAS here
+        lambda values, weights: values @ weights.T,
+        values.astype(float),
+        weights,
+        input_core_dims=[["sample"], [*draws, "sample"]],
+        output_core_dims=[draws],
+    )
+    return total / weights.sum("sample", skipna=False)
 
 
 def ratio(part: xr.DataArray, whole: xr.DataArray, weights: Weights = None) -> xr.DataArray:
@@ -86,8 +94,10 @@ def states(plane: xr.Dataset) -> xr.DataArray:
     """The 3 x 3 state of each sample, 0 ... 8 in the order of ``STATES``, (epoch, sample).
 
     A rate is low below 1/3, high above 2/3, and in the middle on and between them. Equal ratios of counts divide to
-    equal floats, so a rate of exactly 2/3 is never counted as above it.
+    equal floats, so a rate of exactly 2/3 is never counted as above it. A plane that has them as ``state`` keeps them.
     """
+    if "state" in plane:
+        return plane.state
 
     def third(rate: xr.DataArray) -> xr.DataArray:
         return (rate >= 1 / 3).astype(int) + (rate > 2 / 3)

@@ -137,6 +137,7 @@ def summarise(plane: xr.Dataset, *, draws: int = 1000, seed: int = 0, level: flo
     """
     if draws < 20:
         raise UserError(f"draws is {draws}: a bootstrap interval needs at least 20.")
+    plane = plane.assign(state=dyn.states(plane))  # once, not in every metric of every block
     rows, columns = {}, {name: [] for name in METRICS}  # type: ignore[var-annotated]
     for start in range(0, draws, BLOCK):
         weights = bootstrap_weights(plane, min(BLOCK, draws - start), seed, start)
