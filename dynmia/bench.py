@@ -31,8 +31,10 @@ def bench(seconds: float = 4.0, repeats: int = 3, report: Callable[[str], None] 
     one process with two threads, with the allocator's usual settings (a tuned sequential loop) and with ours; a plain
     ``DataLoader`` loop (per-sample transform, batch 64) with two threads. ``sgemm`` is the rate of 1024 x 1024 matrix
     products in as many processes; the share of it is counted in FLOPs of the convolutions and the linear layer.
-    Scoring: leave-one-out LiRA for 21 checkpoints x 20 models x 4,000 samples against a per-sample scipy loop, which is
-    timed on 100 samples of one checkpoint and scaled.
+    Scoring: leave-one-out LiRA for the paper's 41 checkpoints x 20 models x 50,000 samples on one core, against a
+    per-sample scipy loop (timed on 100 samples of one checkpoint and scaled) and a NaN-masked vectorised loop over
+    targets (timed on one checkpoint and scaled); the plane and ``summarise`` with 1,000 draws of the same size; and the
+    seconds a checkpoint and million samples as samples grow, which are constant if the cost is linear.
     """
     count = cores()
     result: dict[str, Any] = {"hardware": hardware("cpu"), "model": "cnn", "batch_size": STUDY.batch_size}
@@ -55,15 +57,23 @@ def bench(seconds: float = 4.0, repeats: int = 3, report: Callable[[str], None] 
     work = flops_a_sample() / 1e9
     share = [work * a / b for a, b in zip(rates["pool_of_processes"], rates["sgemm"])]
     result["pool_of_processes / sgemm"] = _spread(share, "of the sgemm rate")
-    ours, theirs = [], []
+    times: dict[str, list[float]] = {}
     for _ in range(repeats):
-        a, b = lira_times()
-        ours.append(a)
-        theirs.append(b)
-    result["lira_21x20x4000"] = _spread(ours, "s")
-    result["lira_scipy_loop"] = _spread(theirs, "s (scaled from 100 samples of one checkpoint)")
-    result["lira_scipy_loop / lira_21x20x4000"] = _spread([b / a for a, b in zip(ours, theirs)], "x")
+        scored = json.loads(_python("scoring", 1).communicate()[0])
+        for name, value in scored.items():
+            times.setdefault(name, []).append(value)
+            report(f"{name}: {value:,.2f} {_unit(name)}")
+    for name, values in times.items():
+        result[name] = _spread(values, _unit(name))
+    for name in ("lira_scipy_loop", "lira_nan_loop"):
+        result[f"{name} / lira_online_mean"] = _spread(
+            [b / a for a, b in zip(times["lira_online_mean"], times[name])], "x"
+        )
     return result
+
+
+def _unit(name: str) -> str:
+    return {"memory": "GB above the input"}.get(name.split("_")[0], "s")
 
 
 def _spread(values: list[float], unit: str) -> dict[str, Any]:
@@ -72,10 +82,7 @@ def _spread(values: list[float], unit: str) -> dict[str, Any]:
 
 def _processes(kind: str, threads: int, processes: int, seconds: float) -> float:
     """Samples per second of ``processes`` measuring processes that run at the same time, added up."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", "dynmia.bench", kind, str(threads), str(seconds)]
-    pipe = subprocess.PIPE
-    started = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) for _ in range(processes)]
+    started = [_python(kind, threads, seconds) for _ in range(processes)]
     for process in started:  # all have imported and warmed up before any starts to count
         assert process.stdout is not None
         process.stdout.readline()
@@ -84,6 +91,13 @@ def _processes(kind: str, threads: int, processes: int, seconds: float) -> float
         process.stdin.write("go\n")
         process.stdin.flush()
     return sum(float(json.loads(process.communicate()[0])) for process in started)
+
+
+def _python(kind: str, threads: int, seconds: float = 0) -> subprocess.Popen[str]:
+    """Start a measuring process."""
+    environment = os.environ | {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    command = [sys.executable, "-m", "dynmia.bench", kind, str(threads), str(seconds)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def flops_a_sample() -> float:
@@ -173,22 +187,78 @@ def dataloader_step() -> Callable[[], None]:
     return step
 
 
-def lira_times() -> tuple[float, float]:
-    """Seconds of our scoring of 21 x 20 x 4,000, and of the per-sample scipy loop for as much."""
-    from .lira import lira_scores
-    from .pool import draw_keep
+def scoring() -> dict[str, float]:
+    """Seconds of scoring at the paper's size in this process, and of the baselines for as much."""
+    import tracemalloc
 
-    checkpoints, models, samples, few = 21, 20, 4000, 100
-    phi, keep = np.random.default_rng(0).normal(size=(checkpoints, models, samples)), draw_keep(models, samples)
+    import xarray as xr
+
+    from .lira import ATTACKS, lira_scores
+    from .plane import vulnerability_plane
+    from .pool import draw_keep
+    from .summary import summarise
+
+    checkpoints, models, samples, few = 41, 20, 50_000, 100
+    rng, result = np.random.default_rng(0), {}
+    phi, keep = rng.standard_normal((checkpoints, models, samples), np.float32), draw_keep(models, samples)
+    phi += np.linspace(0, 2, checkpoints, dtype=np.float32)[:, None, None] * keep
+
+    def timed(work: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    def score(attack: str, centre: str, variance: str) -> None:
+        for part in phi:
+            lira_scores(part, keep, attack=attack, centre=centre, variance=variance)
+
+    for centre in ("mean", "median"):
+        for attack in ATTACKS:
+            for variance in ("pooled", "per-sample"):
+                name = f"lira_{attack}_{centre}" + ("_pooled" if variance == "pooled" else "")
+                result[name] = timed(lambda a=attack, c=centre, v=variance: score(a, c, v))  # type: ignore[misc]
+    tracemalloc.start()
+    lira_scores(phi[-1], keep, variance="per-sample")
+    result["memory"] = tracemalloc.get_traced_memory()[1] / 1e9
+    tracemalloc.stop()
+    scale = checkpoints * samples / few
+    result["lira_scipy_loop"] = scale * timed(lambda: scipy_loop(phi[-1, :, :few], keep[:, :few]))
+    result["lira_nan_loop"] = checkpoints * timed(lambda: nan_loop(phi[-1], keep))
+    run = xr.Dataset(
+        {
+            "phi": (("epoch", "model", "sample"), phi), "keep": (("model", "sample"), keep),
+            "label": ("sample", np.zeros(samples, np.int64)),
+            **{f"{part}_accuracy": (("epoch", "model"), np.ones((checkpoints, models))) for part in ("train", "test")},
+        },
+        coords={"epoch": 10 * np.arange(checkpoints)},
+    )  # fmt: skip
     start = time.perf_counter()
-    for t in range(checkpoints):
-        lira_scores(phi[t], keep, variance="per-sample")
-    ours = time.perf_counter() - start
-    start = time.perf_counter()
-    naive = scipy_loop(phi[0, :, :few], keep[:, :few])
-    theirs = (time.perf_counter() - start) * checkpoints * samples / few
-    np.testing.assert_allclose(naive, lira_scores(phi[0, :, :few], keep[:, :few], variance="per-sample"), rtol=1e-8)
-    return ours, theirs
+    plane = vulnerability_plane(run)
+    result["plane"] = time.perf_counter() - start
+    result["summarise_1000_draws"] = timed(lambda: summarise(plane, draws=1000))
+    for million in (0.01, 0.1, 1.0):
+        count = int(1e6 * million)
+        phi, keep = rng.standard_normal((1, models, count), np.float32), draw_keep(models, count)
+        seconds = [timed(lambda: score("online", "mean", "pooled")) for _ in range(3)]
+        result[f"lira_per_million_at_{count}"] = statistics.median(seconds) / million
+    return result
+
+
+def nan_loop(phi: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """Online LiRA, per-sample variance, one target at a time with NaN where a model is of the other class."""
+    scores = np.empty(phi.shape)
+    for target in range(len(phi)):
+        others = (np.arange(len(phi)) != target)[:, None]
+        inside, outside = np.where(keep & others, phi, np.nan), np.where(~keep & others, phi, np.nan)
+        x = phi[target]
+        scores[target] = _log_density(x, np.nanmean(inside, 0), np.nanvar(inside, 0, ddof=1)) - _log_density(
+            x, np.nanmean(outside, 0), np.nanvar(outside, 0, ddof=1)
+        )
+    return scores
+
+
+def _log_density(x: np.ndarray, mean: np.ndarray, var: np.ndarray) -> np.ndarray:
+    return -0.5 * (np.log(2 * np.pi * var) + (x - mean) ** 2 / var)
 
 
 def scipy_loop(phi: np.ndarray, keep: np.ndarray) -> np.ndarray:
@@ -213,6 +283,9 @@ def main(kind: str, threads: str, seconds: str) -> None:
     from .cost import rate
 
     torch.set_num_threads(int(threads))
+    if kind == "scoring":
+        print(json.dumps(scoring()))
+        return
     steps = {
         "tuned": tuned_step, "sequential": sequential_step, "dataloader": dataloader_step, "sgemm": sgemm_step
     }  # fmt: skip

@@ -22,6 +22,7 @@ ATTACKS = {
     "offline-density": "-log N(phi; out): the two-sided density of their code",
 }
 FLOOR = 1e-12  # of a variance
+BLOCK = 2048  # samples at once: their arrays stay in the cache, and memory does not grow with the pool
 
 
 def lira_scores(
@@ -48,46 +49,67 @@ def lira_scores(
     choose(variance, ["auto", "pooled", "per-sample"], "variance")
     if variance == "auto":
         variance = "pooled" if len(phi) < 64 else "per-sample"
-    phi = np.asarray(phi, dtype=np.float64)
-    mu_out, var_out = leave_one_out(phi, ~keep, centre, variance)
-    if attack == "offline-cdf":
-        return norm.logcdf((phi - mu_out) / np.sqrt(var_out))
-    log_out = -0.5 * (np.log(2 * np.pi * var_out) + (phi - mu_out) ** 2 / var_out)
-    if attack == "offline-density":
-        return -log_out
-    mu_in, var_in = leave_one_out(phi, keep, centre, variance)
-    return -0.5 * (np.log(2 * np.pi * var_in) + (phi - mu_in) ** 2 / var_in) - log_out
+    scores = np.empty(phi.shape)
+    blocks = [slice(start, start + BLOCK) for start in range(0, phi.shape[1], BLOCK)]
+    pooled = {side: None if variance == "per-sample" else _pooled_variance(phi, keep == side, blocks)
+              for side in ((False, True) if attack == "online" else (False,))}  # fmt: skip
+    for block in blocks:
+        x, inside = np.asarray(phi[:, block], np.float64), keep[:, block]
+        mu_out, var_out = leave_one_out(x, ~inside, centre, pooled[False])
+        if attack == "offline-cdf":
+            scores[:, block] = norm.logcdf((x - mu_out) / np.sqrt(var_out))
+            continue
+        scores[:, block] = 0.5 * (np.log(2 * np.pi * var_out) + (x - mu_out) ** 2 / var_out)
+        if attack == "online":
+            mu_in, var_in = leave_one_out(x, inside, centre, pooled[True])
+            scores[:, block] -= 0.5 * (np.log(2 * np.pi * var_in) + (x - mu_in) ** 2 / var_in)
+    return scores
 
 
-def leave_one_out(phi: np.ndarray, mask: np.ndarray, centre: str, variance: str) -> tuple[np.ndarray, np.ndarray]:
+def leave_one_out(
+    phi: np.ndarray, mask: np.ndarray, centre: str, variance: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Centre and variance of the models in ``mask``, for each target without the target itself.
 
     Args:
-        phi: float64 (N, n); mask: bool (N, n); centre, variance: as in :func:`lira_scores`, without ``auto``.
+        phi: float64 (N, n); mask: bool (N, n); centre: as in :func:`lira_scores`.
+        variance: (N, 1) if it is pooled over more samples than these; None takes that of each sample.
 
     Returns:
-        centre (N, n), and variance (N, n) or, pooled, (N, 1).
+        centre (N, n), and variance (N, n) or, as given, (N, 1).
     """
-    count = mask.sum(0)  # (n,)
-    least = 3 if variance == "per-sample" else 2
+    count, mean, d = _centred(phi, mask, 3 if variance is None else 2)
+    if variance is None:
+        square = d * d
+        left = square.sum(0) - square * (count / (count - 1))  # M2 without what the target takes out of it
+        variance = np.maximum(left, 0) / (count - 1 - mask)
+    mu = mean - d / (count - 1) if centre == "mean" else _leave_one_out_median(phi, mask, count)
+    return mu, np.maximum(variance, FLOOR)
+
+
+def _centred(phi: np.ndarray, mask: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Count (n,), mean (n,) and deviations (N, n) of the models in ``mask``; deviations are zero elsewhere."""
+    count = mask.sum(0)
     if count.min() < least:
         raise UserError(
             f"a sample has {count.min()} models on one side of the keep mask; leave-one-out with variance "
-            f"{variance!r} needs {least}: use more shadow models or design 'balanced'."
+            f"{'per-sample' if least == 3 else 'pooled'!r} needs {least}: use more shadow models or design 'balanced'."
         )
     mean = np.where(mask, phi, 0).sum(0) / count
-    d = np.where(mask, phi - mean, 0)  # (N, n), zero where the target is of the other class: no downdate there
-    m2 = (d * d).sum(0)
-    drop = d * d * (count / (count - 1))  # what the target takes out of M2
-    if variance == "pooled":
-        freedom = (count - 1).sum() - mask.sum(1)
-        if freedom.min() <= 0:
-            raise UserError("too few models a sample for a leave-one-out variance: use more shadow models.")
-        var = ((m2.sum() - drop.sum(1)) / freedom)[:, None]  # (N, 1)
-    else:
-        var = np.maximum(m2 - drop, 0) / (count - 1 - mask)
-    mu = mean - d / (count - 1) if centre == "mean" else _leave_one_out_median(phi, mask, count)
-    return mu, np.maximum(var, FLOOR)
+    return count, mean, np.where(mask, phi - mean, 0)
+
+
+def _pooled_variance(phi: np.ndarray, mask: np.ndarray, blocks: list[slice]) -> np.ndarray:
+    """Within-sample variance of the models in ``mask`` over all samples, for each target without it, (N, 1)."""
+    total, freedom = np.zeros(len(phi)), np.zeros(len(phi))
+    for block in blocks:
+        count, _, d = _centred(np.asarray(phi[:, block], np.float64), mask[:, block], 2)
+        square = d * d
+        total += square.sum() - square @ (count / (count - 1))  # M2 less what the target takes out of it
+        freedom += (count - 1).sum() - mask[:, block].sum(1)
+    if freedom.min() <= 0:
+        raise UserError("too few models a sample for a leave-one-out variance: use more shadow models.")
+    return (total / freedom)[:, None]
 
 
 def _leave_one_out_median(phi: np.ndarray, mask: np.ndarray, count: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from scipy.stats import norm, spearmanr
 from sklearn.metrics import roc_auc_score
 
 from dynmia import UserError, lira_scores
-from dynmia.lira import ATTACKS, leave_one_out
+from dynmia.lira import ATTACKS, BLOCK, _pooled_variance, leave_one_out
 from dynmia.pool import draw_keep
 
 VARIANTS = list(itertools.product(ATTACKS, ["mean", "median"], ["pooled", "per-sample"]))
@@ -60,7 +60,7 @@ def test_bernoulli_counts_differ_so_that_truncation_would_show():
 def test_median_skips_the_target_for_odd_and_even_groups():
     phi = np.array([[1.0], [2.0], [4.0], [8.0], [10.0], [20.0], [40.0]])
     keep = np.array([[True]] * 4 + [[False]] * 3)
-    mu, _ = leave_one_out(phi, keep, "median", "per-sample")
+    mu, _ = leave_one_out(phi, keep, "median", None)
     # of 2 4 8, 1 4 8, 1 2 8, 1 2 4; the others see 1 2 4 8
     assert mu.ravel().tolist() == [4, 4, 2, 2, 3, 3, 3]
 
@@ -116,8 +116,12 @@ def test_in_and_out_keep_their_own_variance(variance):
     rng = np.random.default_rng(0)
     keep = draw_keep(40, 200, "balanced")
     phi = rng.normal(0, np.where(keep, 3.0, 0.3))
-    _, inside = leave_one_out(phi, keep, "mean", variance)
-    _, outside = leave_one_out(phi, ~keep, "mean", variance)
+
+    def over(mask):
+        return _pooled_variance(phi, mask, [slice(0, 7), slice(7, None)]) if variance == "pooled" else None
+
+    _, inside = leave_one_out(phi, keep, "mean", over(keep))
+    _, outside = leave_one_out(phi, ~keep, "mean", over(~keep))
     # 200 samples with 19 degrees of freedom: the mean variance has a relative error of sqrt(2 / 3800) = 0.023
     assert inside.mean() == pytest.approx(9, rel=0.1)
     assert outside.mean() == pytest.approx(0.09, rel=0.1)
@@ -198,3 +202,14 @@ def test_noise_gives_no_positive_advantage(variance):
         advantage.append(flagged[keep].mean() - flagged[~keep].mean())
     # 5 x 10,000 pairs: the sampling error is about 0.0045; the leave-one-out bias is slightly negative
     assert -0.1 < np.mean(advantage) < 0.01
+
+
+@every_variant
+def test_blocks_of_samples_score_like_all_at_once(attack, centre, variance, monkeypatch):
+    phi, keep = noise(12, 300, signal=1.0)
+    assert phi.shape[1] < BLOCK
+    whole = lira_scores(phi, keep, attack=attack, centre=centre, variance=variance)
+    monkeypatch.setattr("dynmia.lira.BLOCK", 7)
+    np.testing.assert_allclose(
+        lira_scores(phi, keep, attack=attack, centre=centre, variance=variance), whole, rtol=1e-11, atol=1e-12
+    )
