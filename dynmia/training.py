@@ -1,4 +1,4 @@
-"""Train one shadow model, resumable at every epoch: one pure step, one epoch, one shard.
+"""Train one shadow model, resumable after any epoch: one pure step, one epoch, one shard.
 
 Weights, data order and augmentation derive from (seed, model, epoch), never from what ran before, so a model that is
 interrupted and resumed equals the uninterrupted one bit for bit on the same machine. (A user's model with dropout keeps
