@@ -194,7 +194,7 @@ def train_shard(
     epochs are shorter. ``report`` gets a mapping with model, epoch, loss and accuracies after every epoch.
 
     Args:
-        deadline: as :func:`time.time` counts; training stops, its state saved, before an epoch that would end later.
+        deadline: in seconds since 1970; training stops, its state saved, before an epoch that would end later.
 
     Returns:
         Whether the shard is finished.
