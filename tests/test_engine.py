@@ -114,22 +114,29 @@ class Child:
         raise AssertionError("training processes were left behind")
 
 
-def test_killed_at_random_moments_a_run_ends_with_the_same_bits(tiny, tiny_run, tmp_path):
+@pytest.fixture(scope="module")
+def slow(tiny, tmp_path_factory):
+    """(study, folder, run) of a study that takes seconds, so that a signal comes before its end."""
+    study, folder = tiny.replace(epochs=80), tmp_path_factory.mktemp("slow") / "run"
+    return study, folder, train(study, folder)
+
+
+def test_killed_at_random_moments_a_run_ends_with_the_same_bits(slow, tmp_path):
     moments = random.Random(1)
     for kill in range(3):
-        child = Child(tiny, tmp_path / "run", tmp_path / "scratch")
+        child = Child(slow[0], tmp_path / "run", tmp_path / "scratch")
         child.wait_until_it_trains()
         time.sleep(moments.uniform(0, 0.1))
         child.end_by(signal.SIGKILL)
         if kill == 0:
             assert not (tmp_path / "run" / "run.nc").exists()  # the first kill came in time
-    run = train(tiny, tmp_path / "run")
-    assert_same_shards(tmp_path / "run", tiny_run[0])
-    assert (run.phi.values == tiny_run[1].phi.values).all()
+    run = train(slow[0], tmp_path / "run")
+    assert_same_shards(tmp_path / "run", slow[1])
+    assert (run.phi.values == slow[2].phi.values).all()
 
 
-def test_ctrl_c_leaves_no_process_and_no_scratch_and_the_run_ends_with_the_same_bits(tiny, tiny_run, tmp_path):
-    child = Child(tiny, tmp_path / "run", tmp_path / "scratch")
+def test_ctrl_c_leaves_no_process_and_no_scratch_and_the_run_ends_with_the_same_bits(slow, tmp_path):
+    child = Child(slow[0], tmp_path / "run", tmp_path / "scratch")
     child.wait_until_it_trains()
     output = child.end_by(signal.SIGINT)
     assert child.process.returncode != 0
@@ -137,8 +144,8 @@ def test_ctrl_c_leaves_no_process_and_no_scratch_and_the_run_ends_with_the_same_
     child.wait_until_the_group_is_empty()
     assert list((tmp_path / "scratch").glob("dynmia-*")) == []
     assert not (tmp_path / "run" / "run.nc").exists()
-    train(tiny, tmp_path / "run")
-    assert_same_shards(tmp_path / "run", tiny_run[0])
+    train(slow[0], tmp_path / "run")
+    assert_same_shards(tmp_path / "run", slow[1])
 
 
 def test_processes_end_when_their_parent_is_killed(tiny, tmp_path):
