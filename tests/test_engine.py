@@ -157,7 +157,8 @@ def test_processes_end_when_their_parent_is_killed(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 2, 3])
-def test_a_model_resumes_from_every_epoch_to_the_same_bits(tiny, tiny_run, tmp_path, epoch):
+def test_a_model_resumes_from_every_epoch_to_the_same_bits(tiny, tiny_run, tmp_path, epoch, monkeypatch):
+    monkeypatch.setattr("dynmia.training.SAVING", 1e9)  # saved after every epoch, however short
     with pytest.raises(Stopped):
         train_in_process(tiny, tmp_path, report=stop_after(epoch))
     assert not (tmp_path / "model-000.safetensors").exists()
