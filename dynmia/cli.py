@@ -118,8 +118,8 @@ def train(
     """Train a population of shadow models, or what is missing of it; Ctrl-C stops it and the same command continues."""
     from . import engine, runs
 
-    part = parse_models(models) if models else None
-    budget = parse_duration(time_budget) if time_budget else None
+    part = None if models is None else parse_models(models)
+    budget = None if time_budget is None else parse_duration(time_budget)
     pool, store = engine.train_part(
         study, models=part, time_budget=budget, out=out, data_dir=data_dir, device=device, workers=workers,
         progress=not quiet,
@@ -276,7 +276,7 @@ def parse_models(text: str) -> list[int]:
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if not match or int(match[2] or match[1]) < int(match[1]):
             raise UserError(f"models {text!r}: write numbers and ranges, for example 0-4 or 0,3,7-9.")
-        found += range(int(match[1]), int(match[2] or match[1]) + 1)
+        found += range(int(match[1]), min(int(match[2] or match[1]), 10**6) + 1)  # more is no study's: refused later
     return sorted(set(found))
 
 

@@ -103,6 +103,7 @@ def train_part(
             train_here(study, pool, store, missing, report, device, deadline)
         else:
             train_pool(study, pool, store, missing, min(workers or cores(), max(1, len(missing))), report, deadline)
+    store.tidy()
     return pool, store
 
 
@@ -287,7 +288,8 @@ class _Progress:
     def __init__(self, study: Study, missing: list[int], store: RunStore, show: bool) -> None:
         self.done: dict[int, int] = {}
         for model in missing:
-            saved = store.load_state(model)  # a damaged state stops here, before any process starts
+            with store.locked(model):  # a damaged state, or another process, stops here: before any process starts
+                saved = store.load_state(model)
             self.done[model] = int(saved[1]["epoch"]) if saved else 0
         ahead = study.shadow_models * study.epochs - sum(study.epochs - epoch for epoch in self.done.values())
         self.bar = tqdm(

@@ -28,7 +28,8 @@ from safetensors import SafetensorError, safe_open
 from .errors import StoreError, UserError, disk_error
 from .study import FORMAT, Study
 
-CORE = ("format", "identity", "fingerprint", "study")  # of a manifest; the rest says where it was trained
+CORE = ("format", "identity", "fingerprint", "study", "merged")  # of a manifest; the rest says where it was trained
+ORIGIN = ("hardware", "device", "workers", "command", "created", "versions")
 PART_BYTES = 15_000_000  # of arrays in one file: with its header it stays below 16 MB
 
 
@@ -65,11 +66,12 @@ def digest(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> str:
 
 def write_sealed(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], flush: bool = True) -> None:
     """Write arrays and a JSON mapping as a safetensors file with its checksum, in parts if they are large."""
-    meta = meta | {"format": FORMAT}
+    meta = {k: v for k, v in meta.items() if k not in ("parts", "tag", "shapes")} | {"format": FORMAT}
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     parts = _parts(arrays)
     if len(parts) > 1:
         meta["parts"] = len(parts)
+        meta["tag"] = digest(arrays, meta)[:12]  # a part never replaces one of other content that is still in use
         meta["shapes"] = {name: array.shape for name, array in arrays.items() if array.nbytes > PART_BYTES}
     text = json.dumps(meta, sort_keys=True)
     sealed = {"meta": text, "sha256": digest(arrays, meta)}
@@ -103,9 +105,8 @@ def _parts(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
 
 
 def _part_files(path: Path, meta: dict[str, Any]) -> list[Path]:
-    """The parts that ``meta`` names: their tag changes with it, so a part never replaces one still in use."""
-    tag = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:12]
-    return [path.with_name(f"{path.stem}.{tag}-{k}.safetensors") for k in range(meta.get("parts", 0))]
+    """The parts that ``meta`` names."""
+    return [path.with_name(f"{path.stem}.{meta['tag']}-{k}.safetensors") for k in range(meta.get("parts", 0))]
 
 
 def read_sealed(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -248,6 +249,14 @@ class RunStore:
         for part in self.folder.glob(f"{self.state(model).stem}.*-*.safetensors"):
             part.unlink(missing_ok=True)
 
+    def tidy(self) -> None:
+        """Clear what a process that was killed right after writing a shard left beside it."""
+        for model in range(self.study.shadow_models):
+            left = self.state(model).exists() or (self.folder / f"model-{model:03d}.lock").exists()
+            if left and self.finished(model):
+                with contextlib.suppress(UserError), self.locked(model):
+                    self.drop_state(model)
+
     def load_shard(self, model: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Load a finished shard, verified."""
         return self._read(self.shard(model), model)
@@ -286,27 +295,37 @@ def merge(into: str | os.PathLike[str], sources: list[str]) -> Iterator[str]:
     store = RunStore(into, study, first["fingerprint"], {k: v for k, v in first.items() if k not in CORE})
     for folder, manifest in zip(folders, manifests):
         source = RunStore(folder, study, manifest["fingerprint"], {})
-        taken = []
         for model in source.models():
             if store.finished(model):
                 continue
             with store.locked(model):
                 if source.finished(model):
-                    store.save_shard(model, *source.load_shard(model))
-                    taken.append(model)
+                    shard = source.load_shard(model)
+                    _credit(store, model, manifest)
+                    store.save_shard(model, *shard)
                     yield f"model {model:3d}  finished, from {folder}"
                     continue
                 theirs, ours = source.load_state(model), store.load_state(model)
                 if theirs and (ours is None or ours[1]["epoch"] < theirs[1]["epoch"]):
+                    _credit(store, model, manifest)
                     store.save_state(model, *theirs)
-                    taken.append(model)
                     yield f"model {model:3d}  epoch {theirs[1]['epoch']} of {study.epochs}, from {folder}"
-        if taken:
-            about = {k: manifest[k] for k in ("hardware", "device", "workers", "command", "created", "versions")}
-            store.manifest.setdefault("merged", []).append(about | {"models": taken})
-            write_atomic(store.folder / "manifest.json", json.dumps(store.manifest, indent=1).encode())
     done = study.shadow_models - len(store.missing())
     yield f"{into}: {done} of {study.shadow_models} models finished; {first['command']} --out {into}"
+
+
+def _credit(store: RunStore, model: int, source: dict[str, Any]) -> None:
+    """Note in the manifest of ``store`` where ``model`` was trained: as the manifest of its source says."""
+    from_part = [part for part in source.get("merged", []) if model in part["models"]]
+    about = {name: (from_part or [source])[0][name] for name in ORIGIN}
+    parts = [part | {"models": [m for m in part["models"] if m != model]} for part in store.manifest.get("merged", [])]
+    same = [part for part in parts if all(part[name] == about[name] for name in ORIGIN)]
+    if not same:
+        parts.append(about | {"models": [model]})
+    else:
+        same[0]["models"].append(model)
+    store.manifest["merged"] = [part for part in parts if part["models"]]
+    write_atomic(store.folder / "manifest.json", json.dumps(store.manifest, indent=1).encode())
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
