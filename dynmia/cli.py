@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from .errors import UserError
 from .study import DATASETS, MODELS, PRESETS, Study
@@ -245,6 +246,45 @@ def notebooks(
 
     for path in run_experiments(jobs=jobs, only=only):
         typer.echo(f"executed {path.name}")
+
+
+@app.command()
+def campaign(
+    scale: Annotated[str, typer.Option(help="cpu (the released runs), quick or paper: see data/campaign.yml")] = "cpu",
+    only: Annotated[str, typer.Option(help="just the runs of a chapter (02), or whose name contains this")] = "",
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="a study field, for all runs; may be repeated"),
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="folder (default: data, or runs/SCALE at another scale)")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="list the runs and what they cost here, and stop")] = False,
+    null: Annotated[int, typer.Option(help="draws of the permutation null in figures.csv")] = 200,
+    time_budget: Annotated[str | None, typer.Option(help="stop cleanly before this, for example 2h")] = None,
+    data_dir: DataDir = None,
+    device: Device = None,
+    workers: Workers = None,
+    quiet: Annotated[bool, typer.Option(help="no progress bar")] = False,
+) -> None:
+    """Train the runs of data/campaign.yml that are missing, in order of value, and write the figures of all."""
+    from .campaign import plan_campaign, run_campaign
+
+    changes: dict[str, Any] = {}
+    for item in change or []:
+        name, _, value = item.partition("=")
+        changes[name] = yaml.safe_load(value)
+    budget = None if time_budget is None else parse_duration(time_budget)
+    options: dict[str, Any] = {"data_dir": data_dir, "device": device, "workers": workers}
+    if plan:
+        total = 0.0
+        for name, state, seconds in plan_campaign(scale, only=only, changes=changes, folder=out, **options):
+            total += seconds
+            typer.echo(f"{name:32} {state:10} {duration(seconds)}")
+        typer.echo(f"{'what is missing':32} {'':10} {duration(total)}")
+        return
+    for line in run_campaign(
+        scale, only=only, changes=changes, folder=out, time_budget=budget, null=null, progress=not quiet, **options
+    ):
+        typer.echo(line)
 
 
 @app.command()

@@ -26,7 +26,7 @@ def build_model(name: str, shape: Shape, classes: int) -> nn.Module:
         return _own(name, shape, classes)
     if match := WRN.fullmatch(name):
         return WideResNet(int(match[1]), int(match[2]), shape, classes)
-    return {"cnn": cnn, "deep-cnn": deep_cnn, "mlp": mlp}[name](shape, classes)
+    return {"cnn": cnn, "cnn-dropout": cnn_dropout, "deep-cnn": deep_cnn, "mlp": mlp}[name](shape, classes)
 
 
 def cnn(shape: Shape, classes: int) -> nn.Module:
@@ -43,6 +43,12 @@ def cnn(shape: Shape, classes: int) -> nn.Module:
         layers.append(nn.ReLU(inplace=True))
         channels = out
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * width, classes))
+
+
+def cnn_dropout(shape: Shape, classes: int) -> nn.Module:
+    """The shallow CNN with dropout (p = 0.25) before its linear layer."""
+    model = cnn(shape, classes)
+    return nn.Sequential(*model[:-1], nn.Dropout(0.25), model[-1])  # type: ignore[index]
 
 
 def deep_cnn(shape: Shape, classes: int) -> nn.Module:

@@ -17,17 +17,12 @@ import yaml
 from papermill.exceptions import PapermillExecutionError
 
 from .errors import UserError, choose, disk_error
+from .runs import project_root, resolve
 
-
-def project_root() -> Path:
-    """The folder that holds ``notebooks`` and ``data``: of the source tree, else the current folder."""
-    here = Path(__file__).resolve().parents[1]
-    return here if (here / "notebooks").is_dir() else Path.cwd()
-
-
-def resolve(path: str | os.PathLike[str]) -> Path:
-    """A path as given if it exists, else seen from the project's root: notebooks run in several folders."""
-    return Path(path) if Path(path).exists() else project_root() / path
+__all__ = [
+    "available", "check_parameters", "experiments", "project_root", "resolve", "run_experiments", "run_notebook",
+    "show", "source_line",
+]  # fmt: skip
 
 
 def available() -> dict[str, Path]:

@@ -190,7 +190,8 @@ def _cloud(axis: Axes, plane: xr.Dataset, epoch: int):  # type: ignore[no-untype
     return image
 
 
-def _band(values: xr.DataArray) -> np.ndarray:
+def band(values: xr.DataArray) -> np.ndarray:
+    """The 95 % percentile band of ``values`` (draw, epoch), as (2, epoch)."""
     drawn = values.transpose("draw", "epoch").values
     band = np.full((2, drawn.shape[1]), np.nan)
     known = np.isfinite(drawn).any(0)  # a share of nothing, such as the precision before anything is vulnerable, is NaN
@@ -203,7 +204,7 @@ def _curve(
 ) -> None:
     """A population figure over epochs with its bootstrap band and the no-signal band."""
     value, drawn = of(plane, None), of(plane, bootstrap_weights(plane))
-    low, high = _band(drawn)
+    low, high = band(drawn)
     if of is dyn.spatial_entropy:  # resampled entropies come out low: reflect (the basic bootstrap)
         low, high = 2 * value.values - high, 2 * value.values - low
     colour = colour_of(plane)
@@ -226,7 +227,7 @@ def _path(axis: Axes, plane: xr.Dataset, null: Sequence[xr.Dataset] = ()) -> Non
         noise = dyn.centre_of_mass(other)
         axis.plot(noise.fpr, noise.tpr, color=NULL, lw=0.6, label=None if number else "no signal")
     axis.errorbar(
-        x, y, xerr=np.abs(_band(drawn.fpr) - x), yerr=np.abs(_band(drawn.tpr) - y),
+        x, y, xerr=np.abs(band(drawn.fpr) - x), yerr=np.abs(band(drawn.tpr) - y),
         color=colour_of(plane), lw=1.2, elinewidth=0.7, marker="o", ms=3, label="centre, 95 %",
     )  # fmt: skip
     for t in (0, -1):
@@ -245,7 +246,7 @@ def _early(axis: Axes, plane: xr.Dataset) -> None:
     looks = {"recall": ("-", colour_of(plane)), "entered": ("--", "#009E73"), "precision": (":", "#0072B2")}
     words = {"recall": "vulnerable now (recall)", "entered": "entered once by now", "precision": "precision"}
     for name, (line, colour) in looks.items():
-        axis.fill_between(value.epoch, *(100 * _band(drawn[name])), color=colour, alpha=0.2, lw=0)
+        axis.fill_between(value.epoch, *(100 * band(drawn[name])), color=colour, alpha=0.2, lw=0)
         axis.plot(value.epoch, 100 * value[name], color=colour, ls=line, label=words[name])
     axis.axhline(70, color=INK, lw=0.8, ls=":")
     axis.set(xlabel="epoch", ylabel="of the finally vulnerable (%)", ylim=(-3, 103))

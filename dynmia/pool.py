@@ -92,8 +92,10 @@ def draw_keep(models: int, samples: int, design: str = "bernoulli", seed: int = 
     ``bernoulli``: each entry is 1 with probability 1/2. A sample that is in (or out of) fewer than 3 models leaves
     leave-one-out statistics nothing to work with, so such a column is drawn again (fewer than 2 when ``models`` < 6);
     at N = 20 this touches 0.04 % of the samples. ``balanced``: each sample is in exactly N/2 models, as Carlini et
-    al. (2022) do.
+    al. (2022) do. ``all``: every model has every sample.
     """
+    if design == "all":
+        return np.ones((models, samples), bool)
     rng = np.random.default_rng(np.random.SeedSequence([seed, 2]))
     if design == "balanced":
         return rng.permuted(np.arange(models)[:, None].repeat(samples, 1), axis=0) < models // 2

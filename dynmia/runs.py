@@ -30,6 +30,17 @@ PACKAGES = ("dynmia", "torch", "torchvision", "numpy", "scipy", "xarray")
 STEPS = 2**16 - 2  # levels of an int16, -32767 ... 32767
 
 
+def project_root() -> Path:
+    """The folder that holds ``notebooks`` and ``data``: of the source tree, else the current folder."""
+    here = Path(__file__).resolve().parents[1]
+    return here if (here / "notebooks").is_dir() else Path.cwd()
+
+
+def resolve(path: str | os.PathLike[str]) -> Path:
+    """A path as given if it exists, else seen from the project's root: notebooks run in several folders."""
+    return Path(path) if Path(path).exists() else project_root() / path
+
+
 def assemble(store: RunStore, pool: Pool) -> xr.Dataset:
     """Join the verified shards of a finished run into one data set."""
     study = store.study
@@ -123,12 +134,17 @@ def save_run(run: xr.Dataset, path: str | os.PathLike[str], *, pack: bool = True
             scale, offset = float(max((high - low) / STEPS, 1e-9)), float((high + low) / 2)
             attrs = run.phi.attrs | {"scale_factor": scale, "add_offset": offset}
             stored[f"phi_{epoch:04d}"] = run.phi.dims[1:], np.rint((phi - offset) / scale).astype(np.int16), attrs
-    stored.attrs["sha256"] = _checksum(stored)
-    encoding = {name: {"zlib": True, "complevel": 9, "shuffle": True} for name in stored.data_vars}
+    return write_dataset(stored, path)
+
+
+def write_dataset(data: xr.Dataset, path: Path) -> Path:
+    """Write ``data`` as one compressed netCDF file, atomically, with a checksum, ``attrs["sha256"]``."""
+    data = data.assign_attrs(sha256=_checksum(data))
+    encoding = {name: {"zlib": True, "complevel": 9, "shuffle": True} for name in data.data_vars}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        stored.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
+        data.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -149,6 +165,19 @@ def open_run(path: str | os.PathLike[str]) -> xr.Dataset:
         path = path / "run.nc"
         if not path.exists():
             raise StoreError(f"the run in {path.parent} is not finished: continue it by {manifest['command']!r}.")
+    stored = stored_dataset(path)
+    run = stored.assign(keep=(stored.keep.dims, stored.keep.values.astype(bool), stored.keep.attrs))
+    packed = [f"phi_{epoch:04d}" for epoch in stored.epoch.values if f"phi_{epoch:04d}" in stored]
+    if packed:
+        parts = [stored[name].values * stored[name].scale_factor + stored[name].add_offset for name in packed]
+        attrs = {"long_name": stored[packed[0]].long_name}
+        run = run.drop_vars(packed)
+        run["phi"] = ("epoch", *stored.keep.dims), np.stack(parts).astype(np.float32), attrs
+    return run
+
+
+def stored_dataset(path: Path) -> xr.Dataset:
+    """Read what :func:`write_dataset` wrote, verified; its errors are those of :func:`open_run`."""
     if not path.exists():
         raise StoreError(f"run file {path} does not exist.")
     try:
@@ -165,14 +194,7 @@ def open_run(path: str | os.PathLike[str]) -> xr.Dataset:
         )
     if _checksum(stored) != expected:
         raise StoreError(f"{path} was altered (its checksum differs): fetch it again, or make it again by its command.")
-    run = stored.assign(keep=(stored.keep.dims, stored.keep.values.astype(bool), stored.keep.attrs))
-    packed = [f"phi_{epoch:04d}" for epoch in stored.epoch.values if f"phi_{epoch:04d}" in stored]
-    if packed:
-        parts = [stored[name].values * stored[name].scale_factor + stored[name].add_offset for name in packed]
-        attrs = {"long_name": stored[packed[0]].long_name}
-        run = run.drop_vars(packed)
-        run["phi"] = ("epoch", *stored.keep.dims), np.stack(parts).astype(np.float32), attrs
-    return run
+    return stored
 
 
 def _checksum(stored: xr.Dataset) -> str:

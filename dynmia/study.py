@@ -28,6 +28,7 @@ DATASETS = {
 }
 MODELS = {
     "cnn": "shallow CNN: 3 convolutions (32, 64, 128), ReLU, max-pooling, one linear layer",
+    "cnn-dropout": "the shallow CNN with dropout (p = 0.25) before its linear layer, for MC dropout",
     "deep-cnn": "deeper CNN: 6 convolutions (24, 48, 48, 96, 96, 96) with batch norm, average pooling",
     "mlp": "two hidden layers of 256, ReLU",
     "wrn-D-K": "Wide ResNet of depth D = 6 m + 4 and width K, for example wrn-28-2",
@@ -56,7 +57,8 @@ class Study:
         checkpoint_every: epochs between checkpoints; must divide ``epochs``. Epoch 0 (untrained) is always one.
         shadow_models: N, at least 4 (the paper: 20).
         pool_size: target samples n, class-balanced; None takes the whole training split.
-        design: ``bernoulli`` (each sample in each model with probability 1/2) or ``balanced`` (in exactly N/2).
+        design: ``bernoulli`` (each sample in each model with probability 1/2), ``balanced`` (in exactly N/2), or
+            ``all`` (every model trains on the whole pool: a deep ensemble, which no attack can be run on).
         batch_size: the paper leaves it open; 64 is fastest on CPUs.
         lr: learning rate; None takes 1e-3 for AdamW and 0.05 for SGD (the paper leaves it open).
         schedule: ``constant`` or ``cosine`` (to zero, per step).
@@ -67,6 +69,8 @@ class Study:
         rho: radius of SAM's neighbourhood (Foret et al. 2021); ignored by other optimisers.
         augment: random crop (4 pixels of zero padding at 32 x 32, in proportion else) and horizontal flip.
         precision: ``float32``, ``bf16`` (autocast; evaluation stays in float32) or ``auto`` (bf16 on CUDA only).
+        record: ``phi``, or ``hardness``, which keeps what :mod:`dynmia.hardness` needs too (twice the disk, about 1.5
+            times the time; phi is the same).
         pool_seed: draws the pool, so that populations with other seeds can share it.
         seed: draws keep mask, weights, data order and augmentation.
 
@@ -92,6 +96,7 @@ class Study:
     rho: float = 0.05
     augment: bool = False
     precision: str = "auto"
+    record: str = "phi"
     pool_seed: int = 0
     seed: int = 0
 
@@ -102,7 +107,8 @@ class Study:
             choose(self.dataset, DATASETS, "data set", also=", a .npz file or an image folder (a path with a slash)")
         _check_model(self.model)
         choose(self.optimizer, OPTIMIZERS, "optimizer")
-        choose(self.design, ["bernoulli", "balanced"], "design")
+        choose(self.design, ["bernoulli", "balanced", "all"], "design")
+        choose(self.record, ["phi", "hardness"], "record")
         choose(self.schedule, ["constant", "cosine"], "schedule")
         choose(self.precision, ["auto", "float32", "bf16"], "precision")
         if self.lr is None:
@@ -169,6 +175,8 @@ class Study:
     def identity(self, fingerprint: str) -> str:
         """Hash every field that changes the result, and the fingerprint of data and model code (64 hex digits)."""
         fields = self.to_dict() | {"format": FORMAT, "fingerprint": fingerprint}
+        if self.record == "phi":
+            del fields["record"]  # as in studies that knew no other
         if is_path(self.dataset):
             fields["dataset"] = "file"  # where the file lies does not change the result; its content does
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

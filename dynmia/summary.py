@@ -186,10 +186,28 @@ def null_summary(
         Index metric; columns value (mean), low, high.
     """
     planes = null_planes(run, rule, draws=draws, seed=seed, **options) if planes is None else planes
-    table = pd.DataFrame([{name: float(metric.of(p, None)) for name, metric in METRICS.items()} for p in planes])
+    return quantiles(null_table(planes), level)
+
+
+def null_table(planes: Iterable[xr.Dataset]) -> pd.DataFrame:
+    """Every metric of every plane: one row a plane, one column a metric."""
+    return pd.DataFrame([{name: float(metric.of(p, None)) for name, metric in METRICS.items()} for p in planes])
+
+
+def quantiles(drawn: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
+    """Mean and central interval of each column (its extremes if the rows are few), as value, low, high."""
     tails = [(1 - level) / 2, (1 + level) / 2]
-    low, high = (table.quantile(q, interpolation="lower" if q < 0.5 else "higher") for q in tails)
-    return pd.DataFrame({"value": table.mean(), "low": low, "high": high}).rename_axis("metric")
+    low, high = (drawn.quantile(q, interpolation="lower" if q < 0.5 else "higher") for q in tails)
+    return pd.DataFrame({"value": drawn.mean(), "low": low, "high": high}).rename_axis("metric")
+
+
+def p_values(value: pd.Series, drawn: pd.DataFrame) -> pd.Series:
+    """Two-sided permutation p-value of each metric (Phipson and Smyth 2010, eq. 2).
+
+    The share of draws, the population itself counted as one, at least as far from the draws' mean as ``value``.
+    """
+    far = (drawn - drawn.mean()).abs() >= (value - drawn.mean()).abs() - 1e-12
+    return (1 + far.where(drawn.notna()).sum()) / (1 + drawn.notna().sum())
 
 
 def null_planes(

@@ -23,6 +23,7 @@ from .errors import Diverged
 from .models import build_model
 from .optim import frozen_statistics, learning_rate, make_optimizer, sam_ascend, sam_return
 from .pool import Pool
+from .record import hardness_signals
 from .signals import logit_scaled_confidence
 from .store import RunStore
 from .study import Study
@@ -30,7 +31,8 @@ from .study import Study
 EVALUATION_BATCH = 500
 SAVING = 0.02  # the largest share of the time that goes into saving states
 MARGIN = 2.0  # epochs of the longest kind that must fit before a deadline: one, its evaluation and a slow moment
-WEIGHTS, ORDER, LAYERS = 10, 11, 12  # streams of random numbers; 1 and 2 belong to the pool and the keep mask
+SELDOM = 4  # gradients and dropout passes are recorded at every fourth checkpoint and the last: they are dear
+WEIGHTS, ORDER, LAYERS, DROPOUT = 10, 11, 12, 13  # streams of random numbers; 1, 2 belong to pool and keep mask
 
 
 @dataclass
@@ -223,15 +225,17 @@ def _train_shard(
     state = new_state(study, pool, model, device)
     keep = pool.keep[model]
     members = torch.as_tensor(np.flatnonzero(keep)).to(device)
-    record: dict[str, np.ndarray] = {
-        "phi": np.empty((0, len(keep)), np.float32),
-        **{name: np.empty(0) for name in ("train_accuracy", "test_accuracy", "loss")},
-    }
+    record: dict[str, np.ndarray] = {}
+
+    def append(name: str, value: np.ndarray | float) -> None:
+        new = np.asarray(value)[None]
+        record[name] = np.concatenate([record[name], new]) if name in record else new
+
     first, spent = 0, 0.0
     if saved := store.load_state(model):
         arrays, meta = saved
         first, spent = int(meta["epoch"]), float(meta["seconds"])
-        record = {name: arrays[name] for name in record}
+        record |= {name: array for name, array in arrays.items() if not name.startswith(("model.", "optimizer."))}
         unflatten(state, arrays)
     longest = cost = saved_at = 0.0
     for epoch in range(first, study.epochs + 1):  # `epoch` epochs have been trained at the top of the loop
@@ -241,9 +245,16 @@ def _train_shard(
                 phi, right = evaluate(state, data, data.images, data.labels)
                 _must_be_finite(phi, study, model, epoch)
                 _, test_right = evaluate(state, data, data.test_images, data.test_labels)
-                record["phi"] = np.concatenate([record["phi"], phi[None].astype(np.float32)])
-                record["train_accuracy"] = np.append(record["train_accuracy"], right[keep].mean())
-                record["test_accuracy"] = np.append(record["test_accuracy"], test_right.mean())
+                append("phi", phi.astype(np.float32))
+                append("train_accuracy", right[keep].mean())
+                append("test_accuracy", test_right.mean())
+                if study.record == "hardness":
+                    seed = seed_of(study.seed, DROPOUT, model, epoch)
+                    dear = epoch // study.checkpoint_every % SELDOM == 0 or epoch == study.epochs
+                    for name, value in hardness_signals(
+                        state.model, data.normalise, data.images, data.labels, seed, dear
+                    ):
+                        append(name, value)
             seconds = spent + time.perf_counter() - started
             if epoch == study.epochs:
                 break
@@ -262,7 +273,7 @@ def _train_shard(
             return False
         loss = train_epoch(study, state, data, members, model, epoch)
         _must_be_finite(loss, study, model, epoch + 1)
-        record["loss"] = np.append(record["loss"], loss)
+        append("loss", loss)
         longest = max(longest, time.perf_counter() - began)
     store.save_shard(model, record | {"keep": keep}, dict(seconds=seconds))
     report(

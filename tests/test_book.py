@@ -46,13 +46,11 @@ def test_no_page_names_a_resource_elsewhere(site, page):
 
 
 def test_the_landing_page_shows_the_glued_figures(site):
-    import pandas as pd
-
-    from dynmia import rounded
+    from dynmia import campaign, rounded
 
     html = (site / "intro.html").read_text()
     for name in ("cifar10-baseline", "quick"):
-        table = rounded(pd.read_csv(ROOT / "data" / f"{name}.csv", index_col="metric")).iloc[:, -1]
+        table = rounded(campaign.figures(ROOT / "data").loc[name]).iloc[:, -1]
         assert table["centre-of-mass displacement"] in html
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import dynmia
-from dynmia import notebooks, open_run, rounded, study_of
+from dynmia import campaign, notebooks, open_run, rounded, study_of
 from dynmia.summary import METRICS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,12 +49,10 @@ def test_the_baseline_is_the_one_that_the_book_promises():
 
 
 def test_the_readme_table_is_what_the_released_figures_say():
-    import pandas as pd
-
     readme = (ROOT / "README.md").read_text()
     names = {"cifar10-baseline": 1, "quick": 2}
     for name, column in names.items():
-        table = pd.read_csv(ROOT / "data" / f"{name}.csv", index_col="metric")
+        table = campaign.figures(ROOT / "data").loc[name]
         printed = rounded(table).iloc[:, -1]
         shown = 0
         for line in readme.splitlines():
@@ -115,8 +113,8 @@ def test_the_package_is_thin():
 
 def test_layers_import_downwards_only():
     order = [
-        "errors", "study", "data", "pool", "models", "optim", "signals", "store", "runs", "training", "worker",
-        "engine", "lira", "plane", "dynamics", "summary", "verdict", "plots", "cost", "notebooks", "bench", "cli",
+        "errors", "study", "data", "pool", "models", "optim", "signals", "record", "store", "runs", "training", "worker",
+        "engine", "lira", "plane", "dynamics", "summary", "hardness", "verdict", "plots", "compare", "cost", "campaign", "notebooks", "bench", "cli",
     ]  # fmt: skip
     assert set(order) == {path.stem for path in (ROOT / "dynmia").glob("*.py")} - {"__init__"}
     for position, name in enumerate(order):

@@ -1,0 +1,170 @@
+"""How hard a sample is to learn, by the standard measures, and how well each goes with dynamic vulnerability.
+
+A study trained with ``record="hardness"`` keeps each model's predictions and gradient norms; :func:`measure` reduces
+them over the models, for the whole population and for its two halves: a measure and a vulnerability from the same
+models share their noise, across disjoint halves they share the sample alone.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scipy.stats import rankdata
+
+from .errors import StoreError
+from .runs import stored_dataset, write_dataset
+from .store import RunStore
+
+MEASURES = {  # name: what it is, and where it comes from
+    "epistemic_out": "epistemic uncertainty, out-models (mutual information; Depeweg et al. 2018)",
+    "epistemic_all": "epistemic uncertainty, all models",
+    "aleatoric_out": "aleatoric uncertainty, out-models (expected entropy)",
+    "variance_out": "variance of the true-class probability, out-models",
+    "mc_information": "MC-dropout mutual information (Gal and Ghahramani 2016)",
+    "memorisation": "memorisation (Feldman and Zhang 2020)",
+    "self_influence": "self-influence (TracIn; Pruthi et al. 2020)",
+    "gradient_in": "gradient norm, in-models",
+    "gradient_out": "gradient norm, out-models",
+    "loss_in": "mean loss, in-models",
+    "loss_out": "mean loss, out-models",
+    "loss_iqr": "IQR of the loss trace, in-models (Pollock et al. 2024)",
+    "learned": "epoch learned, in-models (Jiang et al. 2021)",
+    "forgetting": "forgetting events, in-models (Toneva et al. 2019)",
+}
+
+
+PARTS = ("all", "a", "b")
+
+
+def halves(models: int) -> dict[str, np.ndarray]:
+    """The numbers of the models of the whole population and of its two halves, ``a`` and ``b``."""
+    numbers = np.arange(models)
+    return dict(zip(PARTS, (numbers, numbers[: models // 2], numbers[models // 2 :])))
+
+
+def measure(store: RunStore, run: xr.Dataset) -> xr.Dataset:
+    """Reduce the recorded signals of a finished run to one value a sample and checkpoint.
+
+    Returns:
+        Dims part (``all``, ``a``, ``b``), epoch, sample; a float32 variable for each of ``MEASURES`` that was recorded.
+        Uncertainties are in nats. What counts over time (self_influence, forgetting, learned, loss_iqr) uses the
+        checkpoints up to that epoch. Values are NaN where nothing is recorded (gradients: every fourth checkpoint) or a
+        part has no model of that side.
+
+    Raises:
+        StoreError: the run was not recorded for this.
+    """
+    shards = [store.load_shard(model)[0] for model in range(store.study.shadow_models)]
+    if "prob" not in shards[0]:
+        raise StoreError(f"{store.folder} holds no predictions: train it with record 'hardness'.")
+    epochs = run.epoch.values
+    dear = [t for t in range(len(epochs)) if t % 4 == 0 or t == len(epochs) - 1]
+    prob = np.stack([shard["prob"] for shard in shards])  # (N, T, n, K) float16
+    right = prob.argmax(-1) == run.label.values  # (N, T, n)
+    loss = np.logaddexp(0, -run.phi.transpose("model", "epoch", "sample").values.astype(np.float64))  # -log p_y
+
+    def placed(name: str) -> np.ndarray:
+        values = np.full((len(shards), len(epochs), len(run.label)), np.nan, np.float32)
+        if name in shards[0]:
+            values[:, dear] = np.stack([shard[name] for shard in shards])
+        return values
+
+    gradient, dropout = placed("grad_norm"), placed("mc_information")
+    parts = halves(len(shards))
+    found = {name: np.full((len(parts), len(epochs), len(run.label)), np.nan, np.float32) for name in MEASURES}
+    for number, models in enumerate(parts.values()):
+        keep = run.keep.values[models]
+        for t in range(len(epochs)):
+            here = {name: values[number, t] for name, values in found.items()}
+            p = prob[models, t].astype(np.float64)
+            true = np.exp(-loss[models, t])
+            here["epistemic_all"][:] = _information(p, np.ones_like(keep))[0]
+            here["epistemic_out"][:], here["aleatoric_out"][:] = _information(p, ~keep)
+            here["variance_out"][:] = _mean(true**2, ~keep) - _mean(true, ~keep) ** 2
+            here["mc_information"][:] = dropout[models, t].mean(0)
+            here["memorisation"][:] = _mean(right[models, t], keep) - _mean(right[models, t], ~keep)
+            # TracIn's sum over checkpoints, without the learning rate: it is constant and does not rank samples
+            here["self_influence"][:] = _mean(np.nansum(gradient[models, : t + 1] ** 2, 1), keep)
+            here["gradient_in"][:], here["gradient_out"][:] = (
+                _mean(gradient[models, t], side) for side in (keep, ~keep)
+            )
+            here["loss_in"][:], here["loss_out"][:] = (_mean(loss[models, t], side) for side in (keep, ~keep))
+            high, low = np.quantile(loss[models, : t + 1], [0.75, 0.25], axis=1)
+            here["loss_iqr"][:] = _mean(high - low, keep)
+            stays = np.cumprod(right[models, t::-1], 1).sum(1)  # checkpoints up to t that are all right
+            first = epochs[np.minimum(t + 1 - stays, t)] + np.where(stays == 0, run.epoch.diff("epoch").values[0], 0)
+            here["learned"][:] = _mean(first, keep)
+            lost = right[models, :t] & ~right[models, 1 : t + 1]
+            here["forgetting"][:] = _mean(lost.sum(1), keep)
+    dims = ("part", "epoch", "sample")
+    kept = {name: (dims, values) for name, values in found.items() if np.isfinite(values[0, -1]).any()}
+    coords = {"part": list(parts), "epoch": epochs, "sample": run.sample.values}
+    return xr.Dataset(kept, coords, run.attrs)
+
+
+def _mean(values: np.ndarray, side: np.ndarray) -> np.ndarray:
+    """Mean over the models of ``side``, (N, n) -> (n,); NaN where there is none."""
+    count = side.sum(0)
+    return np.where(side, values, 0).sum(0) / np.where(count > 0, count, np.nan)
+
+
+def _information(prob: np.ndarray, side: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mutual information and expected entropy (nats) of the models of ``side``: (N, n, K) -> (n,), (n,)."""
+
+    def entropy(p: np.ndarray) -> np.ndarray:
+        return -(p * np.log(np.where(p > 0, p, 1))).sum(-1)
+
+    mean = np.stack([_mean(prob[..., k], side) for k in range(prob.shape[-1])], -1)
+    expected = _mean(entropy(prob), side)
+    return entropy(mean) - expected, expected
+
+
+def save(hardness: xr.Dataset, path: str | os.PathLike[str]) -> Path:
+    """Write what :func:`measure` returned as one compressed netCDF file with a checksum."""
+    return write_dataset(hardness.assign_coords(part=range(len(PARTS))), Path(path))
+
+
+def load(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Read and verify what :func:`save` wrote."""
+    return stored_dataset(Path(path)).assign_coords(part=list(PARTS))
+
+
+def half_of(run: xr.Dataset, models: np.ndarray) -> xr.Dataset:
+    """The run of some of its models, with the samples that at least two of them did and did not train on."""
+    part = run.isel(model=models)
+    inside = part.keep.sum("model")
+    return part.isel(sample=np.flatnonzero((inside >= 2) & (len(models) - inside >= 2)))
+
+
+def correlation(
+    x: xr.DataArray, y: xr.DataArray, *, draws: int = 500, seed: int = 0, level: float = 0.95
+) -> pd.DataFrame:
+    """Pearson and Spearman correlation of two values a sample, with bootstrap intervals over samples.
+
+    Only samples that both have, with finite values, count.
+
+    Returns:
+        Index ``pearson``, ``spearman``; columns value, low, high, n.
+    """
+    x, y = xr.align(x, y, join="inner")
+    good = np.isfinite(x.values) & np.isfinite(y.values)
+    a, b = x.values[good].astype(float), y.values[good].astype(float)
+    if len(a) < 4 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return pd.DataFrame(np.nan, ["pearson", "spearman"], ["value", "low", "high"]).assign(n=len(a))
+    chosen = np.random.default_rng(seed).integers(0, len(a), (draws, len(a)))
+    rows = {}
+    for name, rank in (("pearson", np.asarray), ("spearman", lambda values: rankdata(values, axis=-1))):
+        with np.errstate(invalid="ignore"):
+            drawn = _pearson(rank(a[chosen]), rank(b[chosen]))
+        low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+        rows[name] = [float(_pearson(rank(a), rank(b))), low, high, len(a)]
+    return pd.DataFrame.from_dict(rows, "index", columns=["value", "low", "high", "n"])
+
+
+def _pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
+    return (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
