@@ -19,6 +19,7 @@ import pandas as pd
 import xarray as xr
 import yaml
 
+from .data import SIZES
 from .errors import UserError, choose
 from .plane import vulnerability_plane
 from .runs import open_run, project_root, resolve, save_run, study_of
@@ -44,7 +45,7 @@ def entries(scale: str = "cpu", only: str = "", changes: dict[str, Any] | None =
 
     Args:
         scale: a name under ``scales``: fields that replace those of every run, and ``pool_share``, by which the
-            pool size is multiplied.
+            pool size is multiplied, up to the whole training split.
         only: a chapter (``02``), or a part of a run's name; empty takes all.
         changes: fields of the study that replace all others.
     """
@@ -57,7 +58,8 @@ def entries(scale: str = "cpu", only: str = "", changes: dict[str, Any] | None =
         for run in content["runs"]:
             name, chapters = run.pop("name"), tuple(run.pop("chapters"))
             study = content["defaults"] | run
-            study["pool_size"] = int(study["pool_size"] * share)
+            largest = SIZES[study["dataset"]][1]
+            study["pool_size"] = min(int(study["pool_size"] * share), largest)
             found.append(Entry(name, chapters, Study.from_dict(study | fields | (changes or {}))))
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a list of runs ({error!r}): each needs name and chapters.") from error

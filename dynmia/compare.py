@@ -43,7 +43,7 @@ def labels(planes: Mapping[str, xr.Dataset]) -> dict[str, str]:
 
 
 def colours(planes: Mapping[str, xr.Dataset]) -> dict[str, str]:
-    """The colour of each run: that of its data set if no two share one, else a dark to light scale in the given order."""
+    """The colour of each run: that of its data set if no two share one, else a dark to light scale in order."""
     sets = [study_of(plane).dataset for plane in planes.values()]
     if len(set(sets)) == len(sets):
         return {name: COLOURS.get(data, INK) for name, data in zip(planes, sets)}

@@ -113,8 +113,9 @@ def test_the_package_is_thin():
 
 def test_layers_import_downwards_only():
     order = [
-        "errors", "study", "data", "pool", "models", "optim", "signals", "record", "store", "runs", "training", "worker",
-        "engine", "lira", "plane", "dynamics", "summary", "hardness", "verdict", "plots", "compare", "cost", "campaign", "notebooks", "bench", "cli",
+        "errors", "study", "data", "pool", "models", "optim", "signals", "record", "store", "runs", "training",
+        "worker", "engine", "lira", "plane", "dynamics", "summary", "hardness", "verdict", "plots", "compare", "cost",
+        "campaign", "notebooks", "bench", "cli",
     ]  # fmt: skip
     assert set(order) == {path.stem for path in (ROOT / "dynmia").glob("*.py")} - {"__init__"}
     for position, name in enumerate(order):
