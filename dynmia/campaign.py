@@ -101,7 +101,7 @@ def run_campaign(
     Args:
         folder: default ``data`` for the released scale, ``cpu``, else ``runs/<scale>``.
         time_budget: seconds; training stops cleanly before they are over.
-        null: draws of the permutation null in the table of figures.
+        null: draws of the permutation null in the table of figures; 0 leaves the table as it is.
         options: data_dir, device, workers, for :func:`dynmia.engine.train_part`.
 
     Raises:
@@ -134,7 +134,7 @@ def run_campaign(
             run = open_run(path)
             if what := _differs(study_of(run), entry.study):
                 raise UserError(f"{path} is a run of another study; it differs in {what}: move it away.")
-            if entry.study.design != "all" and write_figures(folder, entry.name, run, null=null):
+            if null and entry.study.design != "all" and write_figures(folder, entry.name, run, null=null):
                 yield f"{entry.name}: figures written to {folder / 'figures.csv'}"
         except UserError as error:
             failed.append(entry.name)

@@ -258,7 +258,7 @@ def campaign(
     ] = None,
     out: Annotated[str | None, typer.Option(help="folder (default: data, or runs/SCALE at another scale)")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="list the runs and what they cost here, and stop")] = False,
-    null: Annotated[int, typer.Option(help="draws of the permutation null in figures.csv")] = 200,
+    null: Annotated[int, typer.Option(help="draws of the permutation null in figures.csv; 0: no figures")] = 200,
     time_budget: Annotated[str | None, typer.Option(help="stop cleanly before this, for example 2h")] = None,
     data_dir: DataDir = None,
     device: Device = None,
