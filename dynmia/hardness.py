@@ -15,9 +15,12 @@ import pandas as pd
 import xarray as xr
 from scipy.stats import rankdata
 
+from .dynamics import dynamic_vulnerability, vulnerable
 from .errors import StoreError
+from .plane import vulnerability_plane
 from .runs import stored_dataset, write_dataset
 from .store import RunStore
+from .summary import null_planes
 
 MEASURES = {  # name: what it is, and where it comes from
     "epistemic_out": "epistemic uncertainty, out-models (mutual information; Depeweg et al. 2018)",
@@ -145,7 +148,7 @@ def correlation(
 ) -> pd.DataFrame:
     """Pearson and Spearman correlation of two values a sample, with bootstrap intervals over samples.
 
-    Only samples that both have, with finite values, count.
+    Only samples that both have, with finite values, count. Ranks stay those of the whole sample in every draw.
 
     Returns:
         Index ``pearson``, ``spearman``; columns value, low, high, n.
@@ -155,16 +158,110 @@ def correlation(
     a, b = x.values[good].astype(float), y.values[good].astype(float)
     if len(a) < 4 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return pd.DataFrame(np.nan, ["pearson", "spearman"], ["value", "low", "high"]).assign(n=len(a))
-    chosen = np.random.default_rng(seed).integers(0, len(a), (draws, len(a)))
+    weights = np.random.default_rng(seed).multinomial(len(a), np.full(len(a), 1 / len(a)), draws) / len(a)  # (draw, n)
+    weights = np.vstack([np.full(len(a), 1 / len(a)), weights])  # the first row is the sample itself
     rows = {}
-    for name, rank in (("pearson", np.asarray), ("spearman", lambda values: rankdata(values, axis=-1))):
-        with np.errstate(invalid="ignore"):
-            drawn = _pearson(rank(a[chosen]), rank(b[chosen]))
-        low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-        rows[name] = [float(_pearson(rank(a), rank(b))), low, high, len(a)]
+    for name, (u, v) in {"pearson": (a, b), "spearman": (rankdata(a), rankdata(b))}.items():
+        u, v = (u - u.mean()) / u.std(), (v - v.mean()) / v.std()
+        moments = weights @ np.stack([u, v, u * u, v * v, u * v], 1)  # (draw + 1, 5)
+        mu, mv, uu, vv, uv = moments.T
+        spread = (uu - mu**2) * (vv - mv**2)
+        drawn = (uv - mu * mv) / np.sqrt(np.where(spread > 1e-12, spread, np.nan))  # NaN if one value fills a draw
+        low, high = np.nanquantile(drawn[1:], [(1 - level) / 2, (1 + level) / 2])
+        rows[name] = [drawn[0], low, high, len(a)]
     return pd.DataFrame.from_dict(rows, "index", columns=["value", "low", "high", "n"])
 
 
-def _pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    a, b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
-    return (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+def relate(hardness: xr.Dataset, run: xr.Dataset, rule: str = "fpr@0.01", null: int = 20) -> pd.DataFrame:
+    """Correlation of every measure at the end of training with dynamic vulnerability.
+
+    Rows are (measure, samples, models, kind). samples: ``all``, or the finally ``vulnerable`` ones. models: ``all
+    models`` on both sides; ``same half`` and ``other half``, the mean over the two halves of the population with the
+    measure from one and the vulnerability from the same or the other (ends of the intervals are averaged too); ``no
+    signal``, the vulnerability scored anew after redrawing the keep mask, low and high being the range over ``null``
+    redraws. kind: ``pearson`` or ``spearman``.
+
+    Returns:
+        Columns value, low, high, n.
+    """
+    last = hardness.isel(epoch=-1)
+    sides = {"all": _target(run, rule)}
+    sides |= {
+        part: _target(half_of(run, models), rule)
+        for part, models in halves(run.sizes["model"]).items()
+        if part != "all"
+    }
+    noise = [dynamic_vulnerability(plane) for plane in null_planes(run, rule, draws=null)]
+    rows: dict[tuple[str, str, str], pd.DataFrame] = {}
+    for name in hardness.data_vars:
+        measured = last[name]
+
+        def pair(part: str, side: str, subset: str, x: xr.DataArray = measured) -> pd.DataFrame:
+            vulnerability, final = sides[side]
+            chosen = vulnerability.where(final) if subset == "vulnerable" else vulnerability
+            return correlation(x.sel(part=part), chosen)
+
+        for subset in ("all", "vulnerable"):
+            key = str(name), subset
+            rows[*key, "all models"] = pair("all", "all", subset)
+            rows[*key, "same half"] = (pair("a", "a", subset) + pair("b", "b", subset)) / 2
+            rows[*key, "other half"] = (pair("a", "b", subset) + pair("b", "a", subset)) / 2
+            final = sides["all"][1]
+            drawn = [
+                correlation(measured.sel(part="all"), v.where(final) if subset == "vulnerable" else v, draws=1)
+                for v in noise
+            ]
+            values = np.stack([table.value for table in drawn])  # (null, 2)
+            rows[*key, "no signal"] = drawn[0].assign(value=values.mean(0), low=values.min(0), high=values.max(0))
+    return pd.concat(rows, names=["measure", "samples", "models", "kind"])
+
+
+def over_time(measured: xr.DataArray, vulnerability: xr.DataArray, kind: str = "spearman") -> pd.DataFrame:
+    """Correlation of a measure at each checkpoint, (epoch, sample), with one value a sample, by epoch."""
+    rows = {
+        int(epoch): correlation(measured.sel(epoch=epoch), vulnerability, draws=200).loc[kind]
+        for epoch in measured.epoch.values
+        if np.isfinite(measured.sel(epoch=epoch)).any()
+    }
+    return pd.DataFrame(rows).T.rename_axis("epoch")
+
+
+def _target(run: xr.Dataset, rule: str) -> tuple[xr.DataArray, xr.DataArray]:
+    """Dynamic vulnerability of each sample, and whether it is vulnerable at the end."""
+    plane = vulnerability_plane(run, rule)
+    return dynamic_vulnerability(plane), vulnerable(plane).isel(epoch=-1, drop=True)
+
+
+def verdict(table: pd.DataFrame) -> list[str]:
+    """Sentences from :func:`relate`: the strongest measure, the paper's two claims, and what the control leaves."""
+    rows = table.xs("spearman", level="kind")
+    strongest = rows.xs(("all", "other half"), level=("samples", "models")).value.abs().idxmax()
+
+    def said(measure: str, subset: str, models: str, kind: str = "spearman") -> str:
+        row, noise = table.loc[measure, subset, models, kind], table.loc[measure, subset, "no signal", kind]
+        if not np.isfinite(row.value):
+            return "not to be had from so few samples"
+        side = "outside" if row.low > noise.high or row.high < noise.low else "not clear of"
+        return (
+            f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}], {side} the no-signal range of "
+            f"{noise.low:.2f} to {noise.high:.2f}"
+        )
+
+    sentences = [
+        f"Across disjoint halves the strongest measure on all samples is {MEASURES[str(strongest)].split(' (')[0]}: "
+        f"Spearman correlation {said(str(strongest), 'all', 'other half')}."
+    ]
+    for name in ("epistemic_out", "gradient_in"):
+        if name in rows.index.get_level_values("measure"):
+            word = MEASURES[name].split(" (")[0].capitalize()
+            same, other = (said(name, "vulnerable", models, "pearson") for models in ("all models", "other half"))
+            sentences.append(f"{word} among the vulnerable samples: Pearson correlation {same}; across halves {other}.")
+    weak = rows.loc["gradient_in", "vulnerable", "all models"].value if "gradient_in" in rows.index else np.nan
+    strong = rows.loc["epistemic_out", "vulnerable", "all models"].value
+    if np.isfinite(weak):
+        better = "epistemic uncertainty" if abs(strong) > abs(weak) else "the gradient norm"
+        sentences.append(
+            f"Of the two, {better} ranks the vulnerable samples better: Spearman correlation {strong:.2f} for "
+            f"epistemic uncertainty, {weak:.2f} for the gradient norm."
+        )
+    return sentences

@@ -93,7 +93,7 @@ def trajectories(plane: xr.Dataset, samples: Sequence[int] | None = None) -> Fig
         figure, axes = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
         for axis, sample in zip(axes.flat, samples):
             one = plane.isel(sample=sample)
-            _frame(axis)
+            frame(axis)
             axis.plot(one.fpr, one.tpr, color=NULL, lw=0.8, zorder=1)
             points = axis.scatter(one.fpr, one.tpr, c=epochs, cmap="viridis", s=22, zorder=2)
             last = one.isel(epoch=-1)
@@ -166,7 +166,7 @@ def _to_vulnerable(plane: xr.Dataset, weights: dyn.Weights = None) -> xr.DataArr
     return 100 * dyn.transition_to_vulnerable(plane, weights)
 
 
-def _frame(axis: Axes) -> None:
+def frame(axis: Axes) -> None:
     """An empty plane: the chance diagonal and the vulnerable corner."""
     axis.plot([0, 1], [0, 1], color=INK, lw=0.8, ls=":")
     axis.add_patch(Rectangle((0, 2 / 3), 1 / 3, 1 / 3, fill=False, ec=COLOURS["cifar10"], lw=1.2, ls="--"))
@@ -185,7 +185,7 @@ def _cloud(axis: Axes, plane: xr.Dataset, epoch: int):  # type: ignore[no-untype
     count, _, _ = np.histogram2d(now.fpr.values, now.tpr.values, [edges, edges])
     norm = LogNorm(1, plane.sizes["sample"])
     image = axis.pcolormesh(edges, edges, np.where(count > 0, count, np.nan).T, cmap="viridis", norm=norm)
-    _frame(axis)
+    frame(axis)
     axis.set_title(f"epoch {epoch}")
     return image
 

@@ -1,0 +1,178 @@
+"""Recorded signals and the measures made of them, against definitions written a second way."""
+
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import xarray as xr
+from scipy.stats import entropy, pearsonr, spearmanr
+from torch import nn
+
+from dynmia import engine, hardness, record
+from dynmia.errors import StoreError
+from dynmia.models import build_model
+
+
+@pytest.fixture(scope="module")
+def recorded(tiny, tmp_path_factory):
+    """(run, shards, measures) of `tiny` with more models, recorded for hardness."""
+    study = tiny.replace(shadow_models=8, record="hardness", checkpoint_every=1, model="cnn-dropout")
+    pool, store = engine.train_part(study, out=tmp_path_factory.mktemp("hard"), device="cpu", progress=False)
+    run = engine.finish(pool, store)
+    return run, [store.load_shard(m)[0] for m in range(8)], hardness.measure(store, run)
+
+
+def test_recording_changes_no_phi(tiny, tiny_run, tmp_path):
+    pool, store = engine.train_part(tiny.replace(record="hardness"), out=tmp_path, device="cpu", progress=False)
+    np.testing.assert_array_equal(engine.finish(pool, store).phi, tiny_run[1].phi)
+    assert store.identity != tiny.resolve("cpu").identity(store.manifest["fingerprint"])
+
+
+def test_phi_is_in_line_with_the_recorded_probabilities(recorded):
+    run, shards, _ = recorded
+    prob = np.stack([shard["prob"] for shard in shards]).astype(float)  # (N, T, n, K)
+    true = np.take_along_axis(prob, run.label.values[None, None, :, None], 3)[..., 0]
+    mine = 1 / (1 + np.exp(-run.phi.transpose("model", "epoch", "sample").values))
+    np.testing.assert_allclose(true, mine, atol=1e-3)
+
+
+def test_gradient_norms_equal_one_backward_pass_a_sample():
+    torch.manual_seed(0)
+    for name in ("cnn", "mlp", "wrn-10-1"):
+        model = build_model(name, (1, 8, 8), 10).eval()
+        inputs, labels = torch.randn(5, 1, 8, 8), torch.arange(5)
+        expected = []
+        for k in range(5):
+            model.zero_grad()
+            nn.functional.cross_entropy(model(inputs[k : k + 1]), labels[k : k + 1]).backward()
+            expected.append(sum(float(p.grad.square().sum()) for p in model.parameters()) ** 0.5)
+        np.testing.assert_allclose(record.gradient_norm(model, inputs, labels), expected, rtol=1e-4)
+
+
+def test_mutual_information_of_known_predictions():
+    certain = torch.eye(2)[:, None]  # two passes, one sample: each sure of another class
+    assert float(record.mutual_information(certain)) == pytest.approx(np.log(2))
+    assert float(record.mutual_information(certain[:1].repeat(3, 1, 1))) == pytest.approx(0)
+    undecided = torch.full((4, 1, 2), 0.5)
+    assert float(record.mutual_information(undecided)) == pytest.approx(0)
+
+
+def test_dropout_passes_leave_no_trace(recorded):
+    _, shards, _ = recorded
+    assert {name: shards[0][name].shape for name in ("prob", "grad_norm", "mc_information")} == {
+        "prob": (5, 120, 10), "grad_norm": (2, 120), "mc_information": (2, 120)
+    }  # fmt: skip
+    assert (shards[0]["mc_information"] > 0).mean() > 0.9
+
+
+def test_measures_against_their_definitions(recorded):
+    run, shards, found = recorded
+    prob = np.stack([shard["prob"] for shard in shards]).astype(float)
+    keep, last = run.keep.values, found.sel(part="all").isel(epoch=-1)
+    right = prob.argmax(-1) == run.label.values
+    for z in (0, 7, 63):
+        out, inside = ~keep[:, z], keep[:, z]
+        p = prob[out, -1, z]
+        information = entropy(p.mean(0)) - entropy(p, axis=1).mean()
+        np.testing.assert_allclose(last.epistemic_out[z], information, atol=2e-3)
+        np.testing.assert_allclose(last.aleatoric_out[z], entropy(p, axis=1).mean(), atol=2e-3)
+        np.testing.assert_allclose(last.variance_out[z], p[:, run.label.values[z]].var(), atol=1e-3)
+        np.testing.assert_allclose(
+            last.memorisation[z], right[inside, -1, z].mean() - right[out, -1, z].mean(), atol=1e-6
+        )
+        squares = [sum(float(g[z]) ** 2 for g in shards[i]["grad_norm"]) for i in np.flatnonzero(inside)]
+        np.testing.assert_allclose(last.self_influence[z], np.mean(squares), rtol=1e-4)
+        traces = right[inside, :, z]
+        events = [sum(a and not b for a, b in pairwise(row)) for row in traces]
+        np.testing.assert_allclose(last.forgetting[z], np.mean(events), atol=1e-6)
+        learned = []
+        for row in traces:
+            first = 5  # never: one checkpoint after the last
+            for t in range(5):
+                if row[t:].all():
+                    first = t
+                    break
+            learned.append(first)
+        np.testing.assert_allclose(last.learned[z], np.mean(learned), atol=1e-6)
+        loss = np.log1p(np.exp(-run.phi.values[:, inside, z].astype(float)))
+        np.testing.assert_allclose(
+            last.loss_iqr[z], np.mean(np.quantile(loss, 0.75, 0) - np.quantile(loss, 0.25, 0)), rtol=1e-4
+        )
+
+
+def test_halves_use_their_own_models_only(recorded):
+    run, _, found = recorded
+    loss = np.log1p(np.exp(-run.phi.values[-1].astype(float)))
+    for part, models in (("a", slice(0, 4)), ("b", slice(4, 8))):
+        mine = np.where(run.keep.values[models], np.nan, loss[models])
+        some = ~np.isnan(mine).all(0)
+        np.testing.assert_allclose(
+            found.loss_out.sel(part=part).values[-1][some], np.nanmean(mine[:, some], 0), rtol=1e-4, atol=1e-6
+        )
+    half = hardness.half_of(run, hardness.halves(8)["b"])
+    assert set(half.keep.sum("model").values) == {2}
+    assert half.model.values.tolist() == [4, 5, 6, 7]
+
+
+def test_correlation_has_a_known_answer_and_a_valid_interval():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for number in range(200):
+        x = rng.standard_normal(300)
+        y = 0.6 * x + 0.8 * rng.standard_normal(300)
+        row = hardness.correlation(xr.DataArray(x, dims="sample"), xr.DataArray(y, dims="sample"), seed=number)
+        covered += row.low["pearson"] <= 0.6 <= row.high["pearson"]
+        if number == 0:
+            np.testing.assert_allclose(row.value, [pearsonr(x, y)[0], spearmanr(x, y)[0]], atol=1e-12)
+    assert 0.90 <= covered / 200 <= 0.99
+
+
+def test_correlation_leaves_out_what_is_not_known():
+    x = xr.DataArray([1.0, 2, 3, 4, np.nan, 6], {"sample": [1, 2, 3, 4, 5, 6]}, "sample")
+    y = xr.DataArray([9.0, 2, 4, 6, 8, 12], {"sample": [0, 1, 2, 3, 4, 6]}, "sample")
+    assert hardness.correlation(x, y).loc["pearson", ["value", "n"]].tolist() == pytest.approx([1, 5])
+    assert np.isnan(hardness.correlation(x, 0 * y).value["pearson"])
+
+
+def test_relate_and_verdict(recorded):
+    run, _, found = recorded
+    table = hardness.relate(found[["epistemic_out", "gradient_in"]], run, null=3)
+    assert table.index.get_level_values("models").unique().tolist() == [
+        "all models",
+        "same half",
+        "other half",
+        "no signal",
+    ]
+    sentences = hardness.verdict(table)
+    assert len(sentences) == 3  # nothing is vulnerable after four epochs: no comparison of the two
+    assert "not to be had from so few samples" in sentences[1]
+    table.loc["epistemic_out", ["value", "low", "high"]] = [0.7, 0.6, 0.8]
+    table.loc["gradient_in", ["value", "low", "high"]] = [0.1, 0.0, 0.2]
+    table.loc[pd.IndexSlice[:, :, "no signal"], ["value", "low", "high"]] = [0.0, -0.1, 0.1]
+    sentences = hardness.verdict(table)
+    assert "0.70 [0.60, 0.80], outside the no-signal range of -0.10 to 0.10" in sentences[1]
+    assert "0.10 [0.00, 0.20], not clear of the no-signal range" in sentences[2]
+    assert "epistemic uncertainty ranks the vulnerable samples better" in sentences[3]
+
+
+def test_a_run_without_predictions_is_named(tiny, tiny_run):
+    folder, run = tiny_run
+    _, _, store = engine.open_store(tiny, out=folder, device="cpu")
+    with pytest.raises(StoreError, match="train it with record 'hardness'"):
+        hardness.measure(store, run)
+
+
+def test_signals_of_a_model_without_dropout_and_of_cheap_checkpoints(tiny):
+    model = build_model("cnn", (1, 8, 8), 10)
+    images, labels = torch.zeros(3, 8, 8, 1, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)
+
+    def normalise(images):
+        return images.float().permute(0, 3, 1, 2)
+
+    cheap = dict(record.hardness_signals(model, normalise, images, labels, 0, dear=False))
+    dear = dict(record.hardness_signals(model, normalise, images, labels, 0, dear=True))
+    assert set(cheap) == {"prob"}
+    assert set(dear) == {"prob", "grad_norm"}
+    np.testing.assert_allclose(cheap["prob"].sum(1), 1, atol=2e-3)
