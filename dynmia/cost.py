@@ -44,7 +44,7 @@ def plan(
         _, height, width, channels = data.train_images.shape
         shape, classes = (channels, height, width), data.classes
         train, test = len(data.train_labels), len(data.test_labels)
-    samples = study.pool_size or train
+    samples, test = study.pool_size or train, min(test, study.test_size or test)
     model = build_model(study.model, shape, classes)
     passes = 2 if study.optimizer.startswith("sam") else 1
     trained = study.shadow_models * (samples // 2) * study.epochs

@@ -61,6 +61,11 @@ def make_pool(study: Study, dataset: Dataset) -> Pool:
         raise UserError(
             f"pool_size {size} is larger than the training split of {study.dataset} ({len(dataset.train_labels)})."
         )
+    if (study.test_size or 0) > len(dataset.test_labels):
+        raise UserError(
+            f"test_size {study.test_size} is larger than the test split of {study.dataset} "
+            f"({len(dataset.test_labels)})."
+        )
     rng = np.random.default_rng(np.random.SeedSequence([study.pool_seed, 1]))
     order = rng.permutation(len(dataset.train_labels))
     turn = np.empty(len(order), dtype=np.int64)  # how many of the same class come before, in the drawn order
@@ -77,8 +82,8 @@ def make_pool(study: Study, dataset: Dataset) -> Pool:
         images=images,
         labels=dataset.train_labels[ids],
         sample_id=ids,
-        test_images=dataset.test_images,
-        test_labels=dataset.test_labels,
+        test_images=dataset.test_images[: study.test_size],
+        test_labels=dataset.test_labels[: study.test_size],
         keep=keep,
         mean=flat.mean(0, dtype=np.float64).astype(np.float32),
         std=np.maximum(flat.std(0, dtype=np.float64), 1.0).astype(np.float32),

@@ -57,6 +57,7 @@ class Study:
         checkpoint_every: epochs between checkpoints; must divide ``epochs``. Epoch 0 (untrained) is always one.
         shadow_models: N, at least 4 (the paper: 20).
         pool_size: target samples n, class-balanced; None takes the whole training split.
+        test_size: held-out samples that accuracy is measured on, the first ones; None takes all.
         design: ``bernoulli`` (each sample in each model with probability 1/2), ``balanced`` (in exactly N/2), or
             ``all`` (every model trains on the whole pool: a deep ensemble, which no attack can be run on).
         batch_size: the paper leaves it open; 64 is fastest on CPUs.
@@ -85,6 +86,7 @@ class Study:
     checkpoint_every: int = 2
     shadow_models: int = 20
     pool_size: int | None = None
+    test_size: int | None = None
     design: str = "bernoulli"
     batch_size: int = 64
     lr: float | None = None
@@ -117,6 +119,7 @@ class Study:
             ("epochs", 1, 2**31), ("checkpoint_every", 1, 2**31), ("shadow_models", 4, 2**31),
             ("batch_size", 1, 2**31), ("lr", 0, math.inf), ("momentum", 0, 1), ("beta2", 0, 1),
             ("weight_decay", 0, math.inf), ("rho", 0, math.inf), ("pool_size", 4, 2**31),
+            ("test_size", 1, 2**31),
             ("seed", 0, 2**63), ("pool_seed", 0, 2**63),
         ]:  # fmt: skip
             value = getattr(self, name)
@@ -175,8 +178,9 @@ class Study:
     def identity(self, fingerprint: str) -> str:
         """Hash every field that changes the result, and the fingerprint of data and model code (64 hex digits)."""
         fields = self.to_dict() | {"format": FORMAT, "fingerprint": fingerprint}
-        if self.record == "phi":
-            del fields["record"]  # as in studies that knew no other
+        for name in ("record", "test_size"):  # as in studies that knew no other value
+            if fields[name] == getattr(Study, name):
+                del fields[name]
         if is_path(self.dataset):
             fields["dataset"] = "file"  # where the file lies does not change the result; its content does
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
