@@ -6,8 +6,8 @@ import pytest
 from dynmia import PRESETS, Study, UserError
 
 OTHER = dict(
-    dataset="mnist", model="mlp", optimizer="sgd", epochs=60, checkpoint_every=3, shadow_models=8, pool_size=100, test_size=50,
-    design="balanced", batch_size=32, lr=0.01, schedule="cosine", momentum=0.5, beta2=0.9, nesterov=True,
+    dataset="mnist", model="mlp", optimizer="sgd", epochs=60, checkpoint_every=3, shadow_models=8, pool_size=100,
+    test_size=50, design="balanced", batch_size=32, lr=0.01, schedule="cosine", momentum=0.5, beta2=0.9, nesterov=True,
     weight_decay=0.0, rho=0.1, augment=True, precision="bf16", record="hardness", pool_seed=1, seed=1,
 )  # fmt: skip
 FIELDS = [field.name for field in dataclasses.fields(Study)]
