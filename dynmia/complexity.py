@@ -17,6 +17,7 @@ from .data import load_dataset
 from .pool import make_pool
 from .study import PRESETS, Study
 
+DIGITS = {"nn_error": 1, "dimension": 1, "overlap": 3, "png": 0, "png_value": 2}  # decimals to print
 COLUMNS = ["label", "unit", "value", "low", "high", "null_low", "null_high"]
 
 
@@ -77,22 +78,12 @@ def class_overlap(images: Images) -> float:
     return float((within[varies] / whole[varies]).min(initial=1.0))
 
 
-def compressed_size(images: Images) -> float:
-    """Mean size of an image as an optimised PNG, in bytes: a bound on how much there is to describe."""
-    return float(images.png.mean())
-
-
-def compressed_share(images: Images) -> float:
-    """The same in bits per pixel value, 8 before compression: comparable across sizes and channels."""
-    return 8 * compressed_size(images) / images.pixels.shape[1]
-
-
 MEASURES: dict[str, tuple[str, str, Callable[[Images], float]]] = {
     "nn_error": ("leave-one-out 1-NN error", "%", nearest_neighbour_error),
     "dimension": ("intrinsic dimension (TwoNN)", "", intrinsic_dimension),
     "overlap": ("class overlap, 1 / (1 + F1)", "", class_overlap),
-    "png": ("compressed size", "bytes per image", compressed_size),
-    "png_value": ("compressed size per pixel value", "bits", compressed_share),
+    "png": ("compressed size", "bytes per image", lambda images: float(images.png.mean())),
+    "png_value": ("compressed size per pixel value", "bits", lambda i: 8 * float(i.png.mean()) / i.pixels.shape[1]),
 }
 
 
@@ -100,8 +91,8 @@ def complexity(images: np.ndarray, labels: np.ndarray, *, halves: int = 100, see
     """Every measure of ``MEASURES`` with its 95 % interval over samples and its no-signal level.
 
     The standard error is the standard deviation over random halves of the images (delete-half jackknife, Shao and Wu
-    1989): in simulations right to 20 %, and a quarter too wide for the two measures that look at neighbours, where the
-    bootstrap, which draws samples twice, is a quarter too narrow.
+    1989): in simulations up to a quarter too wide for measures that look at neighbours, where a bootstrap with fixed
+    neighbours is a quarter too narrow.
 
     Args:
         images: uint8 (n, H, W, C); labels: int (n,).
@@ -114,12 +105,11 @@ def complexity(images: np.ndarray, labels: np.ndarray, *, halves: int = 100, see
     rng, n, rows = np.random.default_rng(seed), len(images), {}
     whole = prepare(images, labels)
 
-    def all_of(images: Images) -> list[float]:
-        return [of(images) for _, _, of in MEASURES.values()]
-
-    error = 1.96 * np.std([all_of(whole.take(rng.permutation(n)[: n // 2])) for _ in range(halves)], axis=0, ddof=1)
+    parts = (whole.take(rng.permutation(n)[: n // 2]) for _ in range(halves))
+    error = 1.96 * np.std([[of(part) for _, _, of in MEASURES.values()] for part in parts], axis=0, ddof=1)
     redrawn = [whole._replace(labels=rng.permutation(labels)) for _ in range(halves // 5)]
-    for (name, (label, unit, of)), value, half in zip(MEASURES.items(), all_of(whole), error):
+    for (name, (label, unit, of)), half in zip(MEASURES.items(), error):
+        value = of(whole)
         noise = [of(other) for other in redrawn] if of in (nearest_neighbour_error, class_overlap) else [np.nan]
         rows[name] = [label, unit, value, value - half, value + half, min(noise), max(noise)]
     return pd.DataFrame.from_dict(rows, "index", columns=COLUMNS).rename_axis("measure")
@@ -130,8 +120,7 @@ def pool_complexity(
 ) -> pd.DataFrame:
     """:func:`complexity` of the pool that a study of each data set trains on; digits take the pool of ``quick``.
 
-    Returns:
-        Index (dataset, measure); columns as above, and samples and fingerprint, by which a run knows its pool.
+    Index (dataset, measure); columns as there, and samples and fingerprint, by which a run knows its pool.
     """
     tables = {}
     for name in datasets:
