@@ -142,8 +142,9 @@ def equal_progress(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
 def _log_axes(axis: Axes) -> None:
     """Pool size and value on log axes with plain numbers."""
     axis.set(xscale="log", yscale="log", xlabel="pool size (samples)")
-    for one in (axis.xaxis, axis.yaxis):
-        one.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_ylim()
+    for one, subs in ((axis.xaxis, (2, 5)), (axis.yaxis, (1, 2, 5) if high < 1000 * low else (1,))):
+        one.set_major_locator(LogLocator(subs=subs))
         one.set_major_formatter(StrMethodFormatter("{x:,g}"))
         one.set_minor_formatter(NullFormatter())
 

@@ -98,7 +98,8 @@ def fit_law(
         slopes = np.stack([(of(at, *(best + d)) - of(at, *(best - d))) for d in np.diag(step)]) / (2 * step[:, None])
         middle = of(at, *best)
         error = t * np.sqrt(np.einsum("in,ij,jn->n", slopes, covariance, slopes) + scatter**2)
-        return np.exp([middle, middle - error, middle + error])
+        bound = ceiling if form == "with ceiling" else np.inf
+        return np.minimum(np.exp([middle, middle - error, middle + error]), bound)
 
     small = len(x) - parameters - 1
     aicc = squares + 2 * parameters + (2 * parameters * (parameters + 1) / small if small > 0 else np.inf)
