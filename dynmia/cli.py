@@ -213,6 +213,22 @@ def summarise(
 
 
 @app.command()
+def complexity(
+    dataset: Annotated[list[str] | None, typer.Argument(help="data sets (default: all of `dynmia datasets`)")] = None,
+    pool_size: Annotated[int, typer.Option(help="samples of each; digits take the pool of the quick preset")] = 4000,
+    data_dir: DataDir = None,
+    csv: Annotated[str | None, typer.Option(help="also write the figures, not rounded, to this file")] = None,
+) -> None:
+    """Measure how complex the pools are, without a network: 1-NN error, intrinsic dimension, overlap, compression."""
+    from .complexity import pool_complexity
+
+    table = pool_complexity(dataset or DATASETS, pool_size, data_dir)
+    typer.echo(table.drop(columns="fingerprint").to_string(float_format="%.3f", na_rep=""))
+    if csv:
+        table.to_csv(csv, float_format="%.7g")
+
+
+@app.command()
 def notebook(
     name: Annotated[str, typer.Argument(help="name of a notebook in notebooks/, without .ipynb")],
     parameter: Annotated[
