@@ -8,17 +8,24 @@ differences and ratios of runs are plain arithmetic; :func:`estimate` turns what
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from . import dynamics as dyn
 from .errors import UserError, choose
 from .summary import METRICS, bootstrap_weights
 
 Planes = Mapping[str, xr.Dataset]
-STATE = ("auc", "advantage", "displacement", "entropy_change", "vulnerable")  # need the first and last checkpoint only
+STATE: dict[str, Callable[..., xr.DataArray]] = {  # metrics of summary.METRICS that a moment has, over epoch
+    "auc": dyn.auc,
+    "advantage": lambda plane, weights: 1000 * dyn.population_mean(plane.advantage, weights),
+    "displacement": dyn.displacement,
+    "entropy_change": lambda plane, weights: (h := dyn.spatial_entropy(plane, weights)) - h.isel(epoch=0),
+    "vulnerable": lambda plane, weights: 100 * dyn.population_mean(dyn.vulnerable(plane), weights),
+}
 MATCHINGS = {
     "epoch": "at the last epoch",
     "train": "at equal train accuracy",
@@ -30,29 +37,27 @@ MATCHINGS = {
 def metrics_of(planes: Planes, names: Sequence[str], draws: int = 1000, seed: int = 0) -> xr.Dataset:
     """Metrics of ``summary.METRICS`` of whole runs, dims (run, draw); a UserError if they are not on the same pool."""
     weights = _weights(planes, draws, seed)
-    rows = [_drawn(plane, names, weights) for plane in planes.values()]
+    rows = [
+        xr.Dataset({name: _unbiased(name, METRICS[name].of(plane, weights)) for name in names})
+        for plane in planes.values()
+    ]
     return xr.concat(rows, pd.Index(list(planes), name="run"))
 
 
-def metrics_at(planes: Planes, epochs: Mapping[str, float], draws: int = 1000, seed: int = 0) -> xr.Dataset:
-    """The metrics of ``STATE`` had each run stopped at its own epoch, linear between checkpoints; dims (run, draw)."""
-    weights, rows = _weights(planes, draws, seed), []
-    for run, plane in planes.items():
-        after = int(np.clip(np.searchsorted(plane.epoch, epochs[run]), 1, plane.sizes["epoch"] - 1))
-        start, end = plane.epoch.values[[after - 1, after]]
-        share = (epochs[run] - start) / (end - start)
-        before, now = (_drawn(plane.isel(epoch=[0, t]), STATE, weights) for t in (after - 1, after))
-        rows.append((1 - share) * before + share * now)
-    return xr.concat(rows, pd.Index(list(planes), name="run"))
-
-
-def metric_curves(planes: Planes, draws: int = 200, seed: int = 0) -> dict[str, xr.Dataset]:
-    """The metrics of ``STATE`` had training stopped at each checkpoint: a data set (epoch, draw) a run."""
+def state_curves(planes: Planes, draws: int = 1000, seed: int = 0) -> dict[str, xr.Dataset]:
+    """The metrics of ``STATE`` had training stopped at each checkpoint: for each run a data set (epoch, draw)."""
     weights, curves = _weights(planes, draws, seed), {}
     for run, plane in planes.items():
-        stops = [_drawn(plane.isel(epoch=[0, t]), STATE, weights) for t in range(plane.sizes["epoch"])]
-        curves[run] = xr.concat(stops, plane.epoch)
+        plane = plane.assign(state=dyn.states(plane))
+        values = {name: _unbiased(name, of(plane, weights)) for name, of in STATE.items()}
+        curves[run] = xr.Dataset(values).transpose("epoch", "draw")
     return curves
+
+
+def at_epochs(curves: Planes, epochs: Mapping[str, float]) -> xr.Dataset:
+    """The curves of the runs in ``epochs``, each at its own epoch, linear between checkpoints: dims (run, draw)."""
+    rows = [curves[run].interp(epoch=epoch).drop_vars("epoch") for run, epoch in epochs.items()]
+    return xr.concat(rows, pd.Index(list(epochs), name="run"))
 
 
 def envelope(plane: xr.Dataset, accuracy: str) -> xr.DataArray:
@@ -76,9 +81,9 @@ def common_level(planes: Planes, accuracy: str, share: float = 0.95) -> float:
 def epoch_at(plane: xr.Dataset, accuracy: str, level: float) -> float:
     """When the mean accuracy first reaches ``level``, linear between checkpoints; NaN outside what the run reaches."""
     curve = envelope(plane, accuracy).values
-    if not curve[0] <= level <= curve[-1]:
+    if not curve[0] - 1e-9 <= level <= curve[-1] + 1e-9:  # rounding of the means
         return np.nan
-    after = max(1, int(np.searchsorted(curve, level)))
+    after = max(1, int(np.searchsorted(curve, level - 1e-9)))
     return float(np.interp(level, curve[after - 1 : after + 1], plane.epoch[after - 1 : after + 1]))
 
 
@@ -113,10 +118,7 @@ def _weights(planes: Planes, draws: int, seed: int) -> xr.DataArray:
     return xr.concat([ones, bootstrap_weights(first, draws, seed)], "draw") if draws else ones
 
 
-def _drawn(plane: xr.Dataset, names: Sequence[str], weights: xr.DataArray) -> xr.Dataset:
-    """Metrics over draws; where the interval is basic, reflected about the estimate to undo the draws' bias."""
-    values = {name: METRICS[choose(name, METRICS, "metric")].of(plane, weights) for name in names}
-    for name in names:
-        if METRICS[name].interval == "basic":
-            values[name] = (2 * values[name][0] - values[name]).clip(METRICS[name].floor)
-    return xr.Dataset(values)
+def _unbiased(name: str, drawn: xr.DataArray) -> xr.DataArray:
+    """Where a metric's interval is basic, its draws reflected about the estimate, to undo their bias."""
+    metric = METRICS[name]
+    return (2 * drawn.isel(draw=0) - drawn).clip(metric.floor) if metric.interval == "basic" else drawn
