@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.stats import rankdata
+from scipy.stats import rankdata, sem, t
 
 from .data import SIZES
 from .matching import MATCHINGS, STATE, Planes, at_epochs, estimate, matched_epochs, ratio, state_curves
@@ -54,8 +54,9 @@ def contrasts(
         draws: bootstrap draws over samples, paired.
 
     Returns:
-        Index (run, matching, metric); columns value, low, high, null_low, null_high, epoch, reference_epoch and side,
-        which is more, less or unresolved.
+        Index (run, matching, metric); columns value, low, high, null_low, null_high, the epochs at which the two are
+        read (epoch, reference_epoch), what they are there (run_value, reference_value), and side: more, less or
+        unresolved.
     """
     neutral, of = (0.0, _difference) if how == "difference" else (1.0, _ratio)
     curves, rows = state_curves(planes, draws), {}
@@ -64,13 +65,15 @@ def contrasts(
         pair = {reference: planes[reference], run: planes[run]}
         for matching in MATCHINGS:
             epochs = matched_epochs(pair, matching, share)
-            found = of(at_epochs(curves, epochs))
+            both = at_epochs(curves, epochs)
+            found = of(both)
             chance = [of(at_epochs(one, epochs)).isel(draw=0) for one in noise]
             for metric in STATE:
                 values = [float(one[metric]) for one in chance] or [np.nan]
                 rows[run, matching, metric] = {
                     **estimate(found[metric]), "null_low": min(values), "null_high": max(values),
                     "epoch": epochs[run], "reference_epoch": epochs[reference],
+                    "run_value": float(both[metric][1, 0]), "reference_value": float(both[metric][0, 0]),
                 }  # fmt: skip
     table = pd.DataFrame.from_dict(rows, "index").rename_axis(["run", "matching", "metric"])
     above = table.low > table.null_high.fillna(neutral).clip(lower=neutral)
@@ -105,6 +108,23 @@ def leaks(table: pd.DataFrame, metrics: Sequence[str] = ("auc", "vulnerable")) -
     more, less = (sides == "more").any(axis=1), (sides == "less").any(axis=1)
     words = np.select([more & less, more, less], ["mixed", "more", "less"], "unresolved")
     return pd.Series(words, sides.index)
+
+
+def held_out_gain(planes: Planes, reference: str, level: float = 0.95) -> pd.DataFrame:
+    """Best held-out accuracy of each run minus the reference's, in points: mean over models, paired t interval.
+
+    Each run is read where its own mean over models is best; models of the same number share seed and half of the pool.
+    """
+    best = {
+        run: 100 * plane.test_accuracy.sel(epoch=plane.test_accuracy.mean("model").idxmax("epoch")).values
+        for run, plane in planes.items()
+    }
+    rows = {}
+    for run in [name for name in planes if name != reference]:
+        apart = best[run] - best[reference]
+        low, high = t.interval(level, len(apart) - 1, apart.mean(), sem(apart)) if apart.std() else (apart.mean(),) * 2
+        rows[run] = {"value": apart.mean(), "low": low, "high": high}
+    return pd.DataFrame.from_dict(rows, "index")
 
 
 CLAIMS = {  # (some run leaks less, some run leaks more): what that says of the two papers
@@ -163,7 +183,10 @@ def architecture_verdict(
     for metric, theirs in paper.items():
         end, label = table.loc[("epoch", metric)], _capital(METRICS[metric].label)
         if not np.isfinite(end.value):
-            lines.append(f"{label} (`{rule}`): not above zero for the {shallow}, so there is no ratio to compare.")
+            lines.append(
+                f"{label} (`{rule}`): {end.reference_value:.2f} for the {shallow} and {end.run_value:.2f} for the "
+                f"{deepest}, {METRICS[metric].unit}; the first is not above zero, so there is no ratio to compare."
+            )
             continue
         size = "inside" if end.low <= theirs <= end.high else "below" if theirs < end.low else "above"
         text = (

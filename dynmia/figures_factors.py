@@ -41,7 +41,7 @@ def against_size(tables: Mapping[str, pd.DataFrame], size: pd.DataFrame, words: 
     first = next(iter(tables.values()))
     metrics = list(dict.fromkeys(first.index.get_level_values("metric")))
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(2, len(metrics), figsize=(2.5 * len(metrics), 6), sharex="row", squeeze=False)
+        figure, axes = plt.subplots(2, len(metrics), figsize=(2.5 * len(metrics), 6.6), sharex="row", squeeze=False)
         for row, (what, unit) in enumerate((("depth", "weight layers"), ("parameters", "parameters"))):
             for axis, metric in zip(axes[row], metrics):
                 for number, (when, table) in enumerate(tables.items()):
@@ -59,10 +59,10 @@ def against_size(tables: Mapping[str, pd.DataFrame], size: pd.DataFrame, words: 
                 axis.margins(x=0.15)
                 if what == "parameters":
                     axis.set_xscale("log")
-        for run, place in size.iterrows():
-            top = axes[0, 0].get_ylim()[1]
-            axes[0, 0].annotate(words[str(run)], (place.depth, top), fontsize=7, rotation=90, va="top", ha="right")
-        axes[0, -1].legend(loc="best")
+                names = axis.secondary_xaxis("top")
+                names.set_xticks(size[what], [words[run] for run in size.index], rotation=60, ha="left", fontsize=7)
+                names.minorticks_off()
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
 

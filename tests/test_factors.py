@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from scipy.stats import spearmanr
+from scipy.stats import spearmanr, ttest_1samp
 from test_matching import ACCURACY, STRENGTHS, run_of
 
 from dynmia import null_planes, vulnerability_plane
@@ -14,6 +14,7 @@ from dynmia.factors import (
     FITTING,
     architecture_verdict,
     contrasts,
+    held_out_gain,
     leaks,
     optimiser_verdict,
     rank_correlation,
@@ -100,6 +101,7 @@ def test_ratios_are_set_against_one(planes):
     moved = {name: np.hypot(*[plane[a].mean("sample")[-1] - plane[a].mean("sample")[0] for a in ("tpr", "fpr")])
              for name, plane in planes.items()}  # fmt: skip
     assert end.value["leaky"] == pytest.approx(float(moved["leaky"] / moved["sgd"]), rel=1e-9)
+    assert end.run_value["leaky"] == pytest.approx(1000 * float(moved["leaky"]), rel=1e-9)
     assert end.side.to_dict() == {"slow": "less", "leaky": "more"}
     np.testing.assert_allclose(table.loc[("slow", "train", "displacement"), ["value", "low", "high"]].tolist(), 1)
 
@@ -140,8 +142,8 @@ def test_the_verdict_names_the_claim_and_what_slower_fitting_explains():
 
 
 def ratios(value, low, high, side):
-    rows = {(m, "displacement"): {"value": value, "low": low, "high": high, "side": side} for m in MATCHINGS}
-    return pd.DataFrame.from_dict(rows, "index")
+    row = {"value": value, "low": low, "high": high, "side": side, "run_value": -2.0, "reference_value": -1.0}
+    return pd.DataFrame.from_dict({(matching, "displacement"): row for matching in MATCHINGS}, "index")
 
 
 @pytest.mark.parametrize(("row", "words"), [
@@ -149,13 +151,25 @@ def ratios(value, low, high, side):
     ((3.1, 2.5, 3.5, "more"), ["the paper's 3.00 is inside our interval"]),
     ((0.5, 0.4, 0.6, "less"), ["opposite to the paper's", "is behind"]),
     ((1.0, 0.9, 1.1, "unresolved"), ["no direction is resolved", "cannot be told apart"]),
-    ((np.nan, np.nan, np.nan, "unresolved"), ["there is no ratio to compare"]),
+    ((np.nan, np.nan, np.nan, "unresolved"), ["-1.00 for the shallow CNN and -2.00 for the deeper", "no ratio"]),
 ])  # fmt: skip
 def test_architecture_verdict_by_hand(row, words):
     (line,) = architecture_verdict(ratios(*row), {"displacement": 3.0}, "deeper CNN", "shallow CNN", "bayes")
     assert line.startswith("Centre-of-mass displacement (`bayes`)")
     for word in words:
         assert word in line
+
+
+def test_held_out_gain_is_a_paired_t_interval(planes):
+    rng = np.random.default_rng(0)
+    first, second = rng.random((2, 20)) / 10
+    accuracy = {name: planes["sgd"].test_accuracy.copy() for name in ("a", "b")}
+    accuracy["a"][-1], accuracy["b"][2] = 0.6 + first, 0.7 + first + second  # best at different epochs
+    found = held_out_gain({k: planes["sgd"].assign(test_accuracy=v) for k, v in accuracy.items()}, "a").loc["b"]
+    wanted = ttest_1samp(100 * (0.1 + second), 0).confidence_interval()
+    np.testing.assert_allclose(found.tolist(), [10 + 100 * second.mean(), wanted.low, wanted.high])
+    same = held_out_gain({"a": planes["sgd"], "b": planes["sgd"]}, "a")
+    np.testing.assert_array_equal(same, 0)
 
 
 def test_rank_correlation_is_scipys():
@@ -178,7 +192,7 @@ def test_figures_have_a_panel_a_metric_with_units(planes, nulls, table):
     values = pd.DataFrame({"value": 1.0, "low": 0.5, "high": 2.0, "null_low": 0.0, "null_high": 0.1}, index=index)
     figure = against_size({"a": values, "b": values.drop("auc", level="metric")}, size, {k: k for k in size.index})
     assert [axis.get_ylabel() for axis in figure.axes[:2]] == ["centre-of-mass displacement\n(/1000)", "attack AUC"]
-    assert figure.axes[-1].get_xlabel() == "parameters"
+    assert figure.axes[3].get_xlabel() == "parameters"
     figure = against_fit(planes, nulls)
     assert [axis.get_xlabel() for axis in figure.axes[3:]] == ["epoch", "train accuracy (%)", "held-out accuracy (%)"]
     figure = dose_response(table, {"slow": 0.1, "leaky": 0.2}, ("auc", "vulnerable"), "SGD")
