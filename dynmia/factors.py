@@ -75,7 +75,7 @@ def contrasts(
                     "epoch": epochs[run], "reference_epoch": epochs[reference],
                     "run_value": float(both[metric][1, 0]), "reference_value": float(both[metric][0, 0]),
                 }  # fmt: skip
-    table = pd.DataFrame.from_dict(rows, "index").rename_axis(["run", "matching", "metric"])
+    table = pd.DataFrame.from_dict(rows, "index").rename_axis(["run", "matching", "metric"]).sort_index()
     above = table.low > table.null_high.fillna(neutral).clip(lower=neutral)
     below = table.high < table.null_low.fillna(neutral).clip(upper=neutral)
     return table.assign(side=np.select([above, below], ["more", "less"], "unresolved"))
@@ -95,7 +95,9 @@ def _ratio(pair: xr.Dataset) -> xr.Dataset:
 def written(metric: str, row: pd.Series, digits: int | None = None) -> str:
     """``value [low, high]``, to what the interval resolves."""
     digits = decimals(metric, row) if digits is None else digits
-    return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*(row[key] + 0.0 for key in ("value", "low", "high")), d=digits)
+    return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(
+        *(round(row[key], digits) + 0.0 for key in ("value", "low", "high")), d=digits
+    )
 
 
 def leaks(table: pd.DataFrame, metrics: Sequence[str] = ("auc", "vulnerable")) -> pd.Series:
@@ -128,8 +130,8 @@ def held_out_gain(planes: Planes, reference: str, level: float = 0.95) -> pd.Dat
 
 
 CLAIMS = {  # (some run leaks less, some run leaks more): what that says of the two papers
-    (True, False): "this supports Chen et al.", (False, True): "this supports Kim et al.",
-    (True, True): "each claim holds for some rho", (False, False): "this supports neither claim",
+    (True, False): "the claim of Chen et al. is supported", (False, True): "the claim of Kim et al. is supported",
+    (True, True): "each claim holds for some rho", (False, False): "neither claim is supported",
 }  # fmt: skip
 KINDS = {
     "less": "leaks less than {} with", "more": "leaks more than {} with",
