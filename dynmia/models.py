@@ -10,6 +10,7 @@ import importlib
 import inspect
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +119,26 @@ class _Block(nn.Module):
 def parameters(model: nn.Module) -> int:
     """Number of trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def depth(model: nn.Module, shape: Shape) -> int:
+    """Weight layers (convolutions and linear layers) on the longest path from input to logits.
+
+    WRN-28-2 has 26: its name also counts the three convolutions of the shortcuts, which run beside the path.
+    """
+    last = model.eval()(torch.zeros(1, *shape)).grad_fn
+    model.train()
+    longest: dict[Any, int] = {}
+    stack = [last]
+    while stack:  # without recursion: deep networks have thousands of nodes
+        node = stack[-1]
+        before = [parent for parent, _ in node.next_functions if parent is not None]
+        if unseen := [parent for parent in before if parent not in longest]:
+            stack += unseen
+            continue
+        weights = node.name().startswith(("Convolution", "MkldnnConvolution", "Addmm", "Mm"))
+        longest[stack.pop()] = weights + max((longest[parent] for parent in before), default=0)
+    return longest[last]
 
 
 def forward_flops(model: nn.Module, shape: Shape) -> int:

@@ -1,0 +1,125 @@
+"""Figures of the chapters on architecture and optimiser: leakage against size and fit, dose and response."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import xarray as xr
+from matplotlib.figure import Figure
+
+from . import dynamics as dyn
+from .compare import MARKERS, colours, labels
+from .matching import MATCHINGS
+from .plots import INK, NULL, STYLE, band
+from .summary import METRICS, bootstrap_weights
+
+LEAKAGE: dict[str, Callable[..., xr.DataArray]] = {
+    "attack AUC": dyn.auc,
+    "vulnerable (%)": lambda plane, weights: 100 * dyn.population_mean(dyn.vulnerable(plane), weights),
+}
+SHADES = ("#000000", "#0072B2", "#E69F00", "#CC79A7")  # Okabe and Ito: one for each matching
+
+
+def axis_label(metric: str) -> str:
+    """Name and unit of a metric, broken over two lines."""
+    label, unit = METRICS[metric].label, METRICS[metric].unit
+    short = label.removesuffix("at the end").rstrip(" ,")
+    return f"{short}\n({unit})" if unit else short
+
+
+def against_size(tables: Mapping[str, pd.DataFrame], size: pd.DataFrame, words: Mapping[str, str]) -> Figure:
+    """Metrics against depth (upper row) and parameters (lower row), with intervals and no-signal levels.
+
+    Args:
+        tables: by what they show, such as "at the last epoch": index (run, metric), columns value, low, high and, where
+            known, null_low and null_high; the metrics of the first are the columns of the figure.
+        size: from :func:`dynmia.factors.sizes`.
+        words: what to call each run.
+    """
+    first = next(iter(tables.values()))
+    metrics = list(dict.fromkeys(first.index.get_level_values("metric")))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(2, len(metrics), figsize=(2.5 * len(metrics), 6.6), sharex="row", squeeze=False)
+        for row, (what, unit) in enumerate((("depth", "weight layers"), ("parameters", "parameters"))):
+            for axis, metric in zip(axes[row], metrics):
+                for number, (when, table) in enumerate(tables.items()):
+                    if metric not in table.index.get_level_values("metric"):
+                        continue
+                    some = table.xs(metric, level="metric").loc[size.index]
+                    if "null_low" in some:
+                        axis.vlines(size[what], some.null_low, some.null_high, color=NULL, lw=6, label="no signal")
+                    axis.errorbar(
+                        size[what], some.value, yerr=[some.value - some.low, some.high - some.value], ls="",
+                        marker=MARKERS[number], ms=5, capsize=2, color=SHADES[number], label=when,
+                        mfc=SHADES[number] if number == 0 else "w",
+                    )  # fmt: skip
+                axis.set(xlabel=unit, ylabel=axis_label(metric))
+                axis.margins(x=0.15)
+                if what == "parameters":
+                    axis.set_xscale("log")
+                names = axis.secondary_xaxis("top")
+                names.set_xticks(size[what], [words[run] for run in size.index], rotation=60, ha="left", fontsize=7)
+                names.minorticks_off()
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return figure
+
+
+def against_fit(planes: Mapping[str, xr.Dataset], nulls: Mapping[str, list[xr.Dataset]] | None = None) -> Figure:
+    """Leakage against epoch, mean train accuracy and mean held-out accuracy: one point a checkpoint, 95 % bands."""
+    words, shades = labels(planes), colours(planes)
+    clocks = {
+        "epoch": lambda plane: plane.epoch,
+        "train accuracy (%)": lambda plane: 100 * plane.train_accuracy.mean("model"),
+        "held-out accuracy (%)": lambda plane: 100 * plane.test_accuracy.mean("model"),
+    }
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(len(LEAKAGE), 3, figsize=(10.5, 3.1 * len(LEAKAGE)), sharex="col", sharey="row")
+        for number, (name, plane) in enumerate(planes.items()):
+            weights = bootstrap_weights(plane)
+            for row, (label, of) in zip(axes, LEAKAGE.items()):
+                value, (low, high) = of(plane, None), band(of(plane, weights))
+                for axis, clock in zip(row, clocks.values()):
+                    mark = MARKERS[number % len(MARKERS)]
+                    axis.plot(clock(plane), value, color=shades[name], marker=mark, ms=3, lw=1, label=words[name])
+                    axis.fill_between(clock(plane), low, high, color=shades[name], alpha=0.15, lw=0)
+                row[0].set_ylabel(label)
+        for row, of in zip(axes, LEAKAGE.values()):
+            values = [float(of(noise, None)[t]) for some in (nulls or {}).values() for noise in some for t in (0, -1)]
+            if values:
+                for axis in row:
+                    axis.axhspan(min(values), max(values), color=NULL, alpha=0.5, lw=0, label="no signal")
+        for axis, label in zip(axes[-1], clocks):
+            axis.set_xlabel(label)
+        axes[0, 0].legend()
+    return figure
+
+
+def dose_response(table: pd.DataFrame, rho: Mapping[str, float], metrics: tuple[str, ...], reference: str) -> Figure:
+    """Difference from the reference against SAM's rho, one line a matching, with intervals and no-signal bands.
+
+    Args:
+        table: from :func:`dynmia.factors.contrasts`.
+        rho: of each run.
+        metrics: one panel each.
+        reference: its name in words.
+    """
+    runs = sorted(rho, key=lambda run: rho[run])
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(metrics), figsize=(2.9 * len(metrics), 3.6), sharex=True, squeeze=False)
+        for axis, metric in zip(axes[0], metrics):
+            axis.axhline(0, color=INK, lw=0.8, ls=":")
+            for number, (matching, when) in enumerate(MATCHINGS.items()):
+                some = table.xs((matching, metric), level=("matching", "metric")).loc[runs]
+                place = [number / 5 - 0.3 + k for k in range(len(runs))]
+                axis.vlines(place, some.null_low, some.null_high, color=NULL, lw=5, alpha=0.6)
+                axis.errorbar(
+                    place, some.value, [some.value - some.low, some.high - some.value], color=SHADES[number],
+                    marker=MARKERS[number], ms=4, lw=0.8, capsize=2, label=when,
+                )  # fmt: skip
+            axis.set_xticks(range(len(runs)), [f"{rho[run]:g}" for run in runs])
+            name = axis_label(metric).replace("(%)", "(points)")
+            axis.set(xlabel="rho", ylabel=f"{name}\nSAM minus {reference}")
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(MATCHINGS))
+    return figure

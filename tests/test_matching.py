@@ -1,0 +1,184 @@
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from dynmia import Study, UserError, summarise, vulnerability_plane
+from dynmia import dynamics as dyn
+from dynmia.matching import (
+    MATCHINGS,
+    STATE,
+    at_epochs,
+    common_level,
+    envelope,
+    epoch_at,
+    estimate,
+    matched_epochs,
+    metrics_of,
+    ratio,
+    state_curves,
+)
+from dynmia.pool import draw_keep
+from dynmia.summary import bootstrap_weights
+
+STRENGTHS = (0, 0.5, 1, 2, 3, 4)
+ACCURACY = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+
+
+def run_of(strengths=STRENGTHS, accuracy=ACCURACY, held_out=None, every=2, samples=200, seed=0, fresh=0):
+    """Members' phi lies `strength` times the sample's susceptibility higher; `fresh` seeds the noise only."""
+    keep = draw_keep(20, samples, "bernoulli", seed)
+    susceptible = np.random.default_rng(seed).uniform(0, 2, samples)
+    noise = np.random.default_rng([seed, fresh, 1]).normal(0, 1, keep.shape)  # the same at every checkpoint
+    phi = np.stack([noise + strength * susceptible * keep for strength in strengths])
+    train = np.repeat(np.array(accuracy)[:, None], 20, 1)
+    held_out = train / 2 if held_out is None else np.repeat(np.array(held_out)[:, None], 20, 1)
+    epochs = every * np.arange(len(strengths))
+    return xr.Dataset(
+        {
+            "phi": (("epoch", "model", "sample"), phi), "keep": (("model", "sample"), keep),
+            "label": ("sample", np.arange(samples) % 10),
+            "train_accuracy": (("epoch", "model"), train), "test_accuracy": (("epoch", "model"), held_out),
+        },
+        coords={"epoch": epochs, "model": np.arange(20), "sample": np.arange(samples)},
+        attrs={"study": json.dumps(Study(epochs=int(epochs[-1])).to_dict()), "title": "digits-cnn-adamw"},
+    )  # fmt: skip
+
+
+def plane_of(**changes):
+    return vulnerability_plane(run_of(**changes))
+
+
+@pytest.fixture(scope="module")
+def fast():
+    return plane_of()
+
+
+@pytest.fixture(scope="module")
+def delayed():
+    """The same run two checkpoints late; at the end it is where the fast one is two checkpoints before its end."""
+    return plane_of(strengths=(0, 0, *STRENGTHS[:-2]), accuracy=(0.1, 0.1, *ACCURACY[:-2]))
+
+
+def difference(planes, matching, draws=50, share=0.95):
+    found = at_epochs(state_curves(planes, draws), matched_epochs(planes, matching, share))
+    first, second = planes
+    return found.sel(run=second) - found.sel(run=first)
+
+
+def test_a_delayed_run_is_behind_at_equal_epoch(fast, delayed):
+    behind = difference({"fast": fast, "delayed": delayed}, "epoch")
+    for metric in ("auc", "advantage", "displacement", "vulnerable"):
+        row = estimate(behind[metric])
+        assert row.high < 0, metric
+    before = vulnerability_plane(run_of()).isel(epoch=-3)
+    wanted = 1000 * float(before.advantage.mean() - fast.advantage.isel(epoch=-1).mean())
+    assert float(behind.advantage[0]) == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize("matching", ["train", "test"])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.77, 0.95, 1.0])
+def test_a_delayed_run_is_the_same_at_equal_accuracy(fast, delayed, matching, share):
+    planes = {"fast": fast, "delayed": delayed}
+    for metric, drawn in difference(planes, matching, share=share).items():
+        np.testing.assert_allclose(drawn, 0, atol=1e-9, err_msg=metric)
+    epochs = matched_epochs(planes, matching, share)
+    assert epochs["delayed"] - epochs["fast"] == pytest.approx(4)
+
+
+def test_a_run_of_half_the_speed_on_other_checkpoints_is_the_same_at_equal_accuracy(fast):
+    slow = plane_of(every=4)
+    planes = {"fast": fast, "slow": slow}
+    for share in (0.3, 0.95):
+        for metric, drawn in difference(planes, "train", share=share).items():
+            np.testing.assert_allclose(drawn, 0, atol=1e-9, err_msg=metric)
+    assert matched_epochs(planes, "train")["slow"] == pytest.approx(2 * matched_epochs(planes, "train")["fast"])
+    assert estimate(difference(planes, "epoch").advantage).high < 0  # both are read at the end of the shorter one
+
+
+def test_a_run_that_leaks_more_for_what_it_has_learnt_is_ahead_at_equal_accuracy(fast):
+    leaky = plane_of(strengths=(0, *STRENGTHS[2:], 6))
+    for matching in ("train", "test"):
+        row = estimate(difference({"fast": fast, "leaky": leaky}, matching).advantage)
+        assert row.low > 0
+
+
+def test_epochs_by_hand_on_the_envelope():
+    plane = plane_of(strengths=(0, 1, 2, 3), accuracy=(0.1, 0.5, 0.4, 0.9))
+    np.testing.assert_allclose(envelope(plane, "train"), [0.1, 0.5, 0.5, 0.9])
+    np.testing.assert_allclose(envelope(plane, "test"), [0.05, 0.25, 0.25, 0.45])
+    for level, epoch in ((0.1, 0), (0.3, 1), (0.5, 2), (0.7, 5), (0.9, 6)):
+        assert epoch_at(plane, "train", level) == pytest.approx(epoch)
+    assert np.isnan(epoch_at(plane, "train", 0.95))
+    assert np.isnan(epoch_at(plane, "train", 0.05))
+
+
+def test_common_level_lies_in_the_rise_of_all(fast, delayed):
+    # both start at 0.1; the delayed one ends at 0.7
+    assert common_level({"a": fast, "b": delayed}, "train") == pytest.approx(0.1 + 0.95 * 0.6)
+    assert common_level({"a": fast, "b": delayed}, "train", 0.5) == pytest.approx(0.4)
+    late = plane_of(strengths=(0, 1), accuracy=(0.8, 1.0))
+    early = plane_of(strengths=(0, 1), accuracy=(0.1, 0.8))
+    with pytest.raises(UserError, match="no train accuracy that all runs pass through"):
+        common_level({"a": late, "b": early}, "train")
+    with pytest.raises(UserError, match="unknown accuracy 'own'"):
+        common_level({"a": late, "b": late}, "own")
+
+
+def test_best_held_out_accuracy_is_each_runs_own(fast):
+    peaked = plane_of(held_out=(0.1, 0.3, 0.6, 0.5, 0.6, 0.4))  # the first of two equal peaks
+    assert matched_epochs({"fast": fast, "peaked": peaked}, "best") == {"fast": 10, "peaked": 4}
+    with pytest.raises(UserError, match="unknown matching 'loss'"):
+        matched_epochs({"fast": fast}, "loss")
+
+
+def test_state_curves_end_where_the_summary_does(fast):
+    table = summarise(fast, draws=20)
+    last = state_curves({"fast": fast}, 0)["fast"].isel(epoch=-1, draw=0)
+    assert set(STATE) <= set(table.index)
+    for metric in STATE:
+        assert float(last[metric]) == pytest.approx(table.value[metric], rel=1e-12)
+    peak = metrics_of({"fast": fast}, ["transition_peak"], 0).transition_peak
+    assert peak.item() == table.value["transition_peak"]
+
+
+def test_paired_interval_of_a_mean_difference_is_the_closed_form_one(fast):
+    other = plane_of(fresh=1)
+    row = estimate(difference({"a": fast, "b": other}, "epoch", draws=2000).advantage)
+    apart = 1000 * (other.advantage - fast.advantage).isel(epoch=-1)
+    half = 1.96 * float(apart.std(ddof=1)) / np.sqrt(apart.size)
+    assert row.value == pytest.approx(float(apart.mean()), abs=1e-9)
+    assert (row.high - row.low) / 2 == pytest.approx(half, rel=0.06)
+    alone = [1000 * plane.advantage.isel(epoch=-1).std("sample", ddof=1) for plane in (fast, other)]
+    unpaired = 1.96 * float(np.hypot(*alone)) / np.sqrt(apart.size)
+    assert half < 0.9 * unpaired  # susceptible samples are so in both runs
+
+
+def test_entropy_draws_are_reflected(fast):
+    curves = state_curves({"fast": fast}, 100)["fast"].entropy_change.isel(epoch=-1)
+    entropy = dyn.spatial_entropy(fast, bootstrap_weights(fast, 100))
+    change = (entropy.isel(epoch=-1) - entropy.isel(epoch=0)).values
+    np.testing.assert_allclose(curves[1:], 2 * float(curves[0]) - change, atol=1e-12)
+    assert curves[1:].mean() > change.mean()
+
+
+def test_runs_on_different_pools_are_not_paired(fast):
+    with pytest.raises(UserError, match="a, b are not on the same pool"):
+        state_curves({"a": fast, "b": fast.assign_coords(sample=fast.sample + 1)}, 5)
+
+
+def test_ratio_of_a_run_to_itself_is_one_and_needs_a_positive_base():
+    a = xr.DataArray([2.0, 3.0, 4.0], dims="draw")
+    np.testing.assert_array_equal(ratio(a, a), 1)
+    b = xr.DataArray([1.0, 0.0, -1.0], dims="draw")
+    np.testing.assert_array_equal(ratio(a, b), [2, np.inf, np.inf])
+    assert estimate(ratio(a, b)).high == np.inf
+    assert np.isnan(estimate(ratio(a, -b)).value)
+
+
+def test_every_matching_reads_each_run_at_a_moment_of_its_own(fast, delayed):
+    planes = {"fast": fast, "delayed": delayed}
+    for matching in MATCHINGS:
+        for run, epoch in matched_epochs(planes, matching).items():
+            assert 0 < epoch <= planes[run].epoch[-1]
