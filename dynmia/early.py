@@ -1,0 +1,129 @@
+"""Early warning: who will be vulnerable at the end, told from the plane up to a checkpoint, by honest prediction.
+
+Scores that need fitting are fitted on one half of the samples and judged on the other. "Now" and "at the end" come
+from the same models, so part of what looks like foresight is shared noise: :func:`halves` makes them disjoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+from . import dynamics as dyn
+from .dynamics import Weights
+from .errors import UserError
+from .summary import bootstrap_weights
+
+SCORES = {
+    "now": "advantage at t",
+    "average": "mean advantage up to t",
+    "trajectory": "logistic regression on TPR and FPR up to t",
+}
+
+
+def stay(plane: xr.Dataset, weights: Weights = None) -> xr.DataArray:
+    """Of the samples that have been vulnerable at least once by t, the share that stays so from first entry to the end.
+
+    Over epoch; NaN while none has entered. Finally vulnerable or not: a sample that leaves counts against it.
+    """
+    now = dyn.vulnerable(plane)
+    entered = xr.apply_ufunc(np.maximum.accumulate, now, kwargs={"axis": now.get_axis_num("epoch")})
+    stays = (now == entered).all("epoch") & entered.isel(epoch=-1, drop=True)
+    return dyn.ratio(entered & stays, entered, weights)
+
+
+def halves(run: xr.Dataset, least: int = 3) -> tuple[xr.Dataset, xr.Dataset]:
+    """Two runs of disjoint halves of the models, on the samples with ``least`` in- and out-models in both.
+
+    Raises:
+        UserError: no sample has that many.
+    """
+    models = run.sizes["model"]
+    parts = [run.isel(model=slice(0, models // 2)), run.isel(model=slice(models // 2, None))]
+    inside = [part.keep.sum("model") for part in parts]
+    enough = np.logical_and.reduce([
+        (count >= least) & (count <= part.sizes["model"] - least) for count, part in zip(inside, parts)
+    ])  # fmt: skip
+    if not enough.any():
+        raise UserError(f"no sample has {least} in- and out-models in both halves of {models}: use more shadow models.")
+    first, second = (part.isel(sample=enough) for part in parts)
+    return first, second
+
+
+def prediction(
+    plane: xr.Dataset,
+    outcome: xr.DataArray | None = None,
+    *,
+    scores: Sequence[str] = tuple(SCORES),
+    epochs: Sequence[int] | None = None,
+    draws: int = 200,
+    seed: int = 0,
+    level: float = 0.95,
+) -> xr.Dataset:
+    """Average precision of predicting the finally vulnerable from the plane up to each checkpoint.
+
+    The samples are split at random into two halves. A fitted score is fitted on one and judged on the other, both ways;
+    every average precision is the mean over the two halves. The chance level is the prevalence.
+
+    Args:
+        plane: what the prediction may look at.
+        outcome: bool (sample); default vulnerable at the plane's own end.
+        scores: names of ``SCORES``.
+        epochs: at which to predict; default all.
+        draws, seed, level: of the bootstrap over samples (the fits stay as they are), ``seed`` also of the split.
+
+    Returns:
+        value, low, high (score, epoch), and chance, chance_low, chance_high. NaN if nobody is finally vulnerable.
+    """
+    truth = (dyn.vulnerable(plane).isel(epoch=-1) if outcome is None else outcome).values
+    fold = np.random.default_rng([seed, 1]).permutation(len(truth)) < len(truth) // 2
+    weights = np.vstack([np.ones(len(truth)), bootstrap_weights(plane, draws, seed).values])
+    at = plane.epoch.values if epochs is None else np.asarray(epochs)
+    found = np.empty((len(scores), len(at), len(weights)))
+    for t, epoch in enumerate(at):
+        seen = plane.sel(epoch=slice(None, int(epoch)))
+        for number, name in enumerate(scores):
+            score = _score(name, seen, truth, fold)
+            found[number, t] = np.mean(
+                [average_precision(truth[part], score[part], weights[:, part]) for part in (fold, ~fold)], 0
+            )
+    share = weights @ truth / weights.sum(1)
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    low, high = np.nanquantile(found, tails, -1) if truth.any() else np.full((2, *found.shape[:2]), np.nan)
+    dims, coords = ("score", "epoch"), {"score": list(scores), "epoch": at}
+    chance = dict(zip(("chance", "chance_low", "chance_high"), (share[0], *np.quantile(share, tails))))
+    return xr.Dataset({"value": (dims, found[..., 0]), "low": (dims, low), "high": (dims, high), **chance}, coords)
+
+
+def average_precision(truth: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Average precision, sum of (R_k - R_(k-1)) P_k over distinct thresholds, in each row of weights (draw, sample).
+
+    NaN where nothing is true.
+    """
+    order = np.argsort(-score, kind="stable")
+    last = np.append(np.diff(score[order]) != 0, True)  # of each group of ties
+    drawn = weights[:, order]
+    hit, taken = (np.cumsum(part, 1)[:, last] for part in (drawn * truth[order], drawn))
+    total = hit[:, -1]
+    gain = np.diff(hit, axis=1, prepend=0)
+    value = (gain * hit / np.maximum(taken, 1e-300)).sum(1)
+    return np.where(total > 0, value / np.maximum(total, 1e-300), np.nan)
+
+
+def _score(name: str, seen: xr.Dataset, truth: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """The score of every sample from the checkpoints seen so far; fitted on the half that it is not judged on."""
+    from sklearn.linear_model import LogisticRegression
+
+    advantage = seen.advantage.transpose("epoch", "sample").values
+    if name != "trajectory":
+        return advantage[-1] if name == "now" else advantage.mean(0)
+    path = np.vstack([seen[axis].transpose("epoch", "sample").values for axis in ("tpr", "fpr")]).T
+    path = (path - path.mean(0)) / (path.std(0) + 1e-12)
+    score = np.zeros(len(truth))
+    for part in (fold, ~fold):
+        if truth[~part].any() and not truth[~part].all():
+            model = LogisticRegression(solver="newton-cholesky").fit(path[~part], truth[~part])
+            score[part] = model.decision_function(path[part])
+    return score
