@@ -89,8 +89,8 @@ def shadow_classifier(phi: np.ndarray, keep: np.ndarray, labels: np.ndarray) -> 
 def rmia(phi: np.ndarray, keep: np.ndarray, labels: np.ndarray, *, gamma: float = 1.0) -> np.ndarray:
     """Robust attack, online (Zarifzadeh et al. 2024): share of the population that x dominates at ``gamma``.
 
-    LR(x, z) = (p_target(x) / p(x)) / (p_target(z) / p(z)), and the score is the share of z with LR >= gamma. Half of p(x)
-    is the mean probability under the other models that trained on x, half that under those that did not. A target's
+    LR(x, z) = (p_target(x) / p(x)) / (p_target(z) / p(z)), and the score is the share of z with LR >= gamma. Half of
+    p(x) is the mean probability under the other models that trained on x, half that under the others. A target's
     population is all samples of the pool that it did not train on, without x: under either design a random subset.
     """
     p = expit(phi)

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from . import dynamics as dyn
+from . import hardness
 from .dynamics import Weights
 from .errors import UserError
 from .summary import bootstrap_weights
@@ -34,21 +35,18 @@ def stay(plane: xr.Dataset, weights: Weights = None) -> xr.DataArray:
     return dyn.ratio(entered & stays, entered, weights)
 
 
-def halves(run: xr.Dataset, least: int = 3) -> tuple[xr.Dataset, xr.Dataset]:
-    """Two runs of disjoint halves of the models, on the samples with ``least`` in- and out-models in both.
+def halves(run: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
+    """Two runs of disjoint halves of the models, on the samples that :func:`dynmia.hardness.half_of` keeps in both.
 
     Raises:
-        UserError: no sample has that many.
+        UserError: it keeps none.
     """
-    models = run.sizes["model"]
-    parts = [run.isel(model=slice(0, models // 2)), run.isel(model=slice(models // 2, None))]
-    inside = [part.keep.sum("model") for part in parts]
-    enough = np.logical_and.reduce([
-        (count >= least) & (count <= part.sizes["model"] - least) for count, part in zip(inside, parts)
-    ])  # fmt: skip
-    if not enough.any():
-        raise UserError(f"no sample has {least} in- and out-models in both halves of {models}: use more shadow models.")
-    first, second = (part.isel(sample=enough) for part in parts)
+    models = hardness.halves(run.sizes["model"])
+    parts = [hardness.half_of(run, models[name]) for name in ("a", "b")]
+    common = parts[0].sample[parts[0].sample.isin(parts[1].sample)]
+    if not common.size:
+        raise UserError("no sample has in- and out-models enough in both halves: use more shadow models.")
+    first, second = (part.sel(sample=common) for part in parts)
     return first, second
 
 
