@@ -6,22 +6,27 @@ from the same models, so part of what looks like foresight is shared noise: :fun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from . import dynamics as dyn
 from . import hardness
 from .dynamics import Weights
 from .errors import UserError
-from .summary import bootstrap_weights
+from .plane import vulnerability_plane
+from .summary import EARLY, bootstrap_weights
 
 SCORES = {
     "now": "advantage at t",
     "average": "mean advantage up to t",
     "trajectory": "logistic regression on TPR and FPR up to t",
 }
+
+
+KINDS = ("outcome of the same models", "outcome of the other models")
 
 
 def stay(plane: xr.Dataset, weights: Weights = None) -> xr.DataArray:
@@ -33,6 +38,15 @@ def stay(plane: xr.Dataset, weights: Weights = None) -> xr.DataArray:
     entered = xr.apply_ufunc(np.maximum.accumulate, now, kwargs={"axis": now.get_axis_num("epoch")})
     stays = (now == entered).all("epoch") & entered.isel(epoch=-1, drop=True)
     return dyn.ratio(entered & stays, entered, weights)
+
+
+def first_reach(plane: xr.Dataset, weights: Weights = None, share: float = 0.7) -> xr.DataArray:
+    """The first checkpoint at which the recall of the finally vulnerable is ``share`` or more, as a share of training.
+
+    :func:`dynmia.summary.epoch_of_recall` asks that it also stays there.
+    """
+    reached = dyn.early_identification(plane, weights).recall >= share - 1e-9
+    return plane.epoch[reached.argmax("epoch")].drop_vars("epoch") / plane.epoch[-1].drop_vars("epoch")
 
 
 def halves(run: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
@@ -93,6 +107,76 @@ def prediction(
     dims, coords = ("score", "epoch"), {"score": list(scores), "epoch": at}
     chance = dict(zip(("chance", "chance_low", "chance_high"), (share[0], *np.quantile(share, tails))))
     return xr.Dataset({"value": (dims, found[..., 0]), "low": (dims, low), "high": (dims, high), **chance}, coords)
+
+
+def control(
+    run: xr.Dataset, rule: str = "fpr@0.01", *, score: str = "average", draws: int = 200, seed: int = 0
+) -> xr.Dataset:
+    """:func:`prediction` from one half of the models, of the end in the same half and in the other half of them.
+
+    Returns:
+        As :func:`prediction`, with dim kind (``KINDS``) instead of score. Values, bounds and chance are means over both
+        ways to choose the half that predicts, so the interval is, if anything, wide.
+    """
+    planes = [vulnerability_plane(part, rule) for part in halves(run)]
+    outcomes = [dyn.vulnerable(plane).isel(epoch=-1, drop=True) for plane in planes]
+    kinds = []
+    for ends in (outcomes, outcomes[::-1]):
+        ways = [prediction(p, end, scores=[score], draws=draws, seed=seed) for p, end in zip(planes, ends)]
+        kinds.append(((ways[0] + ways[1]) / 2).isel(score=0, drop=True))
+    both = xr.concat(kinds, "kind").assign_coords(kind=list(KINDS))
+    return both.assign({name: kinds[0][name] for name in ("chance", "chance_low", "chance_high")})
+
+
+def against(row: pd.Series, share: float) -> str:
+    """``earlier than``, ``later than`` (the whole interval on one side of ``share``), or ``not told apart from``."""
+    return "earlier than" if row.high < share else "later than" if row.low > share else "not told apart from"
+
+
+def verdict(
+    when: pd.DataFrame,
+    found: Mapping[str, Mapping[str, xr.Dataset]],
+    control: Mapping[str, Mapping[str, xr.Dataset]],
+    at: Mapping[str, int],
+    words: Mapping[str, str],
+) -> list[str]:
+    """Sentences, computed: when 70 % is reached, what predicts best early, how much of it is shared noise.
+
+    Args:
+        when: index (metric, group, run), columns value, low, high; of the metric recall_epoch as a share of training.
+        found, control: for each rule and run, from :func:`prediction` and :func:`control`.
+        at: for each run, the epoch to speak of; words: its label.
+    """
+    sentences = []
+    for rule, runs in found.items():
+        sides: dict[str, list[str]] = {"earlier than": [], "later than": [], "not told apart from": []}
+        gains, kept = [], []
+        for name, part in runs.items():
+            row = when.loc[("recall_epoch", rule, name)]
+            sides[against(row, EARLY)].append(f"{words[name]} ({row.value:.2f} [{row.low:.2f}, {row.high:.2f}])")
+            now = part.sel(epoch=at[name])
+            gains.append(
+                (float(now.low.max()) > float(now.chance_high), str(now.score[int(now.value.argmax("score"))].values))
+            )
+            both = control[rule][name].sel(epoch=at[name])
+            same, other = (both.value - both.chance).values
+            kept.append((float(both.low[1]) > float(both.chance_high), other / same if same > 0 else np.nan))
+        told = "; ".join(f"{side} 3/8 of training: {', '.join(names)}" for side, names in sides.items() if names)
+        sentences.append(f"`{rule}`: recall stays above 70 % {told}.")
+        best = [SCORES[name] for _, name in gains]
+        sentences.append(
+            f"`{rule}`: at 3/8 of training the best score predicts the finally vulnerable above chance in "
+            f"{sum(above for above, _ in gains)} of {len(gains)} runs; most often the best is the "
+            f"{max(set(best), key=lambda name: (best.count(name), name))}."
+        )
+        shares = [share for _, share in kept if np.isfinite(share)]
+        sentences.append(
+            f"`{rule}`: for the outcome of models that it has not seen the prediction is above chance in "
+            f"{sum(above for above, _ in kept)} of {len(kept)} runs, and keeps "
+            + (f"{100 * min(shares):.0f} to {100 * max(shares):.0f} %" if shares else "no measurable part")
+            + " of its gain over chance: that part belongs to the samples, the rest to these models."
+        )
+    return sentences
 
 
 def average_precision(truth: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
