@@ -143,17 +143,19 @@ def verdict(
     """Sentences, computed: when 70 % is reached, what predicts best early, how much of it is shared noise.
 
     Args:
-        when: index (metric, group, run), columns value, low, high; of the metric recall_epoch as a share of training.
+        when: index (metric, group, run), columns value, low, high, null_high; recall_epoch as a share of training.
         found, control: for each rule and run, from :func:`prediction` and :func:`control`.
         at: for each run, the epoch to speak of; words: its label.
     """
     sentences = []
     for rule, runs in found.items():
         sides: dict[str, list[str]] = {"earlier than": [], "later than": [], "not told apart from": []}
-        gains, kept = [], []
+        gains, kept, seen = [], [], []
         for name, part in runs.items():
             row = when.loc[("recall_epoch", rule, name)]
             sides[against(row, EARLY)].append(f"{words[name]} ({row.value:.2f} [{row.low:.2f}, {row.high:.2f}])")
+            recall = when.loc[("early_recall", rule, name)]
+            seen.append(recall.low > recall.null_high)
             now = part.sel(epoch=at[name])
             gains.append(
                 (float(now.low.max()) > float(now.chance_high), str(now.score[int(now.value.argmax("score"))].values))
@@ -163,6 +165,10 @@ def verdict(
             kept.append((float(both.low[1]) > float(both.chance_high), other / same if same > 0 else np.nan))
         told = "; ".join(f"{side} 3/8 of training: {', '.join(names)}" for side, names in sides.items() if names)
         sentences.append(f"`{rule}`: recall stays above 70 % {told}.")
+        sentences.append(
+            f"`{rule}`: recall at 3/8 of training lies above its no-signal level in {sum(seen)} of {len(seen)} runs; "
+            "noise that freezes early is recalled too, so elsewhere recall alone is no sign of leakage."
+        )
         best = [SCORES[name] for _, name in gains]
         sentences.append(
             f"`{rule}`: at 3/8 of training the best score predicts the finally vulnerable above chance in "

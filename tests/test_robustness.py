@@ -97,12 +97,13 @@ def test_first_reach_and_the_verdict_on_the_early_window(run):
     found = {"fpr@0.01": {"x": early.prediction(plane, draws=20)}}
     control = {"fpr@0.01": {"x": early.control(run, draws=20)}}
     for share, said in ((0.2, "earlier than 3/8"), (0.9, "later than 3/8"), (EARLY, "not told apart from 3/8")):
-        when = pd.DataFrame({"value": share, "low": share - 0.05, "high": share + 0.05}, index=["x"])
-        when.index = pd.MultiIndex.from_tuples([("recall_epoch", "fpr@0.01", "x")])
+        when = pd.DataFrame({"value": share, "low": share - 0.05, "high": share + 0.05, "null_high": 0.5}, index=[0, 1])
+        when.index = pd.MultiIndex.from_tuples([(m, "fpr@0.01", "x") for m in ("recall_epoch", "early_recall")])
         sentences = early.verdict(when, found, control, at, words)
-        assert len(sentences) == 3
+        assert len(sentences) == 4
         assert f"{said} of training: X ({share:.2f}" in sentences[0]
-        assert "above chance in 1 of 1 runs" in sentences[1]
+        assert f"level in {int(share - 0.05 > 0.5)} of 1 runs" in sentences[1]
+        assert "above chance in 1 of 1 runs" in sentences[2]
 
 
 def test_control_is_the_mean_of_both_ways(run):
