@@ -185,7 +185,9 @@ def merge(
 def summarise(
     run: Annotated[str, typer.Argument(help="a run file (.nc) or the folder of a finished run")],
     rule: Annotated[str, typer.Option(help="bayes or fpr@a")] = "fpr@0.01",
-    attack: Annotated[str, typer.Option(help="online, offline-cdf or offline-density")] = "online",
+    attack: Annotated[
+        str, typer.Option(help="online, offline-cdf, offline-density, rmia, rmia-offline, shokri or loss")
+    ] = "online",
     centre: Annotated[str, typer.Option(help="mean or median")] = "mean",
     variance: Annotated[str, typer.Option(help="auto, pooled or per-sample")] = "auto",
     draws: Annotated[int, typer.Option(help="bootstrap draws")] = 1000,

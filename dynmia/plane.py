@@ -8,8 +8,8 @@ import numpy as np
 import xarray as xr
 from scipy.stats import beta, norm
 
+from .attacks import LOG_ODDS, attack_scores
 from .errors import UserError, choose
-from .lira import lira_scores
 
 LEVELS = (0.001, 0.01, 0.1)  # pooled false-positive rates at which the attack's true-positive rate is reported
 
@@ -23,13 +23,13 @@ def vulnerability_plane(
     variance: str = "auto",
     keep: np.ndarray | None = None,
 ) -> xr.Dataset:
-    """Run leave-one-out LiRA at every checkpoint of ``run`` and place every sample on the plane.
+    """Run an attack (leave-one-out LiRA) at every checkpoint of ``run`` and place every sample on the plane.
 
     Args:
         run: a run (:mod:`dynmia.runs`).
         rule: ``fpr@a``, one threshold a checkpoint so that the false-positive rate pooled over all models and samples
-            is a; or ``bayes``, score > 0 (online attack only).
-        attack, centre, variance: see :func:`dynmia.lira.lira_scores`.
+            is a; or ``bayes``, score > 0 (attacks ``online`` and ``shokri``, whose score is a log-odds).
+        attack, centre, variance: see :func:`dynmia.attacks.attack_scores`.
         keep: another inclusion mask (N, n), for permutation nulls; default the run's own.
 
     Returns:
@@ -43,8 +43,8 @@ def vulnerability_plane(
         UserError: an unknown rule or option.
     """
     level = parse_rule(rule)
-    if level is None and attack != "online":
-        raise UserError(f"rule 'bayes' needs attack 'online', not {attack!r}: use a rule like fpr@0.01.")
+    if level is None and attack not in LOG_ODDS:
+        raise UserError(f"rule 'bayes' needs attack {' or '.join(map(repr, LOG_ODDS))}, not {attack!r}: use fpr@0.01.")
     if not np.isfinite(run.phi.values).all():
         raise UserError(
             "phi has values that are not finite, so the run cannot be scored: train it again with a lower lr."
@@ -56,7 +56,9 @@ def vulnerability_plane(
     hits = np.zeros((len(LEVELS), epochs, samples), np.int32)
     thresholds = np.zeros(epochs)
     for t in range(epochs):  # one checkpoint at a time bounds the memory
-        scores = lira_scores(run.phi.values[t], mask, attack=attack, centre=centre, variance=variance)
+        scores = attack_scores(
+            run.phi.values[t], mask, run.label.values, attack=attack, centre=centre, variance=variance
+        )
         inside, outside = np.sort(scores[mask]), np.sort(scores[~mask])
         thresholds[t] = 0.0 if level is None else _threshold(outside, level)
         flagged = scores > thresholds[t]

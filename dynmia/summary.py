@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ import xarray as xr
 
 from . import dynamics as dyn
 from .dynamics import Weights
-from .errors import UserError
+from .errors import UserError, choose
 from .plane import vulnerability_plane
 from .pool import draw_keep
 from .runs import study_of
@@ -120,7 +120,9 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def summarise(plane: xr.Dataset, *, draws: int = 1000, seed: int = 0, level: float = 0.95) -> pd.DataFrame:
+def summarise(
+    plane: xr.Dataset, *, draws: int = 1000, seed: int = 0, level: float = 0.95, only: Collection[str] = METRICS
+) -> pd.DataFrame:
     """Every metric of ``METRICS`` with its bootstrap interval over samples.
 
     Decision thresholds are those of the plane; they are not set anew in each draw. Intervals say how sure the figure is
@@ -131,6 +133,7 @@ def summarise(plane: xr.Dataset, *, draws: int = 1000, seed: int = 0, level: flo
         draws: bootstrap draws.
         seed: of the draws.
         level: confidence.
+        only: names of the metrics that are wanted.
 
     Returns:
         Index metric; columns label, value, low, high, unit.
@@ -138,13 +141,14 @@ def summarise(plane: xr.Dataset, *, draws: int = 1000, seed: int = 0, level: flo
     if draws < 20:
         raise UserError(f"draws is {draws}: a bootstrap interval needs at least 20.")
     plane = plane.assign(state=dyn.states(plane))  # once, not in every metric of every block
-    rows, columns = {}, {name: [] for name in METRICS}  # type: ignore[var-annotated]
+    wanted = {choose(name, METRICS, "metric"): METRICS[name] for name in only}
+    rows, columns = {}, {name: [] for name in wanted}  # type: ignore[var-annotated]
     for start in range(0, draws, BLOCK):
         weights = bootstrap_weights(plane, min(BLOCK, draws - start), seed, start)
-        for name, metric in METRICS.items():
+        for name, metric in wanted.items():
             if name != "silhouette" or start < CLUSTER_DRAWS:
                 columns[name].append(np.atleast_1d(metric.of(plane, weights).values))
-    for name, metric in METRICS.items():
+    for name, metric in wanted.items():
         value = float(metric.of(plane, None))
         drawn = np.concatenate(columns[name])
         drawn = drawn[np.isfinite(drawn)]
@@ -189,9 +193,9 @@ def null_summary(
     return quantiles(null_table(planes), level)
 
 
-def null_table(planes: Iterable[xr.Dataset]) -> pd.DataFrame:
-    """Every metric of every plane: one row a plane, one column a metric."""
-    return pd.DataFrame([{name: float(metric.of(p, None)) for name, metric in METRICS.items()} for p in planes])
+def null_table(planes: Iterable[xr.Dataset], only: Collection[str] = METRICS) -> pd.DataFrame:
+    """Every metric (or those in ``only``) of every plane: one row a plane, one column a metric."""
+    return pd.DataFrame([{name: float(METRICS[name].of(p, None)) for name in only} for p in planes])
 
 
 def quantiles(drawn: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:

@@ -66,7 +66,7 @@ def beside_paper(table: pd.DataFrame, paper: str | Path, dataset: str) -> pd.Dat
     """
     values = pd.read_csv(paper, comment="#")
     rows = []
-    for _, entry in values[values.dataset == dataset].iterrows():
+    for _, entry in values[(values.dataset == dataset) & values.metric.isin(list(METRICS))].iterrows():
         row, metric = table.loc[entry.metric], METRICS[entry.metric]
         ours = [f"{row[key] + 0.0:.{decimals(entry.metric, row)}f}" for key in ("value", "low", "high")]
         inside = row.low <= entry.value <= row.high

@@ -44,7 +44,7 @@ def scores_of(run):
 @pytest.fixture
 def phi_as_score(monkeypatch):
     """Make the score of the plane phi itself, so that counts can be read off."""
-    monkeypatch.setattr(plane_module, "lira_scores", lambda phi, keep, **options: phi)
+    monkeypatch.setattr(plane_module, "attack_scores", lambda phi, keep, labels, **options: phi)
 
 
 KEEP = np.array([[1, 0], [1, 0], [0, 1], [0, 1]], bool)

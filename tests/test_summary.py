@@ -10,7 +10,7 @@ from dynmia import Study, UserError, null_summary, open_run, rounded, save_run, 
 from dynmia.dynamics import spatial_entropy
 from dynmia.pool import draw_keep
 from dynmia.runs import STEPS
-from dynmia.summary import BLOCK, METRICS, bootstrap_weights
+from dynmia.summary import BLOCK, METRICS, bootstrap_weights, null_planes, null_table
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -292,3 +292,14 @@ def test_under_bayes_too_every_printed_metric_is_the_same_and_interval_ends_move
     width = (exact.high - exact.low).clip(lower=1e-9)
     assert ((packed.low - exact.low).abs() / width).max() < 0.05
     assert ((packed.high - exact.high).abs() / width).max() < 0.05
+
+
+def test_metrics_that_are_asked_for_alone_are_the_same(strong, plane):
+    wanted = ["displacement", "recall_epoch"]
+    alone = summarise(plane, draws=20, only=wanted)
+    assert alone.index.tolist() == wanted
+    pd.testing.assert_frame_equal(alone, summarise(plane, draws=20).loc[wanted])
+    nulls = list(null_planes(strong, draws=2))
+    pd.testing.assert_frame_equal(null_table(nulls, wanted), null_table(nulls)[wanted])
+    with pytest.raises(UserError, match="did you mean 'displacement'"):
+        summarise(plane, draws=20, only=["displacment"])
