@@ -121,7 +121,8 @@ class Released:
                 metrics_of({run: self.plane(run)}, [metric], self.draws, seed)[metric].isel(run=0, drop=True)
                 for seed, run in enumerate((above, below))
             ]
-        return Measured(*estimate(ratio(*parts)), 1.0, 1.0, (above, below))
+        found = estimate(ratio(*parts))
+        return Measured(found.value, found.low, found.high, 1.0, 1.0, (above, below))
 
     def steps(self, runs: tuple[str, ...], metric: str) -> Measured:
         """The smallest step of a metric from each run to the next, as a ratio: above 1 if they are in that order."""
@@ -178,7 +179,7 @@ def _claims() -> list[Claim]:
     mnist, cifar, cinic = COMPLEX
     data, pool, architecture = "02-data-complexity", "03-pool-size", "04-architecture"
     optimiser, hard, early = "05-optimiser", "06-hardness", "07-early-window"
-    milli, percent = "/1000", "% a checkpoint"
+    milli, percent, deep = "/1000", "% a checkpoint", "cifar10/cifar10-shallow"
     return [
         Claim(key, "membership of CIFAR-10 samples is encoded in training: they turn vulnerable at a peak rate",
               data, ("cifar10", "transition_peak"), percent, value(cifar, "transition_peak"), setting=True),
@@ -209,9 +210,9 @@ def _claims() -> list[Claim]:
         Claim(experiment, "the shallow CNN spreads the cloud, CIFAR-10", architecture,
               ("cifar10-shallow", "entropy_change"), "bits", value(SHALLOW, "entropy_change"), setting=True),
         Claim(experiment, "a deeper residual network moves it further than the shallow CNN", architecture,
-              ("cifar10/cifar10-shallow", "displacement"), "ratio", over(DEEPER, SHALLOW, "displacement"), neutral=1),
+              (deep, "displacement"), "ratio", over(DEEPER, SHALLOW, "displacement"), neutral=1),
         Claim(experiment, "a deeper residual network spreads it more than the shallow CNN", architecture,
-              ("cifar10/cifar10-shallow", "entropy_change"), "ratio", over(DEEPER, SHALLOW, "entropy_change"), neutral=1),
+              (deep, "entropy_change"), "ratio", over(DEEPER, SHALLOW, "entropy_change"), neutral=1),
         Claim(experiment, "the deeper CNN moves it further than the shallow CNN", architecture, None, "ratio",
               over(BASE, SHALLOW, "displacement"), neutral=1),
         Claim(experiment, "SGD turns samples vulnerable at a higher peak rate than SAM", optimiser,
