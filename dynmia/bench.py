@@ -7,37 +7,46 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from .runs import cores, hardware
+from .cost import calibrate, random_pool, rate
+from .engine import train_pool
+from .pool import draw_keep
+from .runs import cores, provenance
+from .store import RunStore
 from .study import Study
 
 SHAPE, CLASSES, SAMPLES = (3, 32, 32), 10, 2000
 STUDY = Study(model="cnn", optimizer="adamw", precision="float32")
-UNITS = {"sgemm": "GFLOP/s"}
+PAPER = Study.preset("paper-baseline")
+UNITS = {"sgemm": "GFLOP/s", "memory": "GB above the input", "paper_train_rate": "samples/s of one process",
+         "paper_evaluation_rate": "samples/s of one process"}  # fmt: skip
 
 
-def bench(seconds: float = 4.0, repeats: int = 3, report: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """Measure training and scoring and return medians, ranges and ratios.
+def bench(
+    seconds: float = 4.0, repeats: int = 3, report: Callable[[str], None] = lambda line: None, command: str = ""
+) -> dict[str, Any]:
+    """Measure training and scoring: where and by what, and under ``entries`` medians, ranges and ratios.
 
     Training: samples per second of the 3-layer CNN at 3 x 32 x 32, batch 64, AdamW, float32. Baselines: our own step in
     one process with two threads, with the allocator's usual settings (a tuned sequential loop) and with ours; a plain
     ``DataLoader`` loop (per-sample transform, batch 64) with two threads. ``sgemm`` is the rate of 1024 x 1024 matrix
     products in as many processes; the share of it is counted in FLOPs of the convolutions and the linear layer.
+    ``busy_share``: see :func:`busy_share`. ``paper_...``: what :func:`dynmia.cost.plan` measures for the paper's study.
     Scoring: leave-one-out LiRA for the paper's 41 checkpoints x 20 models x 50,000 samples on one core, against a
     per-sample scipy loop (timed on 100 samples of one checkpoint and scaled) and a NaN-masked vectorised loop over
     targets (timed on one checkpoint and scaled); the plane and ``summarise`` with 1,000 draws of the same size; and the
     seconds a checkpoint and million samples as samples grow, which are constant if the cost is linear.
     """
     count = cores()
-    result: dict[str, Any] = {"hardware": hardware("cpu"), "model": "cnn", "batch_size": STUDY.batch_size}
     measures: dict[str, tuple[str, int, int]] = {
         "pool_of_processes": ("tuned", 1, count),
         "sequential_two_threads": ("sequential", 2, 1),
@@ -45,39 +54,71 @@ def bench(seconds: float = 4.0, repeats: int = 3, report: Callable[[str], None] 
         "dataloader_loop": ("dataloader", 2, 1),
         "sgemm": ("sgemm", 1, count),
     }
-    rates: dict[str, list[float]] = {name: [] for name in measures}
+    values: dict[str, list[float]] = {}
+
+    def add(name: str, value: float) -> None:
+        values.setdefault(name, []).append(value)
+        report(f"{name}: {value:,.2f} {unit_of(name)}")
+
     for _ in range(repeats):  # interleaved, so that a drifting machine is no difference
         for name, (kind, threads, processes) in measures.items():
-            rates[name].append(_processes(kind, threads, processes, seconds))
-            report(f"{name}: {rates[name][-1]:,.0f} {UNITS.get(name, 'samples/s')}")
-    result |= {name: _spread(values, UNITS.get(name, "samples/s")) for name, values in rates.items()}
-    for name in ("sequential_two_threads", "sequential_kept_memory", "dataloader_loop"):
-        pairs = [a / b for a, b in zip(rates["pool_of_processes"], rates[name])]
-        result[f"pool_of_processes / {name}"] = _spread(pairs, "x")
+            add(name, _processes(kind, threads, processes, seconds))
+        add("busy_share", busy_share(10 * seconds * values["pool_of_processes"][-1]))
+        for part, value in zip(("train", "evaluation"), calibrate(PAPER, SHAPE, CLASSES, "cpu")):
+            add(f"paper_{part}_rate", value)
+        for name, value in json.loads(_python("scoring", 1).communicate()[0]).items():
+            add(name, value)
     work = flops_a_sample() / 1e9
-    share = [work * a / b for a, b in zip(rates["pool_of_processes"], rates["sgemm"])]
-    result["pool_of_processes / sgemm"] = _spread(share, "of the sgemm rate")
-    times: dict[str, list[float]] = {}
-    for _ in range(repeats):
-        scored = json.loads(_python("scoring", 1).communicate()[0])
-        for name, value in scored.items():
-            times.setdefault(name, []).append(value)
-            report(f"{name}: {value:,.2f} {_unit(name)}")
-    for name, values in times.items():
-        result[name] = _spread(values, _unit(name))
-    for name in ("lira_scipy_loop", "lira_nan_loop"):
-        result[f"{name} / lira_online_mean"] = _spread(
-            [b / a for a, b in zip(times["lira_online_mean"], times[name])], "x"
-        )
-    return result
+    ratios = {  # numerator, denominator, factor
+        **{f"pool_of_processes / {name}": ("pool_of_processes", name, 1.0) for name in list(measures)[1:-1]},
+        "pool_of_processes / sgemm": ("pool_of_processes", "sgemm", work),
+        "lira_scipy_loop / lira_online_mean": ("lira_scipy_loop", "lira_online_mean", 1.0),
+        "lira_nan_loop / lira_online_mean": ("lira_nan_loop", "lira_online_mean", 1.0),
+        "lira_per_million_at_1000000 / at_10000": ("lira_per_million_at_1000000", "lira_per_million_at_10000", 1.0),
+    }
+    entries = {name: spread(found, unit_of(name)) for name, found in values.items()}
+    for name, (above, below, factor) in ratios.items():
+        pairs = [factor * a / b for a, b in zip(values[above], values[below])]
+        entries[name] = spread(pairs, "of the sgemm rate" if below == "sgemm" else "x")
+    whole = [a + b for a, b in zip(values["plane"], values["summarise_1000_draws"])]
+    entries["plane + summarise_1000_draws"] = spread(whole, "s")
+    variants = [values[name] for name in values if re.fullmatch(r"lira_.*_(mean|median)(_pooled)?", name)]
+    entries["lira_slowest_variant"] = spread([max(times) for times in zip(*variants)], "s")
+    about = provenance(command, "cpu", count)
+    return about | {"model": STUDY.model, "batch_size": STUDY.batch_size, "repeats": repeats, "entries": entries}
 
 
-def _unit(name: str) -> str:
-    return {"memory": "GB above the input"}.get(name.split("_")[0], "s")
+def unit_of(name: str) -> str:
+    """The unit of a measured value."""
+    if name in ("pool_of_processes", "sequential_two_threads", "sequential_kept_memory", "dataloader_loop"):
+        return "samples/s"
+    return UNITS.get(name, "of the cores" if name == "busy_share" else "s")
 
 
-def _spread(values: list[float], unit: str) -> dict[str, Any]:
+def spread(values: list[float], unit: str) -> dict[str, Any]:
+    """An entry of a benchmark: median and range of repeated measurements."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "unit": unit}
+
+
+def busy_share(samples: float, models: int | None = None) -> float:
+    """CPU time over wall time x cores while a population trains in the pool of processes.
+
+    The population is of the 3-layer CNN on random images, about ``samples`` training samples in all, four models a
+    core, with 11 checkpoints. The start of the processes, evaluation, saving and the last model's end are included.
+    """
+    import resource
+
+    models = models or 4 * cores()
+    epochs = 10 * max(1, round(samples / (models * SAMPLES / 2) / 10))
+    study = STUDY.replace(epochs=epochs, checkpoint_every=epochs // 10, shadow_models=models, pool_size=SAMPLES)
+    pool = replace(random_pool(SHAPE, CLASSES, SAMPLES), keep=draw_keep(models, SAMPLES))
+    with tempfile.TemporaryDirectory(prefix="dynmia-") as folder:
+        store = RunStore(folder, study, pool.fingerprint, provenance("dynmia bench", "cpu", cores()))
+        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        train_pool(study, pool, store, list(range(models)), cores(), lambda event: None)
+        wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return used / (wall * cores())
 
 
 def _processes(kind: str, threads: int, processes: int, seconds: float) -> float:
@@ -130,7 +171,6 @@ def sequential_step() -> Callable[[], None]:
     """One step of dynmia's own loop on random images."""
     import torch
 
-    from .cost import random_pool
     from .training import DeviceData, new_state, train_step
 
     pool = random_pool(SHAPE, CLASSES, SAMPLES)
@@ -151,7 +191,6 @@ def dataloader_step() -> Callable[[], None]:
     from torch.utils.data import DataLoader, Dataset
     from torchvision.transforms import v2
 
-    from .cost import random_pool
     from .models import build_model
 
     pool = random_pool(SHAPE, CLASSES, SAMPLES)
@@ -187,103 +226,14 @@ def dataloader_step() -> Callable[[], None]:
     return step
 
 
-def scoring() -> dict[str, float]:
-    """Seconds of scoring at the paper's size in this process, and of the baselines for as much."""
-    import tracemalloc
-
-    import xarray as xr
-
-    from .lira import ATTACKS, lira_scores
-    from .plane import vulnerability_plane
-    from .pool import draw_keep
-    from .summary import summarise
-
-    checkpoints, models, samples, few = 41, 20, 50_000, 100
-    rng, result = np.random.default_rng(0), {}
-    phi, keep = rng.standard_normal((checkpoints, models, samples), np.float32), draw_keep(models, samples)
-    phi += np.linspace(0, 2, checkpoints, dtype=np.float32)[:, None, None] * keep
-
-    def timed(work: Callable[[], object]) -> float:
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start
-
-    def score(attack: str, centre: str, variance: str) -> None:
-        for part in phi:
-            lira_scores(part, keep, attack=attack, centre=centre, variance=variance)
-
-    for centre in ("mean", "median"):
-        for attack in ATTACKS:
-            for variance in ("pooled", "per-sample"):
-                name = f"lira_{attack}_{centre}" + ("_pooled" if variance == "pooled" else "")
-                result[name] = timed(lambda a=attack, c=centre, v=variance: score(a, c, v))  # type: ignore[misc]
-    tracemalloc.start()
-    lira_scores(phi[-1], keep, variance="per-sample")
-    result["memory"] = tracemalloc.get_traced_memory()[1] / 1e9
-    tracemalloc.stop()
-    scale = checkpoints * samples / few
-    result["lira_scipy_loop"] = scale * timed(lambda: scipy_loop(phi[-1, :, :few], keep[:, :few]))
-    result["lira_nan_loop"] = checkpoints * timed(lambda: nan_loop(phi[-1], keep))
-    run = xr.Dataset(
-        {
-            "phi": (("epoch", "model", "sample"), phi), "keep": (("model", "sample"), keep),
-            "label": ("sample", np.zeros(samples, np.int64)),
-            **{f"{part}_accuracy": (("epoch", "model"), np.ones((checkpoints, models))) for part in ("train", "test")},
-        },
-        coords={"epoch": 10 * np.arange(checkpoints)},
-    )  # fmt: skip
-    start = time.perf_counter()
-    plane = vulnerability_plane(run)
-    result["plane"] = time.perf_counter() - start
-    result["summarise_1000_draws"] = timed(lambda: summarise(plane, draws=1000))
-    for million in (0.01, 0.1, 1.0):
-        count = int(1e6 * million)
-        phi, keep = rng.standard_normal((1, models, count), np.float32), draw_keep(models, count)
-        seconds = [timed(lambda: score("online", "mean", "pooled")) for _ in range(3)]
-        result[f"lira_per_million_at_{count}"] = statistics.median(seconds) / million
-    return result
-
-
-def nan_loop(phi: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """Online LiRA, per-sample variance, one target at a time with NaN where a model is of the other class."""
-    scores = np.empty(phi.shape)
-    for target in range(len(phi)):
-        others = (np.arange(len(phi)) != target)[:, None]
-        inside, outside = np.where(keep & others, phi, np.nan), np.where(~keep & others, phi, np.nan)
-        x = phi[target]
-        scores[target] = _log_density(x, np.nanmean(inside, 0), np.nanvar(inside, 0, ddof=1)) - _log_density(
-            x, np.nanmean(outside, 0), np.nanvar(outside, 0, ddof=1)
-        )
-    return scores
-
-
-def _log_density(x: np.ndarray, mean: np.ndarray, var: np.ndarray) -> np.ndarray:
-    return -0.5 * (np.log(2 * np.pi * var) + (x - mean) ** 2 / var)
-
-
-def scipy_loop(phi: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """Online LiRA, per-sample variance, one (target, sample) pair at a time, as public code does."""
-    from scipy.stats import norm
-
-    scores = np.empty(phi.shape)
-    for target, sample in np.ndindex(*phi.shape):
-        others = np.arange(len(phi)) != target
-        inside, outside = phi[others & keep[:, sample], sample], phi[others & ~keep[:, sample], sample]
-        x = phi[target, sample]
-        scores[target, sample] = norm.logpdf(x, inside.mean(), inside.std(ddof=1)) - norm.logpdf(
-            x, outside.mean(), outside.std(ddof=1)
-        )
-    return scores
-
-
 def main(kind: str, threads: str, seconds: str) -> None:
     """Warm up, say so, wait for the word, and print the samples per second."""
     import torch
 
-    from .cost import rate
-
     torch.set_num_threads(int(threads))
     if kind == "scoring":
+        from .bench_scoring import scoring
+
         print(json.dumps(scoring()))
         return
     steps = {

@@ -10,6 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -114,16 +115,19 @@ def train(
     full_precision: Annotated[bool, typer.Option(help="keep float32 in --save instead of 16 bits")] = False,
     models: Annotated[str | None, typer.Option(help="just these shadow models, for example 0-4 or 0,3,7-9")] = None,
     time_budget: Annotated[str | None, typer.Option(help="stop cleanly before this, for example 9m or 1h30m")] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray: the extra dynmia[ray]")] = "local",
+    address: Annotated[str | None, typer.Option(help="of a Ray cluster (default: one on this machine)")] = None,
     quiet: Annotated[bool, typer.Option(help="no progress bar")] = False,
 ) -> None:
     """Train a population of shadow models, or what is missing of it; Ctrl-C stops it and the same command continues."""
-    from . import engine, runs
+    from . import runs
+    from .engine import finish, train_part
 
     part = None if models is None else parse_models(models)
     budget = None if time_budget is None else parse_duration(time_budget)
-    pool, store = engine.train_part(
+    pool, store = train_part(
         study, models=part, time_budget=budget, out=out, data_dir=data_dir, device=device, workers=workers,
-        progress=not quiet,
+        progress=not quiet, engine=engine, address=address,
     )  # fmt: skip
     if missing := store.missing():
         left = [model for model in missing if part is None or model in part]
@@ -134,7 +138,7 @@ def train(
             + (f" (nothing written to {save} yet)" if save else "")
         )
         return
-    run = engine.finish(pool, store)
+    run = finish(pool, store)
     typer.echo(
         f"{run.attrs['title']}: {run.sizes['model']} models, {run.sizes['epoch']} checkpoints, train accuracy "
         f"{float(run.train_accuracy[-1].mean()):.3f}, held-out accuracy {float(run.test_accuracy[-1].mean()):.3f}, "
@@ -155,10 +159,11 @@ def status(folder: Annotated[str, typer.Argument(help="a run folder")]) -> None:
     store = RunStore(folder, study, manifest["fingerprint"], {})
     done = 0
     for model in range(study.shadow_models):
-        if store.finished(model):
+        saved = None if store.finished(model) else store.load_state(model)
+        if store.finished(model):  # it may have ended since
             done, text = done + 1, "finished"
             arrays, _ = store.load_shard(model)
-        elif saved := store.load_state(model):
+        elif saved:
             arrays, meta = saved
             text = f"epoch {meta['epoch']} of {study.epochs}"
         else:
@@ -309,22 +314,27 @@ def campaign(
 def bench(
     seconds: Annotated[float, typer.Option(help="length of one measurement")] = 4.0,
     repeats: Annotated[int, typer.Option(help="measurements of each")] = 3,
+    out: Annotated[str | None, typer.Option(help="also write the JSON to this file")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure training and scoring on this machine, as ratios against named baselines."""
+    """Measure training and scoring on this machine, as ratios against named baselines, beside their targets."""
     from .bench import bench as measure
+    from .cost import entries, spread_text, target
+    from .store import write_atomic
 
-    result = measure(seconds, repeats, (lambda line: None) if as_json else (lambda line: typer.echo(line, err=True)))
+    show = (lambda line: None) if as_json else (lambda line: typer.echo(line, err=True))
+    result = measure(seconds, repeats, show, f"dynmia bench --seconds {seconds:g} --repeats {repeats}")
+    text = json.dumps(result, indent=1)
+    if out:
+        write_atomic(Path(out), text.encode())
     if as_json:
-        typer.echo(json.dumps(result, indent=1))
+        typer.echo(text)
         return
-    for name, value in result.items():
-        if isinstance(value, dict):
-            typer.echo(
-                f"{name:50} {value['median']:10,.2f} {value['unit']}  [{value['min']:,.2f}, {value['max']:,.2f}]"
-            )
-        else:
-            typer.echo(f"{name:50} {value}")
+    typer.echo(f"{result['hardware']}, {result['created']}")
+    for name, entry in entries(result).items():
+        goal = target(name, entry["median"])
+        verdict = f"  target {goal[0]}: {'met' if goal[1] else 'NOT met'}" if goal else ""
+        typer.echo(f"{name:45} {spread_text(entry)}{verdict}")
 
 
 def parse_models(text: str) -> list[int]:

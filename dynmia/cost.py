@@ -1,22 +1,46 @@
-"""What a study costs before it starts: samples, FLOPs, disk, and time on this machine from a short calibration."""
+"""What a study costs before it starts, and what the committed measurements say: samples, FLOPs, disk, time, targets."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from .data import SIZES, load_dataset
 from .engine import pick_device
+from .errors import StoreError
 from .models import build_model, forward_flops, parameters
 from .pool import Pool
 from .runs import cores
 from .study import Study
 from .training import EVALUATION_BATCH, DeviceData, evaluate, new_state, train_step
+
+# name of a measured entry -> what it is, and the target for its median
+TARGETS: dict[str, tuple[str, str, float]] = {
+    "pool_of_processes / sequential_two_threads": ("training, against the tuned loop of two threads", ">=", 1.2),
+    "pool_of_processes / dataloader_loop": ("training, against a plain DataLoader loop", ">=", 2.2),
+    "pool_of_processes / sgemm": ("training, share of the measured sgemm rate", ">=", 0.6),
+    "busy_share": ("share of CPU time kept busy while a population trains", ">=", 0.95),
+    "lira_slowest_variant": ("LiRA, 41 x 20 x 50,000, slowest of 12 variants", "<=", 5.0),
+    "memory": ("LiRA, memory above the input", "<=", 0.5),
+    "lira_scipy_loop / lira_online_mean": ("LiRA, against the per-sample scipy loop", ">=", 1000.0),
+    "lira_nan_loop / lira_online_mean": ("LiRA, against the NaN-masked loop", ">=", 15.0),
+    "plane + summarise_1000_draws": ("plane and all metrics with 1,000 bootstrap draws", "<=", 20.0),
+    "lira_per_million_at_1000000 / at_10000": ("LiRA, cost a sample at 1,000,000 against 10,000", "<=", 1.25),
+    "best_256 / ceiling, high": ("training, share of the ceiling (least memory traffic)", ">=", 0.35),
+    "best_256 / eager_256": ("training, against our own eager loop", ">=", 2.5),
+    "best_256 / dataloader_loop_256": ("training, against a DataLoader loop", ">=", 5.0),
+    "sam step / sgd step": ("SAM step, in SGD steps", "<=", 2.05),
+    "evaluation / training": ("evaluation at 41 checkpoints, share of the training time", "<=", 0.08),
+}  # fmt: skip
 
 
 def plan(
@@ -47,8 +71,7 @@ def plan(
     samples, test = study.pool_size or train, min(test, study.test_size or test)
     model = build_model(study.model, shape, classes)
     passes = 2 if study.optimizer.startswith("sam") else 1
-    trained = study.shadow_models * (samples // 2) * study.epochs
-    evaluated = study.shadow_models * len(study.checkpoints) * (samples + test)
+    trained, evaluated = (study.shadow_models * count for count in work(study, samples, test))
     flops = forward_flops(model, shape)
     size = parameters(model)
     workers = workers or (cores() if device == "cpu" else 1)
@@ -106,3 +129,83 @@ def random_pool(shape: tuple[int, int, int], classes: int, samples: int) -> Pool
     half, one = np.full(channels, 127.5, np.float32), np.full(channels, 64, np.float32)
     keep = np.ones((1, samples), bool)
     return Pool(images, labels, np.arange(samples), images[:1], labels[:1], keep, half, one, classes)
+
+
+def work(study: Study, samples: int, test: int) -> tuple[int, int]:
+    """Samples that one model of ``study`` trains on and is queried on, over all epochs and checkpoints."""
+    return (samples // 2) * study.epochs, len(study.checkpoints) * (samples + test)
+
+
+def measurements(folder: str | os.PathLike[str] = "data") -> dict[str, dict[str, Any]]:
+    """The committed benchmarks ``bench-*.json`` of a folder by name: ``entries`` of a CPU, ``measures`` of a GPU."""
+    try:
+        return {path.stem: json.loads(path.read_text()) for path in sorted(Path(folder).glob("bench-*.json"))}
+    except ValueError as error:
+        raise StoreError(
+            f"a bench-*.json in {folder} is no JSON ({error}): make it again by `dynmia bench`."
+        ) from error
+
+
+def entries(measured: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a benchmark that were measured; on a GPU one may hold the text of an error instead."""
+    found = measured.get("entries", measured.get("measures", {}))
+    return {name: value for name, value in found.items() if isinstance(value, dict) and "median" in value}
+
+
+def target(name: str, median: float) -> tuple[str, bool] | None:
+    """The target of an entry and whether ``median`` meets it, or None if it has none."""
+    if name not in TARGETS:
+        return None
+    _, sign, value = TARGETS[name]
+    return f"{sign} {value:,g}", median >= value if sign == ">=" else median <= value
+
+
+def targets(measured: dict[str, Any]) -> pd.DataFrame:
+    """Every ratio that has a target: measured as median [range], target, met or not."""
+    rows = {}
+    for name, entry in entries(measured).items():
+        if goal := target(name, entry["median"]):
+            rows[TARGETS[name][0]] = (spread_text(entry), goal[0], "yes" if goal[1] else "no")
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["measured [range]", "target", "met"])
+
+
+def rates(measured: dict[str, Any]) -> pd.DataFrame:
+    """Every entry that has no target: what the ratios were made of."""
+    rows = {name: spread_text(entry) for name, entry in entries(measured).items() if name not in TARGETS}
+    return pd.DataFrame({"measured [range]": rows})
+
+
+def spread_text(entry: dict[str, Any]) -> str:
+    """An entry of a benchmark in three digits: ``1.59 [1.46, 1.66] x``."""
+    median, low, high = (
+        f"{entry[part]:.3g}" if entry[part] < 1000 else f"{entry[part]:,.0f}" for part in ("median", "min", "max")
+    )
+    return f"{median} [{low}, {high}] {entry['unit']}"
+
+
+def met(table: pd.DataFrame) -> str:
+    """One sentence on a table of :func:`targets`."""
+    missed = [f"{name} ({row.iloc[0]}; target {row.target})" for name, row in table.iterrows() if row.met == "no"]
+    return f"{len(table) - len(missed)} of {len(table)} targets are met" + (
+        f"; not met: {', '.join(missed)}." if missed else "."
+    )
+
+
+def study_hours(study: Study, measured: dict[str, Any]) -> dict[str, float]:
+    """Hours of ``study`` at its data set's full size from committed rates, by where it is trained; empty if the rates
+    are not in the file.
+
+    One machine trains as many models at once as it has workers; a Ray cluster is ten such machines; a task of the
+    SLURM array trains one model on one core, or on one GPU, all at the same time.
+    """
+    found, graphs = entries(measured), measured.get("measures", {}).get("best_256", "")
+    names = (graphs, "evaluation") if "measures" in measured else ("paper_train_rate", "paper_evaluation_rate")
+    if not all(name in found for name in names):
+        return {}
+    _, train, test, _ = SIZES[study.dataset]
+    model = sum(
+        count / found[name]["median"] for count, name in zip(work(study, study.pool_size or train, test), names)
+    )
+    workers = 1 if "measures" in measured else measured["workers"]
+    places = {"one machine": workers, "Ray cluster of 10": 10 * workers, "SLURM array": study.shadow_models}
+    return {place: math.ceil(study.shadow_models / at_once) * model / 3600 for place, at_once in places.items()}

@@ -48,6 +48,8 @@ def train(
     workers: int | None = None,
     progress: bool = True,
     command: str | None = None,
+    engine: str = "local",
+    address: str | None = None,
 ) -> xr.Dataset:
     """Train the population of ``study``, or what is missing of it, and return the run (see :mod:`dynmia.runs`).
 
@@ -60,10 +62,13 @@ def train(
         workers: processes on a CPU; None takes one a core.
         progress: show a bar with time left, train and test accuracy.
         command: kept in the run as what reproduces it; None derives the ``dynmia train`` line.
+        engine: ``local``, or ``ray`` (:mod:`dynmia.ray_engine`, the extra ``dynmia[ray]``).
+        address: of a running Ray cluster.
     """
     pool, store = train_part(
-        study, out=out, data_dir=data_dir, device=device, workers=workers, progress=progress, command=command
-    )
+        study, out=out, data_dir=data_dir, device=device, workers=workers, progress=progress, command=command,
+        engine=engine, address=address,
+    )  # fmt: skip
     return finish(pool, store)
 
 
@@ -78,6 +83,8 @@ def train_part(
     workers: int | None = None,
     progress: bool = True,
     command: str | None = None,
+    engine: str = "local",
+    address: str | None = None,
 ) -> tuple[Pool, RunStore]:
     """Train what is missing of ``models`` as far as ``time_budget`` allows; other arguments as in :func:`train`.
 
@@ -88,7 +95,13 @@ def train_part(
 
     Returns:
         The pool and the run's folder; ``store.missing()`` says what is left.
+
+    Raises:
+        UserError: also if the time was over before any epoch ended.
     """
+    errors.choose(engine, ("local", "ray"), "engine")
+    if address and engine != "ray":
+        raise UserError("address is that of a Ray cluster: give it with --engine ray.")
     deadline = math.inf if time_budget is None else time.time() + time_budget
     if time_budget is not None and not time_budget > 0:
         raise UserError(f"time_budget is {time_budget} s: it must be above 0.")
@@ -98,12 +111,19 @@ def train_part(
     device = pick_device(device)
     study, pool, store = open_store(study, out=out, data_dir=data_dir, device=device, workers=workers, command=command)
     missing = [model for model in store.missing() if models is None or model in models]
-    with _Progress(study, missing, store, progress) as report:
-        if device.startswith("cuda"):  # where it goes on, which need not be where it began
+    bar = _Progress(study, missing, store, progress)
+    with bar as report:
+        if engine == "ray" and missing:
+            from .ray_engine import train_ray
+
+            train_ray(study, pool, store, missing, report, device, deadline, address, workers)
+        elif device.startswith("cuda"):  # where it goes on, which need not be where it began
             train_here(study, pool, store, missing, report, device, deadline)
         else:
             train_pool(study, pool, store, missing, min(workers or cores(), max(1, len(missing))), report, deadline)
     store.tidy()
+    if missing and not bar.moved:
+        raise UserError(f"the time budget of {time_budget:g} s was over before an epoch ended: use a longer one.")
     return pool, store
 
 
@@ -287,6 +307,7 @@ class _Progress:
 
     def __init__(self, study: Study, missing: list[int], store: RunStore, show: bool) -> None:
         self.done: dict[int, int] = {}
+        self.moved = False  # whether any epoch has ended
         for model in missing:
             with store.locked(model):  # a damaged state, or another process, stops here: before any process starts
                 saved = store.load_state(model)
@@ -305,6 +326,7 @@ class _Progress:
 
     def _report(self, event: dict[str, Any]) -> None:
         model, epoch = event["model"], event["epoch"]
+        self.moved |= epoch > self.done[model]
         self.bar.update(epoch - self.done[model])
         self.done[model] = epoch
         self.bar.set_postfix_str(

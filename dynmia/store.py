@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import tempfile
@@ -124,8 +125,8 @@ def read_sealed(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         for part in _part_files(path, meta):
             arrays |= safetensors.numpy.load_file(part)
         for name, shape in meta.get("shapes", {}).items():
-            pieces = [arrays.pop(f"{name}@{k}") for k in range(sum(key.startswith(f"{name}@") for key in arrays))]
-            arrays[name] = np.concatenate(pieces).reshape(shape)
+            keys = list(itertools.takewhile(arrays.__contains__, (f"{name}@{k}" for k in itertools.count())))
+            arrays[name] = np.concatenate([arrays.pop(key) for key in keys]).reshape(shape)
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error}.") from error
     except (SafetensorError, KeyError, ValueError) as error:
@@ -236,7 +237,10 @@ class RunStore:
 
     def load_state(self, model: int) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         """Load the state of a model in flight, verified, or None."""
-        return self._read(self.state(model), model) if self.state(model).exists() else None
+        for ignored in ((StoreError,), (StoreError,), ()):  # its process may replace or drop it while we read
+            with contextlib.suppress(*ignored):
+                return self._read(self.state(model), model) if self.state(model).exists() else None
+        return None
 
     def save_shard(self, model: int, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
         """Write the finished shard of ``model`` and drop its state."""
@@ -301,20 +305,20 @@ def merge(into: str | os.PathLike[str], sources: list[str]) -> Iterator[str]:
             with store.locked(model):
                 if source.finished(model):
                     shard = source.load_shard(model)
-                    _credit(store, model, manifest)
+                    credit(store, model, manifest)
                     store.save_shard(model, *shard)
                     yield f"model {model:3d}  finished, from {folder}"
                     continue
                 theirs, ours = source.load_state(model), store.load_state(model)
                 if theirs and (ours is None or ours[1]["epoch"] < theirs[1]["epoch"]):
-                    _credit(store, model, manifest)
+                    credit(store, model, manifest)
                     store.save_state(model, *theirs)
                     yield f"model {model:3d}  epoch {theirs[1]['epoch']} of {study.epochs}, from {folder}"
     done = study.shadow_models - len(store.missing())
     yield f"{into}: {done} of {study.shadow_models} models finished; {first['command']} --out {into}"
 
 
-def _credit(store: RunStore, model: int, source: dict[str, Any]) -> None:
+def credit(store: RunStore, model: int, source: dict[str, Any]) -> None:
     """Note in the manifest of ``store`` where ``model`` was trained: as the manifest of its source says."""
     from_part = [part for part in source.get("merged", []) if model in part["models"]]
     about = {name: (from_part or [source])[0][name] for name in ORIGIN}

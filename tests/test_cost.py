@@ -1,0 +1,128 @@
+"""Cost: measurements against their targets, the paper's study from measured rates, the benchmark itself."""
+
+import json
+
+import pytest
+from test_cli import run
+
+from dynmia import bench, cost, study
+from dynmia.cost import entries, measurements, met, rates, study_hours, target, targets
+from dynmia.errors import StoreError
+
+PAPER = study.Study.preset("paper-baseline")
+
+
+def entry(median, unit="x"):
+    return {"median": median, "min": median - 0.1, "max": median + 0.1, "unit": unit}
+
+
+@pytest.fixture
+def cpu():
+    names = {
+        "busy_share": 0.96,
+        "pool_of_processes / sgemm": 0.5,
+        "paper_train_rate": 100,
+        "paper_evaluation_rate": 400,
+    }
+    return {"hardware": "a machine", "workers": 2, "entries": {name: entry(value) for name, value in names.items()}}
+
+
+@pytest.fixture
+def gpu():
+    names = {"compiled_graph_256": 50_000, "evaluation": 100_000, "sam step / sgd step": 2.05}
+    return {
+        "hardware": "a GPU",
+        "measures": {"best_256": "compiled_graph_256", "graph_512": "error: out of memory", "model": "wrn-28-2"}
+        | {name: entry(value) for name, value in names.items()},
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "median", "is_met"),
+    [
+        ("busy_share", 0.95, True), ("busy_share", 0.9499, False), ("memory", 0.5, True), ("memory", 0.51, False),
+        ("lira_slowest_variant", 5.01, False), ("lira_nan_loop / lira_online_mean", 15, True),
+    ],
+)  # fmt: skip
+def test_a_target_is_met_at_its_value(name, median, is_met):
+    assert target(name, median) == (f"{cost.TARGETS[name][1]} {cost.TARGETS[name][2]:,g}", is_met)
+    assert target("sgemm", median) is None
+
+
+def test_tables_show_what_was_measured_and_nothing_else(cpu, gpu):
+    table = targets(cpu)
+    assert table.met.tolist() == ["yes", "no"]
+    assert table.target.tolist() == [">= 0.95", ">= 0.6"]
+    assert table.iloc[1, 0] == "0.5 [0.4, 0.6] x"
+    assert met(table) == (
+        "1 of 2 targets are met; not met: training, share of the measured sgemm rate (0.5 [0.4, 0.6] x; target >= 0.6)."
+    )
+    assert rates(cpu).index.tolist() == ["paper_train_rate", "paper_evaluation_rate"]
+    assert "graph_512" not in entries(gpu)
+    assert met(targets(gpu)) == "1 of 1 targets are met."
+    assert len(targets({"hardware": "nothing"})) == 0
+
+
+def test_the_papers_study_from_committed_rates(cpu, gpu):
+    trained, queried = 25_000 * 400, 41 * 60_000  # of one model
+    model = (trained / 100 + queried / 400) / 3600
+    hours = study_hours(PAPER, cpu)
+    assert hours["one machine"] == pytest.approx(10 * model, rel=1e-12)  # 20 models, two at once
+    assert hours["Ray cluster of 10"] == hours["SLURM array"] == pytest.approx(model, rel=1e-12)
+    model = (trained / 50_000 + queried / 100_000) / 3600
+    hours = study_hours(PAPER, gpu)
+    assert list(hours.values()) == pytest.approx([20 * model, 2 * model, model], rel=1e-12)
+    del cpu["entries"]["paper_train_rate"]
+    assert study_hours(PAPER, cpu) == {}
+
+
+def test_planning_and_the_committed_rates_count_the_same_work():
+    planned = cost.plan(study.Study.preset("quick"), device="cpu")
+    trained, queried = cost.work(study.Study.preset("quick"), 1200, 300)
+    assert (planned["training_samples"], planned["evaluations"]) == (20 * trained, 20 * queried)
+
+
+def test_measurements_are_found_by_name(tmp_path, cpu):
+    assert measurements(tmp_path) == {}
+    (tmp_path / "bench-cpu.json").write_text(json.dumps(cpu))
+    assert measurements(tmp_path) == {"bench-cpu": cpu}
+    (tmp_path / "bench-gpu.json").write_text("{")
+    with pytest.raises(StoreError, match="make it again"):
+        measurements(tmp_path)
+
+
+def test_the_busy_share_is_a_share(monkeypatch):
+    monkeypatch.setattr(bench, "SAMPLES", 64)
+    assert 0.02 < bench.busy_share(1000, models=4) <= 1.02  # short: mostly the start of the processes
+
+
+def test_the_benchmark_has_every_cpu_target_and_what_it_ran_on(monkeypatch, capsys, tmp_path):
+    variants = {
+        f"lira_{a}_{c}{v}": 1.5 for a in ("online", "offline") for c in ("mean", "median") for v in ("", "_pooled")
+    }
+    scored = variants | {"lira_scipy_loop": 3000.0, "lira_nan_loop": 30.0, "memory": 0.1, "plane": 8.0}
+    scored |= {"summarise_1000_draws": 9.0, "lira_per_million_at_10000": 1.0, "lira_per_million_at_1000000": 1.0}
+    monkeypatch.setattr(bench, "_processes", lambda kind, *_: {"tuned": 400.0, "sgemm": 70.0}.get(kind, 100.0))
+    monkeypatch.setattr(bench, "busy_share", lambda samples: 0.9)
+    monkeypatch.setattr(bench, "calibrate", lambda *_: (10.0, 40.0))
+    process = type("Process", (), {"communicate": lambda self: (json.dumps(scored), None)})
+    monkeypatch.setattr(bench, "_python", lambda *_: process())
+    words = ["bench", "--seconds", "0.1", "--repeats"]
+    _, out, _ = run(capsys, *words, "2", "--json", "--out", tmp_path / "bench-cpu.json")
+    printed = json.loads(out)
+    assert printed == json.loads((tmp_path / "bench-cpu.json").read_text())
+    assert set(printed) >= {"hardware", "versions", "created", "command", "workers", "entries"}
+    assert printed["command"] == "dynmia bench --seconds 0.1 --repeats 2"
+    for value in printed["entries"].values():
+        assert set(value) == {"median", "min", "max", "unit"}
+    table = targets(printed)
+    assert len(table) == 10
+    share = "training, share of the measured sgemm rate"
+    assert printed["entries"]["pool_of_processes / sgemm"]["median"] == pytest.approx(
+        400 / 70 * bench.flops_a_sample() / 1e9
+    )
+    assert table.met.drop(share).value_counts().to_dict() == {"yes": 8, "no": 1}
+    assert study_hours(PAPER, printed)
+    _, out, _ = run(capsys, *words, "1")
+    assert "target >= 0.95: NOT met" in out
+    assert "target >= 1,000: met" in out

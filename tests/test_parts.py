@@ -1,0 +1,164 @@
+"""Runs in parts at their edges: the command line, large states, damage, a full disk, two processes on one run."""
+
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from test_cli import TINY, bad, run
+from test_engine import LIMIT, Stopped, assert_same_shards, stop_after, train_in_process
+from test_resume import contents, states_saved
+
+from dynmia import Study, engine, store
+from dynmia.errors import StoreError
+from dynmia.store import RunStore, read_sealed, write_sealed
+
+TRAIN = ["train", *TINY, "--quiet", "--device", "cpu"]
+
+
+def part_of(folder, model=0):
+    return sorted(folder.glob(f"model-{model:03d}.state.*-*"))[0]
+
+
+@pytest.fixture
+def in_flight(tiny, tmp_path, monkeypatch):
+    """The folder of a run whose model 0 has stopped after epoch 2, its state in parts of 1 kB."""
+    states_saved(monkeypatch)
+    monkeypatch.setattr(store, "PART_BYTES", 1000)
+    with pytest.raises(Stopped):
+        train_in_process(tiny, tmp_path / "run", report=stop_after(2))
+    return tmp_path / "run"
+
+
+# --- command line
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        (["--models", ""], "write numbers and ranges"),
+        (["--models", "4"], "model 4 does not exist: this study has models 0 to 3"),
+        (["--models", "0-99999999999"], "does not exist"),
+        (["--models", "1,,2"], "write numbers and ranges"),
+        (["--models", "two"], "for example 0-4 or 0,3,7-9"),
+        (["--time-budget", ""], "write hours, minutes and seconds"),
+        (["--time-budget", "soon"], "for example 9m, 1h30m or 90s"),
+        (["--time-budget", "0"], "must be above 0"),
+        (["--time-budget", "1m1h"], "write hours"),
+        (["--time-budget", "0.001s"], "was over before an epoch ended: use a longer one"),
+    ],
+)
+def test_a_bad_part_is_one_line(capsys, tmp_path, options, hint):
+    assert hint in bad(capsys, *TRAIN, "--out", tmp_path / "run", *options)
+
+
+def test_parts_of_a_run_by_the_command_line(capsys, tmp_path):
+    command = [*TRAIN, "--out", tmp_path / "run", "--workers", "1"]
+    code, out, _ = run(capsys, *command, "--models", "2,0", "--save", tmp_path / "run.nc")
+    assert code == 0
+    assert "2 of 4 models finished" in out
+    assert "all of --models 2,0 are" in out
+    assert "nothing written to" in out
+    assert not (tmp_path / "run.nc").exists()
+    code, out, _ = run(capsys, "status", tmp_path / "run")
+    assert [line.split()[2] for line in out.splitlines()[:4]] == ["finished", "not", "finished", "not"]
+    code, out, _ = run(capsys, *command, "--models", "0-3", "--time-budget", "1h", "--save", tmp_path / "run.nc")
+    assert "4 models, 3 checkpoints" in out
+    assert (tmp_path / "run.nc").exists()
+
+
+def test_merging_by_the_command_line(capsys, tmp_path):
+    study = Study(epochs=2, checkpoint_every=1, shadow_models=4, pool_size=100)
+    for name, models in (("a", [0, 1]), ("b", [2, 3])):
+        train_in_process(study, tmp_path / name, models)
+    code, out, _ = run(capsys, "merge", tmp_path / "whole", tmp_path / "a", tmp_path / "b")
+    assert code == 0
+    assert out.splitlines()[-1].startswith(f"{tmp_path / 'whole'}: 4 of 4 models finished; dynmia train")
+    assert "is not a run folder" in bad(capsys, "merge", tmp_path / "whole", tmp_path / "nowhere")
+
+
+# --- large states in parts, damaged, or replaced while they are read
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "drop"])
+def test_a_damaged_part_of_a_state_stops_before_training_and_nothing_else_changes(tiny, in_flight, damage):
+    part = part_of(in_flight)
+    content = bytearray(part.read_bytes())
+    content[-5] ^= 1
+    {"flip": lambda: part.write_bytes(content), "cut": lambda: part.write_bytes(content[:50]), "drop": part.unlink}[
+        damage
+    ]()
+    before = contents(in_flight)
+    with pytest.raises(StoreError, match=r"model-000\.state.*(was altered|is truncated|cannot be read)"):
+        engine.train_part(tiny, out=in_flight, device="cpu", workers=1, progress=False)
+    after = contents(in_flight)
+    assert {name: after[name] for name in before} == before
+
+
+def test_a_state_that_is_replaced_while_it_is_read_is_read_again(tiny, in_flight, monkeypatch):
+    _, _, ours = engine.open_store(tiny, out=in_flight, device="cpu")
+    arrays, meta = ours.load_state(0)
+    theirs = RunStore(in_flight, ours.study, ours.manifest["fingerprint"], {})
+    read, waiting = store.safetensors.numpy.load_file, [1]
+
+    def load_file(path):
+        while waiting:  # the process that trains saves its next state between our two looks
+            waiting.pop()
+            theirs.save_state(0, {name: value + 1 for name, value in arrays.items()}, meta | {"epoch": 3})
+        return read(path)
+
+    monkeypatch.setattr(store.safetensors.numpy, "load_file", load_file)
+    assert ours.load_state(0)[1]["epoch"] == 3
+    waiting.append(1)
+    monkeypatch.setattr(theirs, "save_state", lambda *_: theirs.drop_state(0))
+    assert ours.load_state(0) is None  # the model has ended
+
+
+def test_names_that_look_like_pieces_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "PART_BYTES", 1000)
+    arrays = {"w": np.arange(1000.0), "w@x": np.arange(3), "v@w": np.ones(2), "w@9": np.zeros(1)}
+    write_sealed(tmp_path / "model-000.safetensors", arrays, {})
+    read, _ = read_sealed(tmp_path / "model-000.safetensors")
+    assert read.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(read[name], array)
+
+
+# --- a full disk, and two processes at once
+
+
+def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_to_the_same_bits(tiny, tiny_run, tmp_path):
+    """A limit on the size of files answers as a full disk does: a short write, then an error."""
+    words = ["train", "--epochs", "4", "--checkpoint-every", "2", "--shadow-models", "4", "--pool-size", "120"]
+    words += ["--batch-size", "16", "--out", str(tmp_path / "run"), "--device", "cpu", "--workers", "1", "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-m", "dynmia.cli", *words], capture_output=True, text=True, timeout=LIMIT, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("dynmia: cannot write ")
+    assert "the file-size limit is reached: raise it (ulimit -f); the same command continues" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list((tmp_path / "run").glob(".*"))  # no half-written file
+    engine.train(tiny, out=tmp_path / "run", device="cpu", workers=1, progress=False)
+    assert_same_shards(tmp_path / "run", tiny_run[0])
+
+
+def test_of_two_processes_on_one_run_one_trains_and_the_other_says_why_it_does_not(tiny, tmp_path):
+    study = tiny.replace(epochs=20)
+    words = ["train", "--epochs", "20", "--checkpoint-every", "2", "--shadow-models", "4", "--pool-size", "120"]
+    words += ["--batch-size", "16", "--out", str(tmp_path / "run"), "--device", "cpu", "--workers", "1", "--quiet"]
+    processes = [
+        subprocess.Popen([sys.executable, "-m", "dynmia.cli", *words], stderr=subprocess.PIPE, text=True) for _ in "ab"
+    ]
+    errors = [process.communicate(timeout=LIMIT)[1] for process in processes]
+    codes = [process.returncode for process in processes]
+    assert set(codes) <= {0, 2}
+    assert 0 in codes or all("is being trained by another process" in error for error in errors)
+    for code, error in zip(codes, errors):
+        assert code == 0 or (error.count("\n") == 1 and "is being trained by another process: wait for it" in error)
+    engine.train(study, out=tmp_path / "run", device="cpu", workers=2, progress=False)
+    train_in_process(study, tmp_path / "alone", range(4))
+    assert_same_shards(tmp_path / "run", tmp_path / "alone")
+    assert not list((tmp_path / "run").glob("*.lock"))
