@@ -131,7 +131,7 @@ def sequential_step() -> Callable[[], None]:
     import torch
 
     from .cost import random_pool
-    from .training import DeviceData, new_state, train_step
+    from .step import DeviceData, new_state, train_step
 
     pool = random_pool(SHAPE, CLASSES, SAMPLES)
     data, state = DeviceData.of(pool, "cpu"), new_state(STUDY, pool, 0, "cpu")

@@ -15,8 +15,8 @@ from .engine import pick_device
 from .models import build_model, forward_flops, parameters
 from .pool import Pool
 from .runs import cores
+from .step import EVALUATION_BATCH, DeviceData, evaluate, new_state, train_step
 from .study import Study
-from .training import EVALUATION_BATCH, DeviceData, evaluate, new_state, train_step
 
 
 def plan(
