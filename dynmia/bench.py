@@ -50,13 +50,13 @@ def bench(seconds: float = 4.0, repeats: int = 3, report: Callable[[str], None] 
         for name, (kind, threads, processes) in measures.items():
             rates[name].append(_processes(kind, threads, processes, seconds))
             report(f"{name}: {rates[name][-1]:,.0f} {UNITS.get(name, 'samples/s')}")
-    result |= {name: _spread(values, UNITS.get(name, "samples/s")) for name, values in rates.items()}
+    result |= {name: spread(values, UNITS.get(name, "samples/s")) for name, values in rates.items()}
     for name in ("sequential_two_threads", "sequential_kept_memory", "dataloader_loop"):
         pairs = [a / b for a, b in zip(rates["pool_of_processes"], rates[name])]
-        result[f"pool_of_processes / {name}"] = _spread(pairs, "x")
+        result[f"pool_of_processes / {name}"] = spread(pairs, "x")
     work = flops_a_sample() / 1e9
     share = [work * a / b for a, b in zip(rates["pool_of_processes"], rates["sgemm"])]
-    result["pool_of_processes / sgemm"] = _spread(share, "of the sgemm rate")
+    result["pool_of_processes / sgemm"] = spread(share, "of the sgemm rate")
     times: dict[str, list[float]] = {}
     for _ in range(repeats):
         scored = json.loads(_python("scoring", 1).communicate()[0])
@@ -64,9 +64,9 @@ def bench(seconds: float = 4.0, repeats: int = 3, report: Callable[[str], None] 
             times.setdefault(name, []).append(value)
             report(f"{name}: {value:,.2f} {_unit(name)}")
     for name, values in times.items():
-        result[name] = _spread(values, _unit(name))
+        result[name] = spread(values, _unit(name))
     for name in ("lira_scipy_loop", "lira_nan_loop"):
-        result[f"{name} / lira_online_mean"] = _spread(
+        result[f"{name} / lira_online_mean"] = spread(
             [b / a for a, b in zip(times["lira_online_mean"], times[name])], "x"
         )
     return result
@@ -76,7 +76,8 @@ def _unit(name: str) -> str:
     return {"memory": "GB above the input"}.get(name.split("_")[0], "s")
 
 
-def _spread(values: list[float], unit: str) -> dict[str, Any]:
+def spread(values: list[float], unit: str) -> dict[str, Any]:
+    """An entry of a benchmark: median and range of repeated measurements."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "unit": unit}
 
 

@@ -31,6 +31,7 @@ from .errors import UserError
 from .models import build_model, forward_flops, model_fingerprint
 from .pool import Pool, make_pool
 from .runs import assemble, cores, provenance, save_run
+from .step import arithmetic
 from .store import RunStore
 from .study import Study
 from .training import DeviceData, train_shard
@@ -105,7 +106,7 @@ def train_part(
     missing = [model for model in store.missing() if models is None or model in models]
     with _Progress(study, missing, store, progress) as report:
         if device.startswith("cuda"):  # where it goes on, which need not be where it began
-            with gpu.arithmetic(mode):
+            with arithmetic(mode):
                 train_cuda(study, pool, store, missing, report, device, deadline, workers, mode)
         else:
             train_pool(study, pool, store, missing, min(workers or cores(), max(1, len(missing))), report, deadline)

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,28 +34,6 @@ WARM_UP = 3  # steps before a capture: libraries load, compilers and autotuners 
 
 class NotCaptured(UserError):
     """The study's step cannot be captured as a CUDA graph."""
-
-
-@contextlib.contextmanager
-def arithmetic(mode: str) -> Iterator[None]:
-    """Set torch to ``fast`` (autotuned kernels) or ``deterministic`` (repeats and resumes to the bit), then back."""
-    if mode not in ("fast", "deterministic"):
-        raise UserError(f"unknown mode {mode!r}: use fast or deterministic.")
-    exact, cudnn = mode == "deterministic", torch.backends.cudnn
-    filled: Any = torch.utils.deterministic
-    before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
-    fill = filled.fill_uninitialized_memory
-    if exact:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by torch at its first matrix product
-    try:
-        torch.use_deterministic_algorithms(exact)
-        cudnn.deterministic, cudnn.benchmark = exact, not exact
-        filled.fill_uninitialized_memory = False  # a debugging aid, which would cost time
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        cudnn.deterministic, cudnn.benchmark = before[1:]
-        filled.fill_uninitialized_memory = fill
 
 
 class Lane:
@@ -93,10 +69,11 @@ class Lane:
         self.state = new_state(study, pool, 0, str(device))
         if study.optimizer.startswith("sam"):
             self.state.kept = [torch.empty_like(p) for p in self.state.model.parameters()]
+        self.compiled = compiled
         if compiled:
             self.state.model.compile(dynamic=False)
         self.graph: torch.cuda.CUDAGraph | None = None
-        with self.here():
+        with self.here(), warnings.catch_warnings(action="ignore" if compiled else "default"):  # a compiler's advice
             self._prepare()
 
     def here(self) -> contextlib.AbstractContextManager[object]:
@@ -191,12 +168,15 @@ def open_lanes(study: Study, pool: Pool, data: DeviceData, lanes: int, compiled:
 
     Raises:
         NotCaptured: the step cannot be captured.
+        UserError: the mode is deterministic and an operation of the model cannot be.
     """
     try:
         return [Lane(study, pool, data, compiled) for _ in range(lanes)]
     except NotCaptured:
         raise
     except Exception as error:  # whatever a compiler, a driver or a user's model raises
+        if "deterministic implementation" in str(error):
+            raise UserError(f"{reason(error)}: use --mode fast for model {study.model}.") from error
         if not compiled:
             raise NotCaptured(reason(error)) from error
         tqdm.write(f"dynmia: torch.compile failed ({reason(error)}): training goes on without it", file=sys.stderr)
@@ -237,7 +217,7 @@ def train_lanes(
     if ":" in study.model:  # may draw random numbers, from one generator for all lanes
         count = 1
     opened = open_lanes(study, pool, data, count, compiled)
-    engine = f"cuda-graph, {count} in flight{', compiled' if compiled else ''}" if opened[0].cuda else "cpu"
+    engine = f"cuda-graph, {count} in flight{', compiled' * opened[0].compiled}" if opened[0].cuda else "cpu"
     flights: dict[Lane, Iterator[int]] = {}
 
     def fly(lane: Lane) -> Iterator[int]:

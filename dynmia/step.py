@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,6 +62,26 @@ class DeviceData:
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (B, H, W, C) -> float32 (B, C, H, W), which is channels-last in memory without a copy."""
         return ((images.float() - self.mean) * self.scale).permute(0, 3, 1, 2)
+
+
+@contextlib.contextmanager
+def arithmetic(mode: str) -> Iterator[None]:
+    """Set torch to ``fast`` (autotuned kernels) or ``deterministic`` (repeats and resumes to the bit), then back."""
+    exact, cudnn = mode == "deterministic", torch.backends.cudnn
+    filled: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
+    fill = filled.fill_uninitialized_memory
+    if exact:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by torch at its first matrix product
+    try:
+        torch.use_deterministic_algorithms(exact)
+        cudnn.deterministic, cudnn.benchmark = exact, not exact
+        filled.fill_uninitialized_memory = False  # a debugging aid, which would cost time
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        cudnn.deterministic, cudnn.benchmark = before[1:]
+        filled.fill_uninitialized_memory = fill
 
 
 def seed_of(seed: int, *path: int) -> int:
