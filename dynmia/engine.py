@@ -198,7 +198,7 @@ def train_cuda(
     work = 3 * forward_flops(build_model(study.model, pool.shape, pool.classes), pool.shape)
     work *= int(pool.keep[models].sum()) * study.epochs
     try:
-        compiled = mode == "fast" and work > COMPILE_FROM
+        compiled = mode == "fast" and study.record == "phi" and work > COMPILE_FROM  # vmap takes no compiled model
         gpu.train_lanes(study, pool, store, models, report, device, deadline, lanes, compiled)
     except gpu.NotCaptured as error:
         tqdm.write(f"dynmia: no CUDA graph for this study ({error}): it trains step by step", file=sys.stderr)

@@ -214,7 +214,7 @@ def train_lanes(
         return
     data = DeviceData.of(pool, device)
     count = min(lanes or LANES, len(waiting))
-    if ":" in study.model:  # may draw random numbers, from one generator for all lanes
+    if ":" in study.model or "dropout" in study.model:  # it draws random numbers, from one generator for all lanes
         count = 1
     opened = open_lanes(study, pool, data, count, compiled)
     engine = f"cuda-graph, {count} in flight{', compiled' * opened[0].compiled}" if opened[0].cuda else "cpu"
