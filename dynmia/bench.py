@@ -171,7 +171,7 @@ def sequential_step() -> Callable[[], None]:
     """One step of dynmia's own loop on random images."""
     import torch
 
-    from .training import DeviceData, new_state, train_step
+    from .step import DeviceData, new_state, train_step
 
     pool = random_pool(SHAPE, CLASSES, SAMPLES)
     data, state = DeviceData.of(pool, "cpu"), new_state(STUDY, pool, 0, "cpu")

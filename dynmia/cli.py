@@ -26,7 +26,7 @@ app = typer.Typer(
 DataDir = Annotated[str | None, typer.Option(help="folder of <name>.npz files (default: DYNMIA_DATA)")]
 Out = Annotated[str | None, typer.Option(help="run folder (default: runs/<title>-<identity>)")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda if there is one)")]
-Workers = Annotated[int | None, typer.Option(help="processes on a CPU (default: one a core)")]
+Workers = Annotated[int | None, typer.Option(help="processes on a CPU (default: one a core), models at once on a GPU")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
@@ -111,6 +111,7 @@ def train(
     data_dir: DataDir = None,
     device: Device = None,
     workers: Workers = None,
+    mode: Annotated[str, typer.Option(help="on a GPU: fast, or deterministic to the bit as a CPU always is")] = "fast",
     save: Annotated[str | None, typer.Option(help="also write the run as one released netCDF file")] = None,
     full_precision: Annotated[bool, typer.Option(help="keep float32 in --save instead of 16 bits")] = False,
     models: Annotated[str | None, typer.Option(help="just these shadow models, for example 0-4 or 0,3,7-9")] = None,
@@ -127,7 +128,7 @@ def train(
     budget = None if time_budget is None else parse_duration(time_budget)
     pool, store = train_part(
         study, models=part, time_budget=budget, out=out, data_dir=data_dir, device=device, workers=workers,
-        progress=not quiet, engine=engine, address=address,
+        mode=mode, progress=not quiet, engine=engine, address=address,
     )  # fmt: skip
     if missing := store.missing():
         left = [model for model in missing if part is None or model in part]

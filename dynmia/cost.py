@@ -20,8 +20,8 @@ from .errors import StoreError
 from .models import build_model, forward_flops, parameters
 from .pool import Pool
 from .runs import cores
+from .step import EVALUATION_BATCH, DeviceData, evaluate, new_state, train_step
 from .study import Study
-from .training import EVALUATION_BATCH, DeviceData, evaluate, new_state, train_step
 
 # name of a measured entry -> what it is, and the target for its median
 TARGETS: dict[str, tuple[str, str, float]] = {

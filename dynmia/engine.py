@@ -1,4 +1,4 @@
-"""Train the shards of a study that are missing: a pool of processes on CPUs, one after another on a GPU.
+"""Train the shards of a study that are missing: a pool of processes on CPUs, captured and side by side on a GPU.
 
 Measured on two cores with the 3-layer CNN at 3 x 32 x 32: two processes of one thread beat one process of two threads;
 ``dynmia bench`` prints both rates on the machine at hand.
@@ -25,17 +25,19 @@ import numpy as np
 import xarray as xr
 from tqdm.auto import tqdm
 
-from . import errors
+from . import errors, gpu
 from .data import load_dataset
 from .errors import UserError
-from .models import build_model, model_fingerprint
+from .models import build_model, forward_flops, model_fingerprint
 from .pool import Pool, make_pool
 from .runs import assemble, cores, provenance, save_run
+from .step import arithmetic
 from .store import RunStore
 from .study import Study
 from .training import DeviceData, train_shard
 from .worker import ARRAYS
 
+COMPILE_FROM = 1e16  # FLOPs of training from which compiling, about a minute, pays
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -46,6 +48,7 @@ def train(
     data_dir: str | os.PathLike[str] | None = None,
     device: str | None = None,
     workers: int | None = None,
+    mode: str = "fast",
     progress: bool = True,
     command: str | None = None,
     engine: str = "local",
@@ -59,15 +62,16 @@ def train(
         out: the run's folder; default ``runs/<title>-<first 8 digits of the identity>``.
         data_dir: see :func:`dynmia.data.load_dataset`.
         device: ``cpu`` or ``cuda``; None takes CUDA if there is one.
-        workers: processes on a CPU; None takes one a core.
+        workers: processes on a CPU (None takes one a core), or models in flight on a GPU (None takes 2).
+        mode: on a GPU ``fast``, or ``deterministic``: repeats and resumes to the bit, as a CPU always does.
         progress: show a bar with time left, train and test accuracy.
         command: kept in the run as what reproduces it; None derives the ``dynmia train`` line.
         engine: ``local``, or ``ray`` (:mod:`dynmia.ray_engine`, the extra ``dynmia[ray]``).
         address: of a running Ray cluster.
     """
     pool, store = train_part(
-        study, out=out, data_dir=data_dir, device=device, workers=workers, progress=progress, command=command,
-        engine=engine, address=address,
+        study, out=out, data_dir=data_dir, device=device, workers=workers, mode=mode, progress=progress,
+        command=command, engine=engine, address=address,
     )  # fmt: skip
     return finish(pool, store)
 
@@ -81,6 +85,7 @@ def train_part(
     data_dir: str | os.PathLike[str] | None = None,
     device: str | None = None,
     workers: int | None = None,
+    mode: str = "fast",
     progress: bool = True,
     command: str | None = None,
     engine: str = "local",
@@ -108,6 +113,7 @@ def train_part(
     bad = [model for model in models or [] if not 0 <= model < study.shadow_models]
     if bad:
         raise UserError(f"model {bad[0]} does not exist: this study has models 0 to {study.shadow_models - 1}.")
+    errors.choose(mode, ["fast", "deterministic"], "mode")
     device = pick_device(device)
     study, pool, store = open_store(study, out=out, data_dir=data_dir, device=device, workers=workers, command=command)
     missing = [model for model in store.missing() if models is None or model in models]
@@ -118,7 +124,8 @@ def train_part(
 
             train_ray(study, pool, store, missing, report, device, deadline, address, workers)
         elif device.startswith("cuda"):  # where it goes on, which need not be where it began
-            train_here(study, pool, store, missing, report, device, deadline)
+            with arithmetic(mode):
+                train_cuda(study, pool, store, missing, report, device, deadline, workers, mode)
         else:
             train_pool(study, pool, store, missing, min(workers or cores(), max(1, len(missing))), report, deadline)
     store.tidy()
@@ -153,7 +160,7 @@ def open_store(
     build_model(study.model, pool.shape, pool.classes)  # a bad model is an error before any work is lost
     fingerprint = pool.fingerprint + model_fingerprint(study.model)
     folder = Path(out) if out else Path("runs") / f"{study.title}-{study.identity(fingerprint)[:8]}"
-    about = provenance(command or command_of(study), device, workers or (1 if device != "cpu" else cores()))
+    about = provenance(command or command_of(study), device, workers or cores() if device == "cpu" else 1)
     return study, pool, RunStore(folder, study, fingerprint, about)
 
 
@@ -194,6 +201,28 @@ def train_here(
     for model in models:
         if not train_shard(study, pool, data, model, store, report, deadline):
             break
+
+
+def train_cuda(
+    study: Study,
+    pool: Pool,
+    store: RunStore,
+    models: list[int],
+    report: Report,
+    device: str,
+    deadline: float,
+    lanes: int | None,
+    mode: str,
+) -> None:
+    """Train ``models`` by captured steps (:mod:`dynmia.gpu`), compiled if there is enough to do, or else eagerly."""
+    work = 3 * forward_flops(build_model(study.model, pool.shape, pool.classes), pool.shape)
+    work *= int(pool.keep[models].sum()) * study.epochs
+    try:
+        compiled = mode == "fast" and study.record == "phi" and work > COMPILE_FROM  # vmap takes no compiled model
+        gpu.train_lanes(study, pool, store, models, report, device, deadline, lanes, compiled)
+    except gpu.NotCaptured as error:
+        tqdm.write(f"dynmia: no CUDA graph for this study ({error}): it trains step by step", file=sys.stderr)
+        train_here(study, pool, store, models, report, device, deadline)
 
 
 def train_pool(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,10 @@ def make_optimizer(study: Study, model: nn.Module) -> torch.optim.Optimizer:
     assert study.lr is not None
     if study.optimizer.endswith("adamw"):
         betas = (study.momentum, study.beta2)
-        return torch.optim.AdamW(parameters, study.lr, betas, weight_decay=study.weight_decay, fused=True)
+        capturable = any(p.is_cuda for p in parameters)
+        return torch.optim.AdamW(
+            parameters, study.lr, betas, weight_decay=study.weight_decay, fused=True, capturable=capturable
+        )
     return torch.optim.SGD(
         parameters, study.lr, study.momentum, weight_decay=study.weight_decay, nesterov=study.nesterov, fused=True
     )
@@ -33,19 +37,22 @@ def learning_rate(study: Study, progress: float) -> float:
 
 
 @torch.no_grad()
-def sam_ascend(model: nn.Module, rho: float) -> list[tuple[nn.Parameter, Tensor]]:
+def sam_ascend(model: nn.Module, rho: float, kept: list[Tensor] | None = None) -> list[tuple[nn.Parameter, Tensor]]:
     """Move the weights to w + rho g / ||g|| in place (Foret et al. 2021, eq. 2) and clear the gradients.
 
     Returns the weights as they were, for :func:`sam_return`: subtracting the step again would leave rounding behind.
+    They are copied into ``kept``, one tensor like each parameter, or into new memory.
     """
-    pairs = [(p, p.grad) for p in model.parameters() if p.grad is not None]
-    before = [(p, p.clone()) for p, _ in pairs]
-    weights: list[Tensor] = [p for p, _ in pairs]
-    steps = [g for _, g in pairs]  # the gradients, scaled in place: they are not needed again
+    room = kept or itertools.repeat(None)
+    found = [(p, p.grad, k) for p, k in zip(model.parameters(), room) if p.grad is not None]
+    weights: list[Tensor] = [p for p, _, _ in found]
+    steps = [g for _, g, _ in found]  # the gradients, scaled in place: they are not needed again
+    before = [(p, torch.empty_like(p) if k is None else k) for p, _, k in found]
+    torch._foreach_copy_([w for _, w in before], weights)
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(steps)))
     torch._foreach_mul_(steps, rho / (norm + 1e-12))
     torch._foreach_add_(weights, steps)
-    for p, _ in pairs:
+    for p in weights:
         p.grad = None
     return before
 

@@ -4,7 +4,8 @@ Variables of a run (dims epoch, model, sample):
     phi (epoch, model, sample) float32; keep (model, sample) bool; label (sample) int64;
     train_accuracy, test_accuracy (epoch, model); seconds (model).
 Attributes: title, study (JSON), identity, fingerprint, versions (JSON), hardware, device, wall_time_s,
-    workers, command, created.
+    workers, command, created, engine (what trained the models), mode (``deterministic``, or ``fast`` if any model
+    was trained so).
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ def assemble(store: RunStore, pool: Pool) -> xr.Dataset:
     merged = manifest.get("merged", [])
     hardware = dict.fromkeys(part["hardware"] for part in [manifest, *merged])
     workers = np.full(len(shards), manifest["workers"])
+    engines = [part for _, meta in shards for part in meta.get("engine", manifest["device"]).split(" and ")]
+    fast = any(meta.get("mode") == "fast" for _, meta in shards)
     for part in merged:
         workers[part["models"]] = part["workers"]
     return xr.Dataset(
@@ -75,7 +78,8 @@ def assemble(store: RunStore, pool: Pool) -> xr.Dataset:
             "fingerprint": manifest["fingerprint"], "versions": json.dumps(manifest["versions"]),
             "hardware": " and ".join(hardware), "device": manifest["device"], "command": manifest["command"],
             "created": manifest["created"], "wall_time_s": round(float((seconds / workers).sum()), 1),
-            "workers": manifest["workers"],
+            "workers": manifest["workers"], "engine": " and ".join(dict.fromkeys(engines)),
+            "mode": "fast" if fast else "deterministic",
         },
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from dynmia import Study
 from dynmia.optim import frozen_statistics, learning_rate, make_optimizer, sam_ascend, sam_return
-from dynmia.training import DeviceData, TrainState, crop_and_flip, train_step
+from dynmia.step import DeviceData, TrainState, crop_and_flip, train_step
 
 RHO = 0.5  # large, so that the ascent shows
 STEPS = 6

@@ -1,0 +1,137 @@
+"""One session on a machine with a GPU: run the GPU tests, measure, and train as many shards as the time allows.
+
+    python -m dynmia.gpu_session --data-dir DATA --json session.json --budget 9m --out runs/gpu --study paper-baseline
+
+It runs from the source tree, without installation and without a network. The same command goes on where it stopped. The
+folders of --out are run folders: elsewhere ``dynmia merge`` joins them and ``dynmia train --out`` ends the run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .cli import parse_duration
+from .errors import UserError, choose, reason
+from .study import Study
+
+PARTS = ("tests", "measures", "training")
+STUDIES = ("paper-baseline", "paper-sgd", "paper-sam")
+TESTS_UNTIL, MEASURES_UNTIL = 0.35, 0.6  # shares of the budget; what tests and measures leave over goes to training
+
+
+def parse_study(text: str) -> Study:
+    """Read a preset with changes to its fields: ``paper-baseline,pool_size=10000,epochs=100``."""
+    preset, *changes = text.split(",")
+    fields: dict[str, Any] = {}
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not equals:
+            raise UserError(f"study {text!r}: write PRESET,field=value,field=value.")
+        try:
+            fields[name] = json.loads(value)
+        except ValueError:
+            fields[name] = value
+    return Study.preset(preset, **fields)
+
+
+def run_tests(seconds: float) -> dict[str, Any]:
+    """Run the GPU tests in a process of its own; its last line, and what failed."""
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_gpu.py"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=seconds)
+    lines = (done.stdout + done.stderr).strip().splitlines()
+    typer.echo("\n".join(lines[-60:]), err=True)
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    return {"returncode": done.returncode, "summary": lines[-1] if lines else "", "failed": failed}
+
+
+def train(text: str, out: Path, data_dir: str | None, deadline: float, lanes: int | None, mode: str) -> dict[str, Any]:
+    """Train what is missing of a study until ``deadline``."""
+    from .engine import train_part
+
+    began, study = time.time(), parse_study(text)
+    if deadline <= began:
+        return {"skipped": "the time was over"}
+    folder = out / text.replace(",", "-").replace("=", "-")
+    pool, store = train_part(
+        study, out=folder, data_dir=data_dir, device="cuda", workers=lanes, mode=mode, progress=False,
+        time_budget=deadline - began,
+    )  # fmt: skip
+    epochs = {}
+    for model in store.models():
+        meta = store.load_state(model) if not store.finished(model) else None
+        epochs[model] = meta[1]["epoch"] if meta else study.epochs
+    return {
+        "folder": str(folder), "finished": study.shadow_models - len(store.missing()), "models": study.shadow_models,
+        "epochs": epochs, "seconds": round(time.time() - began, 1), "samples": len(pool.labels),
+    }  # fmt: skip
+
+
+def session(
+    json_file: Annotated[Path, typer.Option("--json", help="where the result goes; written after every part")],
+    data_dir: Annotated[str | None, typer.Option(help="folder of <name>.npz files (default: DYNMIA_DATA)")] = None,
+    out: Annotated[Path, typer.Option(help="folder of the run folders")] = Path("runs/gpu"),
+    budget: Annotated[str, typer.Option(help="time for all, for example 9m")] = "9m",
+    study: Annotated[list[str] | None, typer.Option(help="PRESET,field=value to train; may be repeated")] = None,
+    part: Annotated[list[str] | None, typer.Option(help="tests, measures or training; may be repeated")] = None,
+    lanes: Annotated[int | None, typer.Option(help="models in flight (default: 2)")] = None,
+    mode: Annotated[str, typer.Option(help="fast or deterministic, of the training")] = "fast",
+) -> None:
+    """Run the GPU tests, measure, and train as many shards as the time allows."""
+    import torch
+
+    began, seconds = time.time(), parse_duration(budget)
+    if not torch.cuda.is_available():
+        raise UserError("torch finds no GPU here, and this session is for one; `dynmia bench` measures CPUs.")
+    from .gpubench import measure
+    from .runs import provenance
+    from .store import write_atomic
+
+    parts = [choose(name, PARTS, "part") for name in part or PARTS]
+    studies = list(study or STUDIES)
+    for text in studies:
+        parse_study(text)
+    about = provenance(" ".join(["python -m dynmia.gpu_session", *sys.argv[1:]]), "cuda", lanes or 1)
+    result: dict[str, Any] = {name: about[name] for name in ("hardware", "versions", "created", "command")}
+    result["versions"] |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+
+    def enter(name: str, work: Any) -> None:
+        try:
+            result[name] = work()
+        except Exception as error:  # one part's failure is no other's
+            result[name] = f"error: {type(error).__name__}: {reason(error)}"
+        typer.echo(f"{time.time() - began:6.0f} s  {name}: {json.dumps(result[name])[:300]}", err=True)
+        write_atomic(json_file, json.dumps(result, indent=1).encode())
+
+    if "tests" in parts:
+        enter("tests", lambda: run_tests(seconds * TESTS_UNTIL))
+    if "measures" in parts:
+        until = began + seconds * (MEASURES_UNTIL if "training" in parts else 0.95)
+        report = lambda name, value: typer.echo(f"{time.time() - began:6.0f} s  {name}: {value}", err=True)  # noqa: E731
+        enter("measures", lambda: measure(until, report))
+    for text in studies if "training" in parts else []:
+        enter(f"training {text}", lambda t=text: train(t, out, data_dir, began + seconds, lanes, mode))
+
+
+def main() -> None:
+    """The script: bad input exits with 2 and one line."""
+    program = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    program.command()(session)
+    try:
+        program()
+    except UserError as error:
+        typer.echo(f"dynmia: {' '.join(str(error).split())}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
