@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from .data import load_dataset
 from .errors import UserError
 from .models import build_model, forward_flops, model_fingerprint
 from .pool import Pool, make_pool
+from .progress import Progress, Report
 from .runs import assemble, cores, provenance, save_run
 from .step import arithmetic
 from .store import RunStore
@@ -38,7 +39,6 @@ from .training import DeviceData, train_shard
 from .worker import ARRAYS
 
 COMPILE_FROM = 1e16  # FLOPs of training from which compiling, about a minute, pays
-Report = Callable[[dict[str, Any]], None]
 
 
 def train(
@@ -117,7 +117,7 @@ def train_part(
     device = pick_device(device)
     study, pool, store = open_store(study, out=out, data_dir=data_dir, device=device, workers=workers, command=command)
     missing = [model for model in store.missing() if models is None or model in models]
-    bar = _Progress(study, missing, store, progress)
+    bar = Progress(study, missing, store, progress)
     with bar as report:
         if engine == "ray" and missing:
             from .ray_engine import train_ray
@@ -329,35 +329,3 @@ def _failed(process: subprocess.Popen[str], model: int) -> None:
         last = [line for line in process.log.splitlines() if line.strip()][-1:]  # type: ignore[attr-defined]
         why = f"failed ({last[0].strip() if last else f'exit code {process.returncode}'})"
     raise UserError(f"the process that trained model {model} {why}: the same command continues from its last epoch.")
-
-
-class _Progress:
-    """One bar over all epochs of the missing models, from where their states stand."""
-
-    def __init__(self, study: Study, missing: list[int], store: RunStore, show: bool) -> None:
-        self.done: dict[int, int] = {}
-        self.moved = False  # whether any epoch has ended
-        for model in missing:
-            with store.locked(model):  # a damaged state, or another process, stops here: before any process starts
-                saved = store.load_state(model)
-            self.done[model] = int(saved[1]["epoch"]) if saved else 0
-        ahead = study.shadow_models * study.epochs - sum(study.epochs - epoch for epoch in self.done.values())
-        self.bar = tqdm(
-            total=study.shadow_models * study.epochs, initial=ahead, unit="epoch", desc=study.title,
-            disable=not show or not missing, dynamic_ncols=True, smoothing=0.05,
-        )  # fmt: skip
-
-    def __enter__(self) -> Report:
-        return self._report
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def _report(self, event: dict[str, Any]) -> None:
-        model, epoch = event["model"], event["epoch"]
-        self.moved |= epoch > self.done[model]
-        self.bar.update(epoch - self.done[model])
-        self.done[model] = epoch
-        self.bar.set_postfix_str(
-            f"model {model}, train {event['train_accuracy']:.2f}, test {event['test_accuracy']:.2f}", refresh=False
-        )

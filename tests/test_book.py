@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 # what Chromium asks of its maker by itself (time, updates, models); a page's fonts or scripts come from other hosts
 OWN = re.compile(r"(https?://)?([\w-]+\.google\.com|(update|optimizationguide-pa|safebrowsing)\.googleapis\.com)\b")
-PAGES = ["intro", "method", "results/cifar10", "results/digits", "rerun", "results/trained-here", "api", "bibliography"]
+TOC = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+PAGES = [TOC["root"], *(page["file"] for part in TOC["parts"] for page in part["chapters"])]
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )

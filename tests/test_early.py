@@ -8,7 +8,7 @@ from test_plane import signal_run
 
 from dynmia import UserError, vulnerability_plane
 from dynmia import dynamics as dyn
-from dynmia.early import SCORES, average_precision, halves, prediction, stay
+from dynmia.chapters.early import SCORES, average_precision, halves, prediction, stay
 
 
 def hard_run(samples=400, seed=0, models=20):

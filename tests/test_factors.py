@@ -9,7 +9,7 @@ from scipy.stats import spearmanr, ttest_1samp
 from test_matching import ACCURACY, STRENGTHS, run_of
 
 from dynmia import null_planes, vulnerability_plane
-from dynmia.factors import (
+from dynmia.chapters.factors import (
     CLAIMS,
     FITTING,
     architecture_verdict,
@@ -21,7 +21,7 @@ from dynmia.factors import (
     sizes,
     written,
 )  # fmt: skip
-from dynmia.figures_factors import against_fit, against_size, dose_response
+from dynmia.chapters.figures_factors import against_fit, against_size, dose_response
 from dynmia.matching import MATCHINGS, STATE
 from dynmia.models import build_model, depth
 

@@ -7,9 +7,10 @@ import pytest
 import xarray as xr
 from test_summary import run_with
 
-from dynmia import attacks, dynamics, early, figures_attacks, figures_early, lira, study_of, vulnerability_plane
+from dynmia import attacks, dynamics, lira, study_of, vulnerability_plane
 from dynmia.agreement import agreement
-from dynmia.robustness import ALONG_THE_WAY, AT_THE_ENDS, NAMES, ends, measure, order, survival, verdict
+from dynmia.chapters import early, figures_attacks, figures_early
+from dynmia.chapters.robustness import ALONG_THE_WAY, AT_THE_ENDS, NAMES, ends, measure, order, survival, verdict
 from dynmia.summary import EARLY, null_planes, summarise
 
 

@@ -9,7 +9,7 @@ import xarray as xr
 
 from dynmia import Study, vulnerability_plane
 from dynmia import dynamics as dyn
-from dynmia.comparison import (
+from dynmia.chapters.comparison import (
     accuracy,
     cell,
     order_sentence,
@@ -20,9 +20,17 @@ from dynmia.comparison import (
     ratio,
     side_by_side,
 )
-from dynmia.figures_scale import against_complexity, equal_progress, over_pool_size
+from dynmia.chapters.figures_scale import against_complexity, equal_progress, over_pool_size
+from dynmia.chapters.scaling import (
+    at_equal_progress,
+    by_pool_size,
+    fit_all,
+    pool_sentences,
+    predictions,
+    reached,
+    steps,
+)
 from dynmia.pool import draw_keep
-from dynmia.scaling import at_equal_progress, by_pool_size, fit_all, pool_sentences, predictions, reached, steps
 from dynmia.summary import METRICS
 
 

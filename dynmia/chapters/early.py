@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from . import dynamics as dyn
-from . import hardness
-from .dynamics import Weights
-from .errors import UserError
-from .plane import vulnerability_plane
-from .summary import EARLY, bootstrap_weights
+from .. import dynamics as dyn
+from .. import hardness
+from ..dynamics import Weights
+from ..errors import UserError
+from ..plane import vulnerability_plane
+from ..summary import EARLY, bootstrap_weights
 
 SCORES = {
     "now": "advantage at t",

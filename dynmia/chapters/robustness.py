@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from .agreement import rank_agreement
-from .plane import vulnerability_plane
-from .summary import EARLY, null_planes, null_table, quantiles, summarise
-from .verdict import compare
+from ..agreement import rank_agreement
+from ..plane import vulnerability_plane
+from ..summary import EARLY, null_planes, null_table, quantiles, summarise
+from ..verdict import compare
 
 NAMES = {  # in the order of what the attacker knows about each sample
     "online": "LiRA",

@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from . import dynamics as dyn
-from .compare import DATASETS, MARKERS, curves
-from .complexity import MEASURES
-from .plots import COLOURS, INK, NULL, STYLE
-from .summary import METRICS
-from .trends import Law, rank_trend
+from .. import dynamics as dyn
+from ..compare import DATASETS, MARKERS, curves
+from ..complexity import MEASURES
+from ..plots import COLOURS, INK, NULL, STYLE
+from ..summary import METRICS
+from ..trends import Law, rank_trend
 
 
 def against_complexity(

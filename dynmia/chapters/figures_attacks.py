@@ -11,9 +11,9 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
-from .compare import MARKERS
-from .plots import INK, NULL, STYLE, _cloud, band
-from .summary import bootstrap_weights
+from ..compare import MARKERS
+from ..plots import INK, NULL, STYLE, _cloud, band
+from ..summary import bootstrap_weights
 
 
 def intervals(table: pd.DataFrame, looks: Mapping[str, dict[str, Any]], panels: Mapping[str, str]) -> Figure:
@@ -21,7 +21,7 @@ def intervals(table: pd.DataFrame, looks: Mapping[str, dict[str, Any]], panels: 
 
     Args:
         table: index (metric, group, run); columns value, low, high, null_low, null_high.
-        looks: from :func:`dynmia.figures_early.looks`.
+        looks: from :func:`dynmia.chapters.figures_early.looks`.
         panels: metric to label of its x axis.
     """
     groups = list(dict.fromkeys(table.index.get_level_values("group")))

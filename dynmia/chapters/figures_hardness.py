@@ -10,9 +10,9 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
-from .dynamics import dynamic_vulnerability, vulnerable
-from .hardness import MEASURES, over_time
-from .plots import INK, NULL, STYLE, colour_of, frame
+from ..dynamics import dynamic_vulnerability, vulnerable
+from ..hardness import MEASURES, over_time
+from ..plots import INK, NULL, STYLE, colour_of, frame
 
 SHORT = {name: text.split(" (")[0] for name, text in MEASURES.items()}
 LINES = {"epistemic_out": "#D55E00", "loss_out": "#0072B2", "gradient_in": "#009E73", "memorisation": "#CC79A7"}

@@ -9,11 +9,11 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
-from . import dynamics as dyn
-from .compare import MARKERS, colours, labels
-from .matching import MATCHINGS
-from .plots import INK, NULL, STYLE, band
-from .summary import METRICS, bootstrap_weights
+from .. import dynamics as dyn
+from ..compare import MARKERS, colours, labels
+from ..matching import MATCHINGS
+from ..plots import INK, NULL, STYLE, band
+from ..summary import METRICS, bootstrap_weights
 
 LEAKAGE: dict[str, Callable[..., xr.DataArray]] = {
     "attack AUC": dyn.auc,
@@ -35,7 +35,7 @@ def against_size(tables: Mapping[str, pd.DataFrame], size: pd.DataFrame, words: 
     Args:
         tables: by what they show, such as "at the last epoch": index (run, metric), columns value, low, high and, where
             known, null_low and null_high; the metrics of the first are the columns of the figure.
-        size: from :func:`dynmia.factors.sizes`.
+        size: from :func:`dynmia.chapters.factors.sizes`.
         words: what to call each run.
     """
     first = next(iter(tables.values()))
@@ -100,7 +100,7 @@ def dose_response(table: pd.DataFrame, rho: Mapping[str, float], metrics: tuple[
     """Difference from the reference against SAM's rho, one line a matching, with intervals and no-signal bands.
 
     Args:
-        table: from :func:`dynmia.factors.contrasts`.
+        table: from :func:`dynmia.chapters.factors.contrasts`.
         rho: of each run.
         metrics: one panel each.
         reference: its name in words.

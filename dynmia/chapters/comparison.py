@@ -12,10 +12,10 @@ import pandas as pd
 import xarray as xr
 from scipy import stats
 
-from .compare import DATASETS, labels
-from .complexity import DIGITS
-from .summary import METRICS
-from .trends import ordered, rank_trend
+from ..compare import DATASETS, labels
+from ..complexity import DIGITS
+from ..summary import METRICS
+from ..trends import ordered, rank_trend
 
 
 def cell(value: float, low: float, high: float, digits: int = 1) -> str:

@@ -13,17 +13,17 @@ import pandas as pd
 import xarray as xr
 from scipy.stats import rankdata, sem, t
 
-from .data import SIZES
-from .matching import MATCHINGS, STATE, Planes, at_epochs, estimate, matched_epochs, ratio, state_curves
-from .runs import study_of
-from .summary import METRICS, decimals
+from ..data import SIZES
+from ..matching import MATCHINGS, STATE, Planes, at_epochs, estimate, matched_epochs, ratio, state_curves
+from ..runs import study_of
+from ..summary import METRICS, decimals
 
 Nulls = Mapping[str, Sequence[xr.Dataset]]
 
 
 def sizes(runs: Planes) -> pd.DataFrame:
     """Depth (weight layers on the longest path) and parameters of each run's model, shallowest first."""
-    from .models import build_model, depth, parameters
+    from ..models import build_model, depth, parameters
 
     rows = {}
     for name, run in runs.items():

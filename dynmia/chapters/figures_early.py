@@ -10,12 +10,12 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from . import dynamics as dyn
-from .compare import MARKERS, labels
+from .. import dynamics as dyn
+from ..compare import MARKERS, labels
+from ..plots import COLOURS, INK, NULL, OTHER, STYLE, band
+from ..runs import study_of
+from ..summary import bootstrap_weights
 from .early import stay
-from .plots import COLOURS, INK, NULL, OTHER, STYLE, band
-from .runs import study_of
-from .summary import bootstrap_weights
 
 SHADES = ["#0072B2", "#D55E00", "#009E73", "#E69F00"]  # of scores and kinds, in the order in which they are given
 

@@ -23,11 +23,11 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from . import campaign, hardness
-from .errors import UserError
-from .matching import estimate, metrics_of, ratio
-from .plane import vulnerability_plane
-from .runs import open_run, resolve, study_of
+from .. import campaign, hardness
+from ..errors import UserError
+from ..matching import estimate, metrics_of, ratio
+from ..plane import vulnerability_plane
+from ..runs import open_run, resolve, study_of
 from .scaling import by_pool_size, fit_all
 
 VERDICTS = ("reproduced", "direction reproduced", "not reproduced", "not yet measured at this scale")
