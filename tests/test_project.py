@@ -115,8 +115,8 @@ def test_layers_import_downwards_only():
     order = [
         "errors", "study", "data", "pool", "complexity", "models", "optim", "signals", "record", "step", "store",
         "runs", "progress", "training", "gpu", "worker", "ray_engine", "engine", "lira", "attacks", "plane", "dynamics",
-        "summary", "matching", "trends", "agreement", "hardness", "verdict", "plots", "compare", "cost", "campaign", "notebooks",
-        "bench_scoring", "bench", "gpubench", "options", "cli", "gpu_session",
+        "summary", "matching", "trends", "agreement", "hardness", "verdict", "plots", "compare", "cost", "campaign",
+        "notebooks", "bench_scoring", "bench", "gpubench", "options", "cli", "gpu_session",
     ]  # fmt: skip
     assert set(order) == {path.stem for path in (ROOT / "dynmia").glob("*.py")} - {"__init__"}
     for position, name in enumerate(order):
