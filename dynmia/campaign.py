@@ -21,11 +21,11 @@ import yaml
 
 from .data import SIZES
 from .errors import UserError, choose
-from .plane import vulnerability_plane
+from .plane import vulnerability_planes
 from .runs import open_run, project_root, resolve, save_run, study_of
 from .store import differing, write_atomic
 from .study import Study
-from .summary import METRICS, null_planes, null_table, p_values, quantiles, summarise
+from .summary import METRICS, null_masks, null_table, p_values, quantiles, summarise
 
 RULES = ("fpr@0.01", "bayes")
 COLUMNS = ["value", "low", "high", "null_value", "null_low", "null_high", "p", "run_sha256"]
@@ -177,9 +177,13 @@ def write_figures(folder: Path, name: str, run: xr.Dataset, *, null: int, draws:
     if len(mine) == len(RULES) * len(METRICS) and (mine.run_sha256 == run.attrs["sha256"][:12]).all():
         return False
     parts = [old.drop(index=mine.index)]
-    for rule in RULES:
-        table = summarise(vulnerability_plane(run, rule), draws=draws)[["value", "low", "high"]]
-        drawn = null_table(null_planes(run, rule, draws=null))
+    noise = [
+        {rule: null_table([plane]) for rule, plane in vulnerability_planes(run, RULES, keep=keep).items()}
+        for keep in null_masks(run, null)
+    ]
+    for rule, plane in vulnerability_planes(run, RULES).items():
+        table = summarise(plane, draws=draws)[["value", "low", "high"]]
+        drawn = pd.concat([tables[rule] for tables in noise], ignore_index=True)
         table = table.join(quantiles(drawn).add_prefix("null_")).assign(
             p=p_values(table.value, drawn), run_sha256=run.attrs["sha256"][:12]
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import numpy as np
 import xarray as xr
@@ -42,8 +43,21 @@ def vulnerability_plane(
     Raises:
         UserError: an unknown rule or option.
     """
-    level = parse_rule(rule)
-    if level is None and attack not in LOG_ODDS:
+    return vulnerability_planes(run, [rule], attack=attack, centre=centre, variance=variance, keep=keep)[rule]
+
+
+def vulnerability_planes(
+    run: xr.Dataset,
+    rules: Iterable[str],
+    *,
+    attack: str = "online",
+    centre: str = "mean",
+    variance: str = "auto",
+    keep: np.ndarray | None = None,
+) -> dict[str, xr.Dataset]:
+    """The planes of several decision rules from one scoring, by rule; see :func:`vulnerability_plane`."""
+    levels = {rule: parse_rule(rule) for rule in rules}
+    if None in levels.values() and attack not in LOG_ODDS:
         raise UserError(f"rule 'bayes' needs attack {' or '.join(map(repr, LOG_ODDS))}, not {attack!r}: use fpr@0.01.")
     if not np.isfinite(run.phi.values).all():
         raise UserError(
@@ -51,18 +65,19 @@ def vulnerability_plane(
         )
     mask = run.keep.values if keep is None else keep
     epochs, (models, samples) = run.sizes["epoch"], mask.shape
-    counts = {name: np.zeros((epochs, samples), np.int32) for name in ("tp", "fp")}
+    counts = {rule: {name: np.zeros((epochs, samples), np.int32) for name in ("tp", "fp")} for rule in levels}
     places = {name: np.zeros((epochs, samples)) for name in ("place_in", "place_out")}
     hits = np.zeros((len(LEVELS), epochs, samples), np.int32)
-    thresholds = np.zeros(epochs)
+    thresholds = {rule: np.zeros(epochs) for rule in levels}
     for t in range(epochs):  # one checkpoint at a time bounds the memory
         scores = attack_scores(
             run.phi.values[t], mask, run.label.values, attack=attack, centre=centre, variance=variance
         )
         inside, outside = np.sort(scores[mask]), np.sort(scores[~mask])
-        thresholds[t] = 0.0 if level is None else _threshold(outside, level)
-        flagged = scores > thresholds[t]
-        counts["tp"][t], counts["fp"][t] = (flagged & mask).sum(0), (flagged & ~mask).sum(0)
+        for rule, level in levels.items():
+            thresholds[rule][t] = 0.0 if level is None else _threshold(outside, level)
+            flagged = scores > thresholds[rule][t]
+            counts[rule]["tp"][t], counts[rule]["fp"][t] = (flagged & mask).sum(0), (flagged & ~mask).sum(0)
         for number, a in enumerate(LEVELS):
             hits[number, t] = ((scores > _threshold(outside, a)) & mask).sum(0)
         sample = np.broadcast_to(np.arange(samples), mask.shape)
@@ -70,19 +85,21 @@ def vulnerability_plane(
         places["place_out"][t] = np.bincount(sample[~mask], 1 - _share_below(inside, scores[~mask]), samples)
     n_in = mask.sum(0)
     dims = ("epoch", "sample")
-    plane = xr.Dataset(
-        {name: (dims, value) for name, value in (counts | places).items()}
-        | {
-            "n_in": ("sample", n_in), "n_out": ("sample", models - n_in), "hits": (("level", *dims), hits),
-            "threshold": ("epoch", thresholds),
-            "train_accuracy": run.train_accuracy, "test_accuracy": run.test_accuracy, "label": run.label,
-        },
-        coords={"epoch": run.epoch, "sample": run.sample, "level": list(LEVELS)},
-        attrs=run.attrs | {"rule": rule, "attack": attack, "centre": centre, "variance": variance},
-    )  # fmt: skip
-    plane["tpr"], plane["fpr"] = plane.tp / plane.n_in, plane.fp / plane.n_out
-    plane["advantage"] = plane.tpr - plane.fpr
-    return plane
+    planes = {}
+    for rule in levels:
+        plane = xr.Dataset(
+            {name: (dims, value) for name, value in (counts[rule] | places).items()}
+            | {
+                "n_in": ("sample", n_in), "n_out": ("sample", models - n_in), "hits": (("level", *dims), hits),
+                "threshold": ("epoch", thresholds[rule]),
+                "train_accuracy": run.train_accuracy, "test_accuracy": run.test_accuracy, "label": run.label,
+            },
+            coords={"epoch": run.epoch, "sample": run.sample, "level": list(LEVELS)},
+            attrs=run.attrs | {"rule": rule, "attack": attack, "centre": centre, "variance": variance},
+        )  # fmt: skip
+        plane["tpr"], plane["fpr"] = plane.tp / plane.n_in, plane.fp / plane.n_out
+        planes[rule] = plane.assign(advantage=plane.tpr - plane.fpr)
+    return planes
 
 
 def parse_rule(rule: str) -> float | None:

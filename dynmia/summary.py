@@ -218,11 +218,16 @@ def null_planes(
     run: xr.Dataset, rule: str = "fpr@0.01", *, draws: int = 20, seed: int = 0, **options: str
 ) -> Iterator[xr.Dataset]:
     """Planes of the same phi under keep masks that no model was trained with."""
+    for keep in null_masks(run, draws, seed):
+        yield vulnerability_plane(run, rule, keep=keep, **options)
+
+
+def null_masks(run: xr.Dataset, draws: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """Keep masks (N, n) drawn anew under the design of ``run``."""
     models, samples = run.keep.shape
     design = study_of(run).design
     for draw in range(draws):
-        keep = draw_keep(models, samples, design, int(np.random.SeedSequence([seed, draw, 3]).generate_state(1)[0]))
-        yield vulnerability_plane(run, rule, keep=keep, **options)
+        yield draw_keep(models, samples, design, int(np.random.SeedSequence([seed, draw, 3]).generate_state(1)[0]))
 
 
 def decimals(name: str, row: pd.Series) -> int:
