@@ -107,7 +107,8 @@ def connect(address: str | None, cpus: int) -> Any:
     """Connect to the cluster at ``address``, or start one if that is None; returns the module ``ray``."""
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # the latter: no warning
     if not address:
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on any system: the loopback address only
+        # the loopback address only, on any system; the priority of this process, where Ray takes the lowest
+        os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_worker_niceness": "0"}
     try:
         import ray.util.queue
     except ImportError as error:

@@ -18,7 +18,7 @@ from dynmia.errors import UserError
 from dynmia.store import read_manifest
 
 # listen on, and connect to, the loopback address only; without the token that a cluster asks of its drivers
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "disabled"}
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
 CLUSTER = """
 import os, sys
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
