@@ -251,17 +251,17 @@ def verdict(table: pd.DataFrame) -> list[str]:
         f"Across disjoint halves the strongest measure on all samples is {MEASURES[str(strongest)].split(' (')[0]}: "
         f"Spearman correlation {said(str(strongest), 'all', 'other half')}."
     ]
-    for name in ("epistemic_out", "gradient_in"):
+    for name in ("epistemic_all", "epistemic_out", "gradient_in"):
         if name in rows.index.get_level_values("measure"):
             word = MEASURES[name].split(" (")[0].capitalize()
             same, other = (said(name, "vulnerable", models, "pearson") for models in ("all models", "other half"))
             sentences.append(f"{word} among the vulnerable samples: Pearson correlation {same}; across halves {other}.")
     weak = rows.loc["gradient_in", "vulnerable", "all models"].value if "gradient_in" in rows.index else np.nan
-    strong = rows.loc["epistemic_out", "vulnerable", "all models"].value
+    strong = rows.loc["epistemic_all", "vulnerable", "all models"].value
     if np.isfinite(weak):
         better = "epistemic uncertainty" if abs(strong) > abs(weak) else "the gradient norm"
         sentences.append(
-            f"Of the two, {better} ranks the vulnerable samples better: Spearman correlation {strong:.2f} for "
-            f"epistemic uncertainty, {weak:.2f} for the gradient norm."
+            f"{better[0].upper()}{better[1:]} ranks the vulnerable samples better: Spearman correlation {strong:.2f} "
+            f"for epistemic uncertainty of all models, {weak:.2f} for the gradient norm of the in-models."
         )
     return sentences

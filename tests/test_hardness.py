@@ -138,7 +138,7 @@ def test_correlation_leaves_out_what_is_not_known():
 
 def test_relate_and_verdict(recorded):
     run, _, found = recorded
-    table = hardness.relate(found[["epistemic_out", "gradient_in"]], run, null=3)
+    table = hardness.relate(found[["epistemic_all", "epistemic_out", "gradient_in"]], run, null=3)
     assert table.index.get_level_values("models").unique().tolist() == [
         "all models",
         "same half",
@@ -146,15 +146,18 @@ def test_relate_and_verdict(recorded):
         "no signal",
     ]
     sentences = hardness.verdict(table)
-    assert len(sentences) == 3  # nothing is vulnerable after four epochs: no comparison of the two
+    assert len(sentences) == 4  # nothing is vulnerable after four epochs: no comparison of the two
     assert "not to be had from so few samples" in sentences[1]
-    table.loc["epistemic_out", ["value", "low", "high"]] = [0.7, 0.6, 0.8]
+    for name in ("epistemic_all", "epistemic_out"):
+        table.loc[name, ["value", "low", "high"]] = [0.7, 0.6, 0.8]
     table.loc["gradient_in", ["value", "low", "high"]] = [0.1, 0.0, 0.2]
     table.loc[pd.IndexSlice[:, :, "no signal"], ["value", "low", "high"]] = [0.0, -0.1, 0.1]
     sentences = hardness.verdict(table)
-    assert "0.70 [0.60, 0.80], outside the no-signal range of -0.10 to 0.10" in sentences[1]
-    assert "0.10 [0.00, 0.20], not clear of the no-signal range" in sentences[2]
-    assert "epistemic uncertainty ranks the vulnerable samples better" in sentences[3]
+    assert "0.70 [0.60, 0.80], outside the no-signal range of -0.10 to 0.10" in sentences[2]
+    assert "0.10 [0.00, 0.20], not clear of the no-signal range" in sentences[3]
+    assert sentences[4].startswith(
+        "Epistemic uncertainty ranks the vulnerable samples better: Spearman correlation 0.70"
+    )
 
 
 def test_a_run_without_predictions_is_named(tiny, tiny_run):

@@ -15,7 +15,10 @@ from ..hardness import MEASURES, over_time
 from ..plots import INK, NULL, STYLE, colour_of, frame
 
 SHORT = {name: text.split(" (")[0] for name, text in MEASURES.items()}
-LINES = {"epistemic_out": "#D55E00", "loss_out": "#0072B2", "gradient_in": "#009E73", "memorisation": "#CC79A7"}
+LINES = {
+    "epistemic_all": "#E69F00", "epistemic_out": "#D55E00", "loss_out": "#0072B2", "gradient_in": "#009E73",
+    "memorisation": "#CC79A7",
+}  # fmt: skip
 
 
 def correlations(table: pd.DataFrame, kind: str = "spearman") -> Figure:
