@@ -63,7 +63,7 @@ def entries(scale: str = "cpu", only: str = "", changes: dict[str, Any] | None =
             found.append(Entry(name, chapters, Study.from_dict(study | fields | (changes or {}))))
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a list of runs ({error!r}): each needs name and chapters.") from error
-    chosen = [entry for entry in found if not only or only in entry.chapters or only in entry.name]
+    chosen = [entry for entry in found if only in ("", *entry.chapters)] or [e for e in found if only in e.name]
     if not chosen:
         raise UserError(f"no run matches {only!r}: name a chapter, like 02, or a part of a name, like mnist.")
     return chosen
