@@ -34,7 +34,7 @@ def rank_agreement(a: xr.Dataset, b: xr.Dataset, weights: Weights = None) -> xr.
 
 
 def overlap(a: xr.Dataset, b: xr.Dataset, weights: Weights = None) -> xr.DataArray:
-    """Jaccard index of the two finally vulnerable sets, |A and B| / |A or B|; NaN where both are empty."""
+    """Jaccard index of the two finally vulnerable sets, common over joint members; NaN where both are empty."""
     first, second = (dyn.vulnerable(plane).isel(epoch=-1, drop=True) for plane in _same(a, b))
     return dyn.ratio(first & second, first | second, weights)
 

@@ -33,7 +33,7 @@ def attack_scores(
     Args:
         phi: (N, n) logit-scaled confidences; keep: bool (N, n), True where the model trained on the sample.
         labels: (n,) true classes.
-        attack: one of :data:`dynmia.lira.ATTACKS` or of ``ATTACKS``.
+        attack: one of ``ATTACKS`` here or in :mod:`dynmia.lira`.
         centre, variance: of LiRA (:func:`dynmia.lira.lira_scores`).
 
     Returns:

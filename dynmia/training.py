@@ -117,7 +117,7 @@ class Shard:
 
     Args:
         state: as new; the saved state is loaded into it.
-        query: maps images and labels to what :func:`evaluate` returns.
+        query: maps images and labels to what :func:`dynmia.step.evaluate` returns.
         engine: what trains it, kept in the shard with the mode: ``deterministic`` (always, on a CPU) or ``fast``.
     """
 

@@ -49,8 +49,9 @@ def contrasts(
         planes: by name, all on the same pool.
         reference: the run that the others are set against.
         how: ``difference`` or ``ratio``.
-        nulls: for each run the planes of its permutation null, the same redrawn masks for all (:func:`null_planes`).
-        share: of the common rise of accuracy at which runs are matched (:func:`common_level`).
+        nulls: for each run the planes of its permutation null (:func:`dynmia.summary.null_planes`), the same redrawn
+            masks for all.
+        share: of the common rise of accuracy at which runs are matched (:func:`dynmia.matching.common_level`).
         draws: bootstrap draws over samples, paired.
 
     Returns:
