@@ -35,7 +35,7 @@ def labels(planes: Mapping[str, xr.Dataset]) -> dict[str, str]:
         rho = f"rho {study.rho:g}" if study.optimizer.startswith("sam") else ""
         text = {
             "dataset": DATASETS.get(study.dataset, study.title), "model": MODELS.get(study.model, study.model.upper()),
-            "optimizer": OPTIMIZERS[study.optimizer], "rho": rho, "pool_size": f"pool {study.pool_size:,}",
+            "optimizer": OPTIMIZERS[study.optimizer], "rho": rho, "pool_size": f"pool {planes[name].sizes['sample']:,}",
             "seed": f"seed {study.seed}",
         }  # fmt: skip
         words[name] = ", ".join(text[field] for field in differ if text[field])

@@ -220,7 +220,7 @@ def _claims() -> list[Claim]:
               ("cifar10-sgd/cifar10-sam", "transition_peak"), "ratio", over(SGD, SAM, "transition_peak"), neutral=1),
         Claim(experiment, "SGD turns samples vulnerable", optimiser, ("cifar10-sgd", "transition_peak"), percent,
               value(SGD, "transition_peak"), setting=True),
-        Claim(experiment, "SAM turns samples vulnerable, more slowly", optimiser, ("cifar10-sam", "transition_peak"),
+        Claim(experiment, "SAM turns samples vulnerable", optimiser, ("cifar10-sam", "transition_peak"),
               percent, value(SAM, "transition_peak"), setting=True),
         Claim(mechanism, "epistemic uncertainty goes with dynamic vulnerability among the vulnerable samples", hard,
               ("cifar10", "epistemic_correlation"), "Pearson r", related("epistemic_all", "vulnerable", "all models")),
