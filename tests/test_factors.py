@@ -199,3 +199,9 @@ def test_figures_have_a_panel_a_metric_with_units(planes, nulls, table):
     assert figure.axes[1].get_ylabel() == "vulnerable\n(points)\nSAM minus SGD"
     assert len(figure.axes) == 2 < len(STATE)
     plt.close("all")
+
+
+def test_a_figure_without_a_value_is_said_to_be_undefined():
+    row = pd.Series({"value": np.nan, "low": np.nan, "high": np.nan})
+    assert written("displacement", row) == "undefined"
+    assert written("displacement", pd.Series({"value": 2.0, "low": 1.0, "high": 3.0}), 1) == "2.0 [1.0, 3.0]"

@@ -94,7 +94,9 @@ def _ratio(pair: xr.Dataset) -> xr.Dataset:
 
 
 def written(metric: str, row: pd.Series, digits: int | None = None) -> str:
-    """``value [low, high]``, to what the interval resolves."""
+    """``value [low, high]``, to what the interval resolves; ``undefined`` if there is no value."""
+    if np.isnan(row["value"]):
+        return "undefined"
     digits = decimals(metric, row) if digits is None else digits
     return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(
         *(round(row[key], digits) + 0.0 for key in ("value", "low", "high")), d=digits
