@@ -103,7 +103,10 @@ def prediction(
             )
     share = weights @ truth / weights.sum(1)
     tails = [(1 - level) / 2, (1 + level) / 2]
-    low, high = np.nanquantile(found, tails, -1) if truth.any() else np.full((2, *found.shape[:2]), np.nan)
+    low, high = np.full((2, *found.shape[:2]), np.nan)
+    known = np.isfinite(found).any(-1) & truth.any()
+    if known.any():
+        low[known], high[known] = np.nanquantile(found[known], tails, -1)
     dims, coords = ("score", "epoch"), {"score": list(scores), "epoch": at}
     chance = dict(zip(("chance", "chance_low", "chance_high"), (share[0], *np.quantile(share, tails))))
     return xr.Dataset({"value": (dims, found[..., 0]), "low": (dims, low), "high": (dims, high), **chance}, coords)
