@@ -137,8 +137,9 @@ def train_part(
 def finish(pool: Pool, store: RunStore) -> xr.Dataset:
     """Assemble the run of a folder in which no model is missing, and keep it there as ``run.nc``."""
     run = assemble(store, pool)
-    if not (store.folder / "run.nc").exists():
-        save_run(run, store.folder / "run.nc", pack=False)
+    with store.locked():
+        if not (store.folder / "run.nc").exists():
+            save_run(run, store.folder / "run.nc", pack=False)
     return run
 
 

@@ -168,7 +168,16 @@ class RunStore:
             self.manifest = {
                 "format": FORMAT, "identity": self.identity, "fingerprint": fingerprint, "study": study.to_dict()
             } | about  # fmt: skip
-            write_atomic(path, json.dumps(self.manifest, indent=1).encode())
+            self.write_manifest()
+
+    def write_manifest(self) -> None:
+        """Write what ``manifest`` holds."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error(error, self.folder) from error
+        with self.locked():
+            write_atomic(self.folder / "manifest.json", json.dumps(self.manifest, indent=1).encode())
 
     def shard(self, model: int) -> Path:
         """Path of the finished shard of ``model``."""
@@ -183,15 +192,16 @@ class RunStore:
         return self.shard(model).exists()
 
     @contextlib.contextmanager
-    def locked(self, model: int) -> Iterator[None]:
-        """Hold the lock of ``model`` and clear what a killed process left half written.
+    def locked(self, model: int | None = None) -> Iterator[None]:
+        """Hold the lock of ``model``, or of the run's own files, and clear what a killed process left half written.
 
         The system drops the lock when its process ends, however it ends. Where there is no ``fcntl`` nothing is locked.
 
         Raises:
-            UserError: another process holds it.
+            UserError: another process holds that of ``model``; for that of the run, which takes seconds, we wait.
         """
-        path = self.folder / f"model-{model:03d}.lock"
+        stem = "run" if model is None else f"model-{model:03d}"
+        path = self.folder / f"{stem}.lock"
         try:
             import fcntl
         except ImportError:  # Windows
@@ -203,7 +213,7 @@ class RunStore:
             except OSError as error:
                 raise disk_error(error, path) from error
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if model is not None else 0))
                 if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
                     break  # the very file that others see: the last holder removed its own
             except BlockingIOError as error:
@@ -216,8 +226,9 @@ class RunStore:
                 pass
             file.close()
         try:
-            for left in self.folder.glob(f".model-{model:03d}.*"):
-                left.unlink(missing_ok=True)
+            for name in (stem,) if model is not None else (stem, "manifest"):
+                for left in self.folder.glob(f".{name}.*"):
+                    left.unlink(missing_ok=True)
             yield
         finally:
             path.unlink(missing_ok=True)
@@ -329,7 +340,7 @@ def credit(store: RunStore, model: int, source: dict[str, Any]) -> None:
     else:
         same[0]["models"].append(model)
     store.manifest["merged"] = [part for part in parts if part["models"]]
-    write_atomic(store.folder / "manifest.json", json.dumps(store.manifest, indent=1).encode())
+    store.write_manifest()
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:

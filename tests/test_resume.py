@@ -243,6 +243,15 @@ def test_what_a_killed_process_leaves_is_cleared(tiny, tiny_run, tmp_path):
     assert contents(tmp_path).keys() == {"manifest.json", "model-000.safetensors"}
 
 
+def test_what_a_process_killed_while_it_wrote_the_run_leaves_is_cleared(tiny, tmp_path):
+    left = [tmp_path / name for name in (".run.nc.28956", ".manifest.json.abc", "run.lock")]
+    train_in_process(tiny, tmp_path, range(4))
+    for path in left:
+        path.write_bytes(b"left")
+    engine.finish(*engine.train_part(tiny, out=tmp_path, device="cpu", progress=False))
+    assert not any(path.exists() for path in left)
+
+
 def test_killed_at_random_moments_the_run_ends_in_the_same_bits(tiny, tmp_path):
     kills, rng = int(os.environ.get("DYNMIA_KILLS", "4")), np.random.default_rng(0)
     study = tiny.replace(epochs=60)
