@@ -128,7 +128,8 @@ def run_campaign(
                     continue
                 run = engine.finish(pool, store)
                 if entry.study.record == "hardness":
-                    hardness.save(hardness.measure(store, run), folder / f"{entry.name}.hardness.nc")
+                    measured = hardness.measure(store, run, pool.test_labels)
+                    hardness.save(measured, folder / f"{entry.name}.hardness.nc")
                 save_run(run, path)
                 yield f"{entry.name}: trained in {float(run.attrs['wall_time_s']) / 60:.1f} min, wrote {path}"
             run = open_run(path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,6 +42,7 @@ MEASURES = {  # name: what it is, and where it comes from
 
 
 PARTS = ("all", "a", "b")
+ENSEMBLES = {"single": "ensemble", "mc": "mc_ensemble"}  # of the predictions of one model, or of its MC dropout
 
 
 def halves(models: int) -> dict[str, np.ndarray]:
@@ -49,12 +51,18 @@ def halves(models: int) -> dict[str, np.ndarray]:
     return dict(zip(PARTS, (numbers, numbers[: models // 2], numbers[models // 2 :])))
 
 
-def measure(store: RunStore, run: xr.Dataset) -> xr.Dataset:
+def measure(store: RunStore, run: xr.Dataset, test_labels: np.ndarray) -> xr.Dataset:
     """Reduce the recorded signals of a finished run to one value a sample and checkpoint.
+
+    Args:
+        store, run: of a study with ``record="hardness"``.
+        test_labels: of the held-out images (m,).
 
     Returns:
         Dims part (``all``, ``a``, ``b``), epoch, sample; a float32 variable for each of ``MEASURES`` that was recorded.
-        Uncertainties are in nats. What counts over time (self_influence, forgetting, learned, loss_iqr) uses the
+        Uncertainties are in nats. And, on dims (seldom, test) or (seldom, model, test), what :mod:`dynmia.reliability`
+        needs: confidence_E, the largest predicted probability of a held-out image, and right_E, whether its class is
+        the true one, for the estimators E in single, ensemble (mean over models), mc and mc_ensemble. What counts over time (self_influence, forgetting, learned, loss_iqr) uses the
         checkpoints up to that epoch. Values are NaN where nothing is recorded (gradients: every fourth checkpoint) or a
         part has no model of that side.
 
@@ -106,7 +114,21 @@ def measure(store: RunStore, run: xr.Dataset) -> xr.Dataset:
     dims = ("part", "epoch", "sample")
     kept = {name: (dims, values) for name, values in found.items() if np.isfinite(values[0, -1]).any()}
     coords = {"part": list(parts), "epoch": epochs, "sample": run.sample.values}
-    return xr.Dataset(kept, coords, run.attrs)
+    return xr.Dataset(kept | _held_out(shards, test_labels), coords | {"seldom": epochs[dear]}, run.attrs)
+
+
+def _held_out(shards: list[dict[str, np.ndarray]], labels: np.ndarray) -> dict[str, Any]:
+    """Largest probability and whether it is on the true class, for each held-out image and estimator."""
+    found: dict[str, Any] = {}
+    for one, name in (("single", "test_prob"), ("mc", "mc_test_prob")):
+        if name not in shards[0]:
+            continue
+        prob = np.stack([shard[name] for shard in shards], 1).astype(np.float32)  # (seldom, N, m, K)
+        for estimator, p in ((one, prob), (ENSEMBLES[one], prob.mean(1))):
+            dims = ("seldom", "model", "test") if estimator == one else ("seldom", "test")
+            found[f"confidence_{estimator}"] = dims, p.max(-1)
+            found[f"right_{estimator}"] = dims, (p.argmax(-1) == labels).astype(np.int8)
+    return found
 
 
 def _mean(values: np.ndarray, side: np.ndarray) -> np.ndarray:

@@ -19,34 +19,50 @@ def hardness_signals(
     normalise: Callable[[Tensor], Tensor],
     images: Tensor,
     labels: Tensor,
+    test_images: Tensor,
     seed: int,
     dear: bool,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield named signals of one checkpoint, one value (or row) a sample.
 
-    prob: softmax (n, K), float16. If ``dear``, also grad_norm: ||d loss / d w|| of each sample, float32 (n,), in
-    evaluation mode; and, if the model has dropout layers, mc_information: the mutual information (nats) of the
-    predictions of ``PASSES`` passes with dropout drawn anew (Gal and Ghahramani 2016), float32 (n,).
+    prob: softmax (n, K), float16. If ``dear``, also test_prob (m, K), the same on the held-out images; grad_norm:
+    ||d loss / d w|| of each sample, float32 (n,), in evaluation mode; and, if the model has dropout layers, from
+    ``PASSES`` passes with dropout drawn anew (Gal and Ghahramani 2016), mc_information: the mutual information (nats)
+    of their predictions, float32 (n,), and mc_test_prob: the mean of their predictions, float16 (m, K).
     """
-    parts = [slice(start, start + BATCH) for start in range(0, len(images), BATCH)]
     model.eval()
-    with torch.no_grad():
-        yield "prob", _join([model(normalise(images[part])).softmax(1).half() for part in parts])
+
+    def batches(images: Tensor) -> list[slice]:
+        return [slice(start, start + BATCH) for start in range(0, len(images), BATCH)]
+
+    def plain(images: Tensor) -> np.ndarray:
+        with torch.no_grad():
+            return _join([model(normalise(images[part])).softmax(1).half() for part in batches(images)])
+
+    yield "prob", plain(images)
     if not dear:
         return
-    yield "grad_norm", _join([gradient_norm(model, normalise(images[part]), labels[part]) for part in parts])
+    yield "test_prob", plain(test_images)
+    yield (
+        "grad_norm",
+        _join([gradient_norm(model, normalise(images[part]), labels[part]) for part in batches(images)]),
+    )
     layers = [module for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
     if layers:
+
+        def passes(images: Tensor, part: slice) -> Tensor:
+            inputs = normalise(images[part])
+            return torch.stack([model(inputs).softmax(1) for _ in range(PASSES)])
+
         with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []), torch.no_grad():
             torch.manual_seed(seed)
             for layer in layers:
                 layer.train()
-            found = []
-            for part in parts:
-                inputs = normalise(images[part])
-                found.append(mutual_information(torch.stack([model(inputs).softmax(1) for _ in range(PASSES)])))
+            information = [mutual_information(passes(images, part)) for part in batches(images)]
+            mean = [passes(test_images, part).mean(0).half() for part in batches(test_images)]
         model.eval()
-        yield "mc_information", _join(found)
+        yield "mc_information", _join(information)
+        yield "mc_test_prob", _join(mean)
 
 
 def gradient_norm(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:

@@ -202,8 +202,10 @@ class Shard:
         if study.record == "hardness":
             seed = seed_of(study.seed, DROPOUT, self.model, self.epoch)
             dear = self.epoch // study.checkpoint_every % SELDOM == 0 or self.epoch == study.epochs
-            normalise, images, labels = self.data.normalise, self.data.images, self.data.labels
-            for name, value in hardness_signals(self.state.model, normalise, images, labels, seed, dear):
+            data = self.data
+            for name, value in hardness_signals(
+                self.state.model, data.normalise, data.images, data.labels, data.test_images, seed, dear
+            ):
                 self._append(name, value)
 
     def _append(self, name: str, value: np.ndarray | float) -> None:

@@ -75,7 +75,7 @@ def test_a_campaign_trains_what_is_missing_skips_what_is_there_and_reports_what_
     assert list(campaign.run_campaign(only="03", null=3, progress=False)) == []
     assert (listed / "data" / "figures.csv").read_bytes() == before
     recorded = hardness.load(listed / "data" / "second.hardness.nc")
-    assert recorded.sizes == {"part": 3, "epoch": 3, "sample": 240}
+    assert {"part": 3, "epoch": 3, "sample": 240}.items() <= recorded.sizes.items()
 
 
 def test_a_run_of_another_study_is_not_taken_for_the_listed_one(listed):

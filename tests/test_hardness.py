@@ -21,7 +21,7 @@ def recorded(tiny, tmp_path_factory):
     study = tiny.replace(shadow_models=8, record="hardness", checkpoint_every=1, model="cnn-dropout")
     pool, store = engine.train_part(study, out=tmp_path_factory.mktemp("hard"), device="cpu", progress=False)
     run = engine.finish(pool, store)
-    return run, [store.load_shard(m)[0] for m in range(8)], hardness.measure(store, run)
+    return run, [store.load_shard(m)[0] for m in range(8)], hardness.measure(store, run, pool.test_labels)
 
 
 def test_recording_changes_no_phi(tiny, tiny_run, tmp_path):
@@ -65,6 +65,17 @@ def test_dropout_passes_leave_no_trace(recorded):
         "prob": (5, 120, 10), "grad_norm": (2, 120), "mc_information": (2, 120)
     }  # fmt: skip
     assert (shards[0]["mc_information"] > 0).mean() > 0.9
+
+
+def test_confidence_on_held_out_images_against_its_definition(recorded):
+    _, shards, found = recorded
+    labels = np.array([shard["test_prob"].shape for shard in shards])[0]
+    for one, many, name in (("single", "ensemble", "test_prob"), ("mc", "mc_ensemble", "mc_test_prob")):
+        prob = np.stack([shard[name] for shard in shards]).astype(np.float32)  # (N, seldom, m, K)
+        assert tuple(labels) == (2, *prob.shape[2:])
+        np.testing.assert_allclose(found[f"confidence_{one}"], prob.max(-1).swapaxes(0, 1))
+        np.testing.assert_allclose(found[f"confidence_{many}"], prob.mean(0).max(-1), atol=1e-6)
+        assert 0.05 < found[f"right_{many}"].values.mean() < 1
 
 
 def test_measures_against_their_definitions(recorded):
@@ -164,7 +175,7 @@ def test_a_run_without_predictions_is_named(tiny, tiny_run):
     folder, run = tiny_run
     _, _, store = engine.open_store(tiny, out=folder, device="cpu")
     with pytest.raises(StoreError, match="train it with record 'hardness'"):
-        hardness.measure(store, run)
+        hardness.measure(store, run, np.zeros(0, int))
 
 
 def test_signals_of_a_model_without_dropout_and_of_cheap_checkpoints(tiny):
@@ -174,8 +185,8 @@ def test_signals_of_a_model_without_dropout_and_of_cheap_checkpoints(tiny):
     def normalise(images):
         return images.float().permute(0, 3, 1, 2)
 
-    cheap = dict(record.hardness_signals(model, normalise, images, labels, 0, dear=False))
-    dear = dict(record.hardness_signals(model, normalise, images, labels, 0, dear=True))
+    cheap = dict(record.hardness_signals(model, normalise, images, labels, images, 0, dear=False))
+    dear = dict(record.hardness_signals(model, normalise, images, labels, images, 0, dear=True))
     assert set(cheap) == {"prob"}
-    assert set(dear) == {"prob", "grad_norm"}
+    assert set(dear) == {"prob", "test_prob", "grad_norm"}
     np.testing.assert_allclose(cheap["prob"].sum(1), 1, atol=2e-3)
