@@ -60,11 +60,13 @@ def measure(store: RunStore, run: xr.Dataset, test_labels: np.ndarray) -> xr.Dat
 
     Returns:
         Dims part (``all``, ``a``, ``b``), epoch, sample; a float32 variable for each of ``MEASURES`` that was recorded.
-        Uncertainties are in nats. And, on dims (seldom, test) or (seldom, model, test), what :mod:`dynmia.reliability`
-        needs: confidence_E, the largest predicted probability of a held-out image, and right_E, whether its class is
-        the true one, for the estimators E in single, ensemble (mean over models), mc and mc_ensemble. What counts over time (self_influence, forgetting, learned, loss_iqr) uses the
+        Uncertainties are in nats. What counts over time (self_influence, forgetting, learned, loss_iqr) uses the
         checkpoints up to that epoch. Values are NaN where nothing is recorded (gradients: every fourth checkpoint) or a
         part has no model of that side.
+
+        For :mod:`dynmia.reliability`, on dims (seldom, test), of one model also model: confidence_E, the largest
+        predicted probability of a held-out image, and right_E, whether its class is the true one, for the estimators
+        E in single, ensemble (mean over models), mc and mc_ensemble.
 
     Raises:
         StoreError: the run was not recorded for this.

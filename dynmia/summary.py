@@ -230,6 +230,13 @@ def null_masks(run: xr.Dataset, draws: int, seed: int = 0) -> Iterator[np.ndarra
         yield draw_keep(models, samples, design, int(np.random.SeedSequence([seed, draw, 3]).generate_state(1)[0]))
 
 
+def cell(value: float, low: float, high: float, digits: int = 1) -> str:
+    """``value [low, high]`` with no digit beyond the first that half the interval resolves."""
+    half = (high - low) / 2
+    digits = int(np.clip(-np.floor(np.log10(half)) if half > 0 else digits, 0, digits))
+    return "{} [{}, {}]".format(*(f"{round(v, digits) + 0.0:,.{digits}f}" for v in (value, low, high)))
+
+
 def decimals(name: str, row: pd.Series) -> int:
     """Decimals to print: those of the metric, but none beyond the first digit that half the interval resolves."""
     half = (row.high - row.low) / 2

@@ -14,15 +14,8 @@ from scipy import stats
 
 from ..compare import DATASETS, labels
 from ..complexity import DIGITS
-from ..summary import METRICS
+from ..summary import METRICS, cell
 from ..trends import ordered, rank_trend
-
-
-def cell(value: float, low: float, high: float, digits: int = 1) -> str:
-    """``value [low, high]`` with no digit beyond the first that half the interval resolves."""
-    half = (high - low) / 2
-    digits = int(np.clip(-np.floor(np.log10(half)) if half > 0 else digits, 0, digits))
-    return "{} [{}, {}]".format(*(f"{round(v, digits) + 0.0:,.{digits}f}" for v in (value, low, high)))
 
 
 def accuracy(run: xr.Dataset) -> tuple[float, float, float]:

@@ -11,9 +11,8 @@ import xarray as xr
 from .. import dynamics as dyn
 from ..compare import DATASETS
 from ..runs import study_of
-from ..summary import bootstrap_weights
+from ..summary import bootstrap_weights, cell
 from ..trends import Law, best_law, ordered
-from .comparison import cell
 
 CEILINGS = {"displacement": 1000.0, "vulnerable": 100.0, "auc_excess": 0.5}  # what no population can exceed
 Tables = dict[str, dict[str, pd.DataFrame]]  # metric, data set

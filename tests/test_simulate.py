@@ -1,0 +1,67 @@
+"""The simulator: moments as stated, and its closed-form truth against brute force and against a large population."""
+
+import numpy as np
+import pytest
+
+from dynmia.errors import UserError
+from dynmia.plane import vulnerability_plane
+from dynmia.simulate import NOISE, Simulator
+
+
+@pytest.mark.parametrize("noise", NOISE)
+def test_noise_has_mean_zero_and_variance_one(noise):
+    mean, variance = NOISE[noise].stats("mv")
+    assert float(mean) == pytest.approx(0, abs=1e-12)
+    assert float(variance) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("noise", NOISE)
+@pytest.mark.parametrize("rule", ["fpr@0.05", "bayes"])
+def test_truth_equals_brute_force(noise, rule):
+    simulator = Simulator(samples=40, checkpoints=2, noise=noise, spread_in=0.7)
+    rng = np.random.default_rng(3)
+    (out, inside, spread), truth = simulator.centres, simulator.truth(rule)
+    draws = NOISE[noise].rvs((40_000, 1), random_state=rng)
+    for t in (1, 2):
+        sides = [(inside[t], spread[t]), (out[t], 1.0)]
+        phis = [centre + spread * draws for centre, spread in sides]
+
+        def score(phi, sides=sides):
+            logs = [-0.5 * ((phi - centre) / spread) ** 2 - np.log(spread) for centre, spread in sides]
+            return logs[0] - logs[1]
+
+        scores = [score(phi) for phi in phis]
+        threshold = 0 if rule == "bayes" else np.quantile(scores[1], 0.95)
+        for name, drawn in zip(("tpr", "fpr"), scores):
+            np.testing.assert_allclose(truth[name][t], (drawn > threshold).mean(0), atol=0.015)
+
+
+def test_a_large_population_comes_close_to_the_truth():
+    simulator = Simulator(samples=60, checkpoints=2)
+    plane, truth = vulnerability_plane(simulator.run(1500, 1), "fpr@0.05"), simulator.truth("fpr@0.05")
+    for name in ("tpr", "fpr"):
+        error = (plane[name] - truth[name]).isel(epoch=slice(1, None))
+        assert float((error**2).mean()) ** 0.5 < 0.04  # binomial 0.018; samples that hardly leak have unsure scores
+        assert abs(float(error.mean())) < 0.01
+
+
+def test_equal_spreads_have_a_straight_score():
+    curved = Simulator(samples=30, checkpoints=2, spread_in=1 - 1e-6).truth("fpr@0.1")
+    straight = Simulator(samples=30, checkpoints=2, spread_in=1.0).truth("fpr@0.1")
+    np.testing.assert_allclose(curved.tpr[1:], straight.tpr[1:], atol=1e-3)
+
+
+def test_populations_share_samples_and_differ_in_models():
+    simulator = Simulator(samples=300, checkpoints=2, effect=0.5)
+    runs = [simulator.run(8, seed) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(runs[0].phi, runs[1].phi)
+    assert not np.array_equal(runs[0].keep, runs[2].keep)
+    between = runs[0].phi.isel(epoch=0).mean("sample").values
+    assert between.std() > 0.2  # the model effect; without it 1 / sqrt(300)
+
+
+def test_bad_input_is_named():
+    with pytest.raises(UserError, match="unknown noise 'cauchy'"):
+        Simulator(noise="cauchy")
+    with pytest.raises(UserError, match="above 0"):
+        Simulator(spread_in=0)
