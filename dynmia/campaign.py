@@ -28,7 +28,7 @@ from .study import Study
 from .summary import METRICS, null_masks, null_table, p_values, quantiles, summarise
 
 RULES = ("fpr@0.01", "bayes")
-COLUMNS = ["value", "low", "high", "null_value", "null_low", "null_high", "p", "run_sha256"]
+COLUMNS = ["value", "low", "high", "null_value", "null_low", "null_high", "p", "null_draws", "run_sha256"]
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,10 @@ def write_figures(folder: Path, name: str, run: xr.Dataset, *, null: int, draws:
     path = folder / "figures.csv"
     old = _read(path) if path.exists() else pd.DataFrame(columns=COLUMNS, index=_index([]))
     mine = old[old.index.get_level_values("run") == name]
-    if len(mine) == len(RULES) * len(METRICS) and (mine.run_sha256 == run.attrs["sha256"][:12]).all():
+    if (
+        len(mine) == len(RULES) * len(METRICS)
+        and ((mine.run_sha256 == run.attrs["sha256"][:12]) & (mine.null_draws >= null)).all()
+    ):
         return False
     parts = [old.drop(index=mine.index)]
     noise = [
@@ -186,7 +189,7 @@ def write_figures(folder: Path, name: str, run: xr.Dataset, *, null: int, draws:
         table = summarise(plane, draws=draws)[["value", "low", "high"]]
         drawn = pd.concat([tables[rule] for tables in noise], ignore_index=True)
         table = table.join(quantiles(drawn).add_prefix("null_")).assign(
-            p=p_values(table.value, drawn), run_sha256=run.attrs["sha256"][:12]
+            p=p_values(table.value, drawn), null_draws=null, run_sha256=run.attrs["sha256"][:12]
         )
         table.index = _index([(name, rule, metric) for metric in table.index])
         parts.append(table[COLUMNS])
@@ -213,7 +216,7 @@ def figures(folder: str | os.PathLike[str] = "data", rule: str = "fpr@0.01") -> 
         raise UserError(f"{path} does not exist: dynmia campaign writes it.")
     table = _read(path)
     choose(rule, sorted(set(table.index.get_level_values("rule"))), "decision rule in figures.csv")
-    table = table.xs(rule, level="rule").drop(columns="run_sha256")
+    table = table.xs(rule, level="rule").drop(columns=["null_draws", "run_sha256"])
     metrics = table.index.get_level_values("metric")
     table.insert(0, "label", [METRICS[name].label for name in metrics])
     table.insert(1, "unit", [METRICS[name].unit for name in metrics])

@@ -147,7 +147,7 @@ def merge(
     sources: Annotated[list[str], typer.Argument(help="run folders of the same study, from other machines")],
 ) -> None:
     """Join the shards of one study that several machines have trained; `dynmia train --out INTO` then ends it."""
-    from .store import merge as join
+    from .merge import merge as join
 
     for line in join(into, sources):
         typer.echo(line)

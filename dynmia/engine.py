@@ -96,7 +96,7 @@ def train_part(
     Args:
         models: numbers of shadow models, 0 ... N - 1; None takes all.
         time_budget: seconds from now; training stops cleanly before they are over and goes on by the next call, here or
-            elsewhere (:func:`dynmia.store.merge`).
+            elsewhere (:func:`dynmia.merge.merge`).
 
     Returns:
         The pool and the run's folder; ``store.missing()`` says what is left.

@@ -23,9 +23,10 @@ from typing import Any
 import torch
 
 from .errors import UserError, reason
+from .merge import credit
 from .pool import Pool
 from .runs import cores, hardware
-from .store import RunStore, credit
+from .store import RunStore
 from .study import Study
 from .training import DeviceData, keep_freed_memory, train_shard
 

@@ -208,10 +208,14 @@ def quantiles(drawn: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
 def p_values(value: pd.Series, drawn: pd.DataFrame) -> pd.Series:
     """Two-sided permutation p-value of each metric (Phipson and Smyth 2010, eq. 2).
 
-    The share of draws, the population itself counted as one, at least as far from the draws' mean as ``value``.
+    The share of draws, the population itself counted as one, at least as far from the mean of them all as ``value``.
+    Assumes that without a signal the keep mask and its redraws are exchangeable, as they are under the run's design;
+    then p <= a has a probability of at most a. NaN where the population has no value.
     """
-    far = (drawn - drawn.mean()).abs() >= (value - drawn.mean()).abs() - 1e-12
-    return (1 + far.where(drawn.notna()).sum()) / (1 + drawn.notna().sum())
+    count = 1 + drawn.notna().sum()
+    centre = (value + drawn.sum()) / count
+    far = (drawn - centre).abs() >= (value - centre).abs() - 1e-12
+    return ((1 + far.where(drawn.notna()).sum()) / count).where(value.notna())
 
 
 def null_planes(

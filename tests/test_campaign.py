@@ -115,7 +115,7 @@ def test_the_released_list_and_the_released_runs_agree():
 def test_p_values_by_hand():
     drawn = pd.DataFrame({"a": [0.0, 1.0, 2.0, 3.0, 4.0], "b": [np.nan, 1.0, 1.0, 2.0, 0.0]})
     p = p_values(pd.Series({"a": 4.0, "b": 9.0}), drawn)
-    assert p["a"] == pytest.approx(3 / 6)  # 0 and 4 are as far from 2 as 4 is
+    assert p["a"] == pytest.approx(3 / 6)  # 0 and 4 lie as far from the mean of all, 14 / 6, as 4 does
     assert p["b"] == pytest.approx(1 / 5)
     table = quantiles(drawn)
     assert (table.low["a"], table.high["a"], table.value["a"]) == (0, 4, 2)

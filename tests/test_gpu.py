@@ -16,10 +16,10 @@ from dynmia import Study, engine, gpu, gpu_session, gpubench
 from dynmia.cost import random_pool
 from dynmia.engine import open_store, train_here
 from dynmia.errors import Diverged, UserError
+from dynmia.merge import merge
 from dynmia.optim import sam_ascend, sam_return
 from dynmia.runs import assemble
 from dynmia.step import DeviceData, arithmetic, crop, crop_and_flip, draw_crops, new_state, unflatten
-from dynmia.store import merge
 from dynmia.training import train_epoch
 
 ROOT = Path(__file__).resolve().parents[1]

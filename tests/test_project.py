@@ -114,9 +114,9 @@ def test_the_package_is_thin():
 def test_layers_import_downwards_only():
     order = [
         "errors", "study", "data", "pool", "complexity", "models", "optim", "signals", "record", "step", "store",
-        "runs", "progress", "training", "gpu", "worker", "ray_engine", "engine", "lira", "attacks", "plane", "simulate",
-        "dynamics", "summary", "matching", "trends", "agreement", "hardness", "verdict", "plots", "compare", "cost", "campaign",
-        "notebooks", "bench_scoring", "bench", "gpubench", "options", "cli", "gpu_session",
+        "merge", "runs", "progress", "training", "gpu", "worker", "ray_engine", "engine", "lira", "attacks", "plane",
+        "simulate", "dynamics", "summary", "matching", "trends", "agreement", "hardness", "verdict", "plots", "compare",
+        "cost", "campaign", "notebooks", "bench_scoring", "bench", "gpubench", "options", "cli", "gpu_session",
     ]  # fmt: skip
     assert set(order) == {path.stem for path in (ROOT / "dynmia").glob("*.py")} - {"__init__"}
     for position, name in enumerate(order):

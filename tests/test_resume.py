@@ -15,7 +15,8 @@ from test_engine import Child, Stopped, assert_same_shards, stop_after, train_in
 
 from dynmia import cli, engine, store
 from dynmia.errors import StoreError, UserError
-from dynmia.store import RunStore, merge, read_manifest, read_sealed, write_sealed
+from dynmia.merge import merge
+from dynmia.store import RunStore, read_manifest, read_sealed, write_sealed
 from dynmia.training import DeviceData, train_shard
 
 
