@@ -234,34 +234,35 @@ def null_masks(run: xr.Dataset, draws: int, seed: int = 0) -> Iterator[np.ndarra
         yield draw_keep(models, samples, design, int(np.random.SeedSequence([seed, draw, 3]).generate_state(1)[0]))
 
 
-def cell(value: float, low: float, high: float, digits: int = 1) -> str:
-    """``value [low, high]`` with no digit beyond the first that half the interval resolves."""
+def resolved(low: float, high: float, digits: int) -> int:
+    """Decimals to print: ``digits``, but none beyond the first that half the interval resolves."""
     half = (high - low) / 2
-    digits = int(np.clip(-np.floor(np.log10(half)) if half > 0 else digits, 0, digits))
-    return "{} [{}, {}]".format(*(f"{round(v, digits) + 0.0:,.{digits}f}" for v in (value, low, high)))
+    return int(np.clip(-np.floor(np.log10(half)), 0, digits)) if 0 < half < np.inf else digits
 
 
 def decimals(name: str, row: pd.Series) -> int:
-    """Decimals to print: those of the metric, but none beyond the first digit that half the interval resolves."""
-    half = (row.high - row.low) / 2
-    resolved = -np.floor(np.log10(half)) if half > 0 else np.inf
-    return int(np.clip(resolved, 0, METRICS[name].digits))
+    """:func:`resolved` for a metric with its interval in ``row``."""
+    return resolved(row.low, row.high, METRICS[name].digits)
+
+
+def cell(value: float, low: float, high: float, digits: int = 1) -> str:
+    """``value [low, high]`` to what the interval resolves; ``undefined`` where there is no value."""
+    if np.isnan(value):
+        return "undefined"
+    digits = resolved(low, high, digits)
+    return "{} [{}, {}]".format(*(f"{round(v, digits) + 0.0:.{digits}f}" for v in (value, low, high)))
 
 
 def rounded(table: pd.DataFrame, null: pd.DataFrame | None = None) -> pd.DataFrame:
     """The table as it is printed: one column ``value [interval]``, and the no-signal interval if given."""
-
-    def numbers(row: pd.Series, digits: int) -> list[str]:
-        return [f"{round(row[key], digits) + 0.0:.{digits}f}" for key in ("value", "low", "high")]
-
     lines = []
     for name, row in table.iterrows():
-        digits = decimals(str(name), row)
-        value, low, high = numbers(row, digits)
-        line = [row.label, row.unit, f"{value} [{low}, {high}]"]
+        line = [row.label, row.unit, cell(row.value, row.low, row.high, METRICS[str(name)].digits)]
         if null is not None:
-            _, low, high = numbers(null.loc[name], digits)
-            line.append(f"{low} to {high}")
+            digits = decimals(str(name), row)
+            line.append(
+                "{} to {}".format(*(f"{round(null.loc[name, k], digits) + 0.0:.{digits}f}" for k in ("low", "high")))
+            )
         lines.append(line)
     columns = ["metric", "unit", f"value [{100 * table.attrs.get('level', 0.95):g} % interval]"] + (
         [] if null is None else ["no signal"]

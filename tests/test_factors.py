@@ -147,7 +147,7 @@ def ratios(value, low, high, side):
 
 
 @pytest.mark.parametrize(("row", "words"), [
-    ((2.0, 1.5, 2.5, "more"), ["2.00 [1.50, 2.50]", "direction is the paper's", "3.00 is above our", "is ahead"]),
+    ((2.0, 1.5, 2.5, "more"), ["2.0 [1.5, 2.5]", "direction is the paper's", "3.00 is above our", "is ahead"]),
     ((3.1, 2.5, 3.5, "more"), ["the paper's 3.00 is inside our interval"]),
     ((0.5, 0.4, 0.6, "less"), ["opposite to the paper's", "is behind"]),
     ((1.0, 0.9, 1.1, "unresolved"), ["no direction is resolved", "cannot be told apart"]),
@@ -204,4 +204,4 @@ def test_figures_have_a_panel_a_metric_with_units(planes, nulls, table):
 def test_a_figure_without_a_value_is_said_to_be_undefined():
     row = pd.Series({"value": np.nan, "low": np.nan, "high": np.nan})
     assert written("displacement", row) == "undefined"
-    assert written("displacement", pd.Series({"value": 2.0, "low": 1.0, "high": 3.0}), 1) == "2.0 [1.0, 3.0]"
+    assert written("displacement", pd.Series({"value": 2.0, "low": 1.4, "high": 2.6}), 1) == "2.0 [1.4, 2.6]"

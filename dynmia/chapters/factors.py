@@ -16,7 +16,7 @@ from scipy.stats import rankdata, sem, t
 from ..data import SIZES
 from ..matching import MATCHINGS, STATE, Planes, at_epochs, estimate, matched_epochs, ratio, state_curves
 from ..runs import study_of
-from ..summary import METRICS, decimals
+from ..summary import METRICS, cell
 
 Nulls = Mapping[str, Sequence[xr.Dataset]]
 
@@ -94,13 +94,8 @@ def _ratio(pair: xr.Dataset) -> xr.Dataset:
 
 
 def written(metric: str, row: pd.Series, digits: int | None = None) -> str:
-    """``value [low, high]``, to what the interval resolves; ``undefined`` if there is no value."""
-    if np.isnan(row["value"]):
-        return "undefined"
-    digits = decimals(metric, row) if digits is None else digits
-    return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(
-        *(round(row[key], digits) + 0.0 for key in ("value", "low", "high")), d=digits
-    )
+    """:func:`dynmia.summary.cell` of a metric; ``digits`` if it is a ratio."""
+    return cell(row["value"], row["low"], row["high"], METRICS[metric].digits if digits is None else digits)
 
 
 def leaks(table: pd.DataFrame, metrics: Sequence[str] = ("auc", "vulnerable")) -> pd.Series:

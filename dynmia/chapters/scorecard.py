@@ -28,6 +28,7 @@ from ..errors import UserError
 from ..matching import estimate, metrics_of, ratio
 from ..plane import vulnerability_plane
 from ..runs import open_run, resolve, study_of
+from ..summary import cell, resolved
 from .scaling import by_pool_size, fit_all
 
 VERDICTS = ("reproduced", "direction reproduced", "not reproduced", "not yet measured at this scale")
@@ -313,10 +314,9 @@ def printed(table: pd.DataFrame) -> pd.DataFrame:
     def numbers(row: pd.Series) -> tuple[str, str]:
         if np.isnan(row.value):
             return "not measured", ""
-        half = (row.high - row.low) / 2
-        digits = int(np.clip(1 - np.floor(np.log10(half)), 0, 3)) if 0 < half < np.inf else 2
-        ours = f"{row.value:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}]"
-        return ours, "" if np.isnan(row.null_low) else f"{row.null_low:.{digits}f} to {row.null_high:.{digits}f}"
+        digits = resolved(row.low, row.high, 3)
+        noise = "" if np.isnan(row.null_low) else f"{row.null_low:.{digits}f} to {row.null_high:.{digits}f}"
+        return cell(row.value, row.low, row.high, 3), noise
 
     cells = [numbers(row) for _, row in table.iterrows()]
     return pd.DataFrame({
