@@ -222,7 +222,7 @@ def frame(name, value, low, high):
     ("displacement", (1044.4, 700, 1500), "1044 [700, 1500]"),
     ("recall_epoch", (4, 4, 4), "4 [4, 4]"),
     ("advantage", (-0.3, -0.4, 0.2), "0 [0, 0]"),  # no negative zero
-    ("early_recall", (np.nan, np.nan, np.nan), "nan [nan, nan]"),
+    ("early_recall", (np.nan, np.nan, np.nan), "undefined"),
 ])  # fmt: skip
 def test_rounded_prints_value_and_interval(name, numbers, text):
     printed = rounded(frame(name, *numbers))
