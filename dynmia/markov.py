@@ -83,10 +83,7 @@ def statistics(triples: np.ndarray) -> np.ndarray:
 def rewired(triples: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
     """Tables of two steps after pasts and futures are matched at random within each state and checkpoint.
 
-    This is their exact law under order 1, given all counts of single steps.
-
-    Returns:
-        (draws, T - 2, 9, 9, 9).
+    This is their exact law under order 1, given all counts of single steps. Returns (draws, T - 2, 9, 9, 9).
     """
     full = triples.sum((-3, -1)) > 0  # (T - 2, 9): tables with anybody in them
     rows, columns = triples.sum(-1).swapaxes(-1, -2)[full], triples.sum(-3)[full]  # (table, before), (table, after)
@@ -138,7 +135,7 @@ def order_test(states: np.ndarray, *, draws: int = 499, seed: int = 0) -> pd.Ser
         p_lr, p_pooled, p_ck: exact Monte Carlo p-values of :func:`statistics`; p_chi2: of the first by its limit;
         bits, bits_low, bits_high: what the state before adds to the present one about the next, in bits a transition,
         less its mean under order 1, with a 95 % interval over samples (delta method); entropy: of the next state given
-        the present one, in bits, the most that anything could add; ck, ck_null: the distance, and its mean under order 1.
+        the present one, the most that anything could add; ck, ck_null: the distance, and its mean under order 1.
     """
     triples = step_counts(states, 3)
     value, drawn = statistics(triples), statistics(rewired(triples, draws, np.random.default_rng([seed, 15])))

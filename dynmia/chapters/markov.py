@@ -162,7 +162,7 @@ def noise_curves(
     Returns:
         Columns curve, models (in all), share, low, high, p; models is infinite for what no noise hides.
     """
-    hidden, simulator, found = chain_paths(plane), Simulator(samples=1000, checkpoints=20, separation=2.0), []
+    hidden, simulator, found = chain_paths(plane), Simulator(samples=500, checkpoints=20, separation=2.0), []
 
     def add(curve: str, count: float, states: np.ndarray) -> None:
         test = markov.order_test(states, draws=draws)
@@ -178,6 +178,18 @@ def noise_curves(
     add("a true chain, hidden", np.inf, hidden)
     add("simulator", np.inf, paths(simulator.truth(rule)))
     return pd.DataFrame(found, columns=["curve", "models", "share", "low", "high", "p"])
+
+
+def by_interval(plane: xr.Dataset, every: Iterable[int] = (1, 2, 3, 5), *, draws: int = 99) -> pd.DataFrame:
+    """Extra bits if only each ``every``-th checkpoint is looked at: columns epochs, share, low, high, p."""
+    found = []
+    for step in every:
+        states = paths(plane)[::step]
+        if len(states) > 2:
+            test = markov.order_test(states, draws=draws)
+            bounds = [share(test, name) for name in ("bits", "bits_low", "bits_high")]
+            found.append([float(plane.epoch[step] - plane.epoch[0]), *bounds, test.p_lr])
+    return pd.DataFrame(found, columns=["epochs", "share", "low", "high", "p"])
 
 
 def read(name: str, folder: str | os.PathLike[str] = "data") -> pd.DataFrame:
