@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..plots import COLOURS, INK, NULL, OTHER, STYLE
+from ..plots import COLOURS, INK, NULL, STYLE
 from .markov import MATTERS
 
 SHADES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7"]
 
 
 def _colour(run: str) -> str:
-    return next((shade for name, shade in COLOURS.items() if run.startswith(name)), OTHER)
+    return next((shade for name, shade in COLOURS.items() if run.startswith(name)), COLOURS["digits"])
 
 
 def overview(tables: Mapping[str, pd.DataFrame]) -> Figure:
@@ -33,6 +33,7 @@ def overview(tables: Mapping[str, pd.DataFrame]) -> Figure:
         axes[0].axvline(0, color=INK, lw=0.6)
         axes[0].set_yticks(range(len(table)), table.run, fontsize=7)
         axes[0].set(xlabel="taken away by the state before (% of what is open)", title=f"memory, {rule}")
+        axes[0].set_ylim(-3.5, len(table))
         axes[0].legend(loc="lower right")
         for (name, part), mark in zip(tables.items(), "os"):
             for row in part.itertuples():
@@ -69,8 +70,9 @@ def curves(noise: pd.DataFrame, intervals: Mapping[str, pd.DataFrame]) -> Figure
             axes[1].vlines(part.epochs, part.low, part.high, color=_colour(name), lw=1.2)
             axes[1].plot(part.epochs, part.share, mark + "-", color=_colour(name), ms=4.5, lw=1.2, label=name)
         axes[1].set(xlabel="distance of checkpoints (epochs)", title="checkpoint interval")
+        axes[0].set_ylim(top=1.35 * max(noise.high.max(), *(part.high.max() for part in intervals.values())))
         for axis in axes:
             axis.axhline(MATTERS, color=INK, lw=0.9, ls=":")
             axis.axhline(0, color=INK, lw=0.6)
-            axis.legend()
+            axis.legend(loc="upper right")
     return figure

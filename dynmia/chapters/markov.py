@@ -31,6 +31,7 @@ COSTLY = 10.0  # percent by which a chain's share of samples ever vulnerable may
 NULLS = 3  # populations without a signal for each run
 DRAWS = 200
 CALIBRATION = {"cifar10-cnn-4000": 4000, "mnist-cnn-4000": 500}  # chains fitted to these, and with how many samples
+HIDDEN = "a true chain, hidden"
 TESTS = {"chi2": "chi-square limit", "bootstrap": "parametric bootstrap", "exact": "exact, by matching at random"}
 
 
@@ -48,10 +49,10 @@ def measure(run: xr.Dataset, rules: Iterable[str] = RULES, *, draws: int = DRAWS
     """All tests and times of ``run``: one row a decision rule.
 
     Columns: those of :func:`dynmia.markov.order_test`; share, share_low, share_high (:func:`share`); p_homogeneous;
-    noise_bits, noise_p (mean and least over populations without a signal), noise_share; ever, entry and stay, each as
-    observed_, chain_ and pooled_ with _low and _high (95 % bootstrap interval over samples), the share in percent,
-    times in epochs; off, off_low, off_high, by how many percent the chain's share of ever vulnerable samples is
-    off; hitting_, the expected epochs to the vulnerable state if the pooled matrix held for ever.
+    noise_bits, noise_p (mean and least over ``NULLS`` populations without a signal), noise_share; ever, entry and
+    stay, each as observed_, chain_ and pooled_ with _low and _high (95 % bootstrap interval over samples), the share in
+    percent, times in epochs; off, off_low, off_high, by how many percent the chain's share of ever vulnerable samples
+    is off; hitting, the expected epochs to the vulnerable state if the pooled matrix held for ever.
     """
     rules = list(rules)
     noise = [vulnerability_planes(run, rules, keep=keep) for keep in null_masks(run, NULLS, seed)]
@@ -169,13 +170,13 @@ def noise_curves(
         found.append([curve, count, *(share(test, name) for name in ("bits", "bits_low", "bits_high")), test.p_lr])
 
     for count in models:
-        add("a true chain, hidden", count, through_noise(hidden, count // 2))
+        add(HIDDEN, count, through_noise(hidden, count // 2))
         add("simulator", count, paths(vulnerability_plane(simulator.run(count), rule, variance="pooled")))
         for name, run in large.items():
             if count <= run.sizes["model"]:
                 part = half_of(run, np.arange(count))
                 add(name, count, paths(vulnerability_plane(part, rule, variance="pooled")))
-    add("a true chain, hidden", np.inf, hidden)
+    add(HIDDEN, np.inf, hidden)
     add("simulator", np.inf, paths(simulator.truth(rule)))
     return pd.DataFrame(found, columns=["curve", "models", "share", "low", "high", "p"])
 
