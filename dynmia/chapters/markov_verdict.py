@@ -1,0 +1,173 @@
+"""What chapter 15 prints: the table over all runs, and sentences chosen by stated rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from ..summary import cell
+from .markov import COSTLY, HIDDEN, LEVEL, MATTERS, NULLS, TESTS
+
+DASH = "–"
+
+
+def interval(row: pd.Series, name: str, digits: int = 1) -> str:
+    """``value [low, high]`` of a column of the table, or a dash where it is not defined or infinite."""
+    value, low, high = (row[name + end] for end in ("", "_low", "_high"))
+    return cell(value, low, high, digits) if np.isfinite([value, low, high]).all() else DASH
+
+
+def printed(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a run of ``table`` (one decision rule of :func:`dynmia.chapters.markov.measure`), as it is printed."""
+    columns: dict[str, Callable[[pd.Series], str]] = {
+        "order 1: p": lambda row: f"{row.p_lr:.3f}",
+        "extra bits": lambda row: interval(row, "bits", 3),
+        "in % of what is open": lambda row: interval(row, "share"),
+        "no signal (%)": lambda row: f"{row.noise_share:.1f}",
+        "CK distance (%), by chance, p": lambda row: f"{100 * row.ck:.1f}, {100 * row.ck_null:.1f}, {row.p_ck:.3f}",
+        "one matrix: p": lambda row: f"{row.p_homogeneous:.3f}",
+    }
+    for name, words in (
+        ("ever", "ever vulnerable (%)"),
+        ("entry", "first entry (epoch)"),
+        ("stay", "first stay (epochs)"),
+    ):
+        for source in ("observed", "chain"):
+            columns[f"{words}: {source}"] = partial(interval, name=f"{source}_{name}")
+    columns["one matrix for ever: epochs to V"] = lambda row: interval(row, "hitting", 0)
+    lines = {row.run: {name: of(row) for name, of in columns.items()} for _, row in table.iterrows()}
+    return pd.DataFrame.from_dict(lines, "index").rename_axis("run")
+
+
+def rates(calibration: pd.DataFrame) -> pd.DataFrame:
+    """How often the tests reject true chains, in percent with a 95 % interval (normal limit of the binomial)."""
+
+    def text(row: pd.Series) -> str:
+        half = 1.96 * np.sqrt(row.rate * (1 - row.rate) / row.chains)
+        return cell(100 * row.rate, 100 * max(row.rate - half, 0), 100 * min(row.rate + half, 1))
+
+    words = {"lr": "likelihood ratio", "pooled": "likelihood ratio, pooled", "ck": "Chapman-Kolmogorov"}
+    shown = calibration.assign(
+        chain=[f"{row.run}, n = {row.samples:,}" for row in calibration.itertuples()],
+        statistic=calibration.statistic.map(words), test=calibration.test.map(TESTS),
+        rate=calibration.apply(text, axis=1),
+    )  # fmt: skip
+    wide = shown.pivot(index=["chain", "statistic"], columns="test", values="rate")
+    return wide[[name for name in TESTS.values() if name in wide]].fillna(DASH)
+
+
+def holds(rate: pd.Series, chains: pd.Series) -> pd.Series:
+    """Whether a rejection rate lies within two standard errors of ``LEVEL``."""
+    return (rate - LEVEL).abs() <= 2 * np.sqrt(LEVEL * (1 - LEVEL) / chains)
+
+
+def reading(table: pd.DataFrame) -> str:
+    """``whole``, ``costly`` or ``description``: what the matrices of these runs may be used for.
+
+    ``whole`` if memory matters (``matters``) and chains are off by ``COSTLY`` percent each in fewer than half of the
+    runs; ``description`` if both are so in half of them or more; ``costly`` in between.
+    """
+    many = [share >= 0.5 for share in (matters(table).mean(), (table.off.dropna().abs() >= COSTLY).mean())]
+    return "description" if all(many) else "costly" if any(many) else "whole"
+
+
+READINGS = {
+    "whole": "the matrices may be multiplied: what order 1 misses is small",
+    "costly": "a matrix describes its own step; products of them serve as a rough guide, with the error stated above",
+    "description": "a matrix describes its own step and no more: times, stays and forecasts are to be counted, not "
+    "computed from it",
+}
+
+
+def matters(table: pd.DataFrame) -> pd.Series:
+    """Whether the whole interval of what the state before adds lies above ``MATTERS`` percent."""
+    return table.share_low > MATTERS
+
+
+def calibration_verdict(calibration: pd.DataFrame) -> str:
+    """Which tests hold their level on true chains."""
+    parts = []
+    for test, words in TESTS.items():
+        part = calibration[calibration.test == test]
+        good = int(holds(part.rate, part.chains).sum())
+        low, high = 100 * part.rate.min(), 100 * part.rate.max()
+        parts.append(f"{words} {low:.1f} to {high:.1f} % ({good} of {len(part)} within two standard errors of 5 %)")
+    exact = calibration[calibration.test == "exact"]
+    return (
+        f"At the 5 % level true Markov chains are rejected by: {'; '.join(parts)}. The exact test rejects "
+        f"{100 * exact.rate.mean():.1f} % over all cases; its p-values are the ones used here."
+    )
+
+
+def run_verdict(table: pd.DataFrame, rule: str) -> list[str]:
+    """Sentences on all runs under one decision rule."""
+    table = table[table.entropy > 0]
+    n, many = len(table), int(matters(table).sum())
+    rejected = {name: int((table[name] <= LEVEL).sum()) for name in ("p_lr", "p_ck", "p_homogeneous")}
+    noisy, known = int((table.noise_p <= LEVEL).sum()), table[table.noise_share.notna()]
+    alike = int((known.noise_share >= known.share_low).sum())
+    off = table[table.off.notna()]
+    apart = int(((off.off_low > 0) | (off.off_high < 0)).sum())
+    gaps = {name: (off[f"chain_{name}"] - off[f"observed_{name}"]).median() for name in ("entry", "stay")}
+    pooled = (100 * (off.pooled_ever / off.observed_ever - 1)).median()
+    return [
+        f"`{rule}`: order 1 is rejected in {rejected['p_lr']} of {n} runs by the likelihood ratio and in "
+        f"{rejected['p_ck']} by Chapman-Kolmogorov; one matrix for all checkpoints in {rejected['p_homogeneous']}.",
+        f"`{rule}`: the state before the present one takes away {table.share.min():.1f} to {table.share.max():.1f} % "
+        f"of what is open about the next (median {table.share.median():.1f} %). By our rule (whole interval above "
+        f"{MATTERS:g} %) that matters in {many} of {n} runs.",
+        f"`{rule}`: without any signal order 1 is rejected too, in {noisy} of {n} runs (in at least one of {NULLS} "
+        f"redraws). Noise adds {table.noise_bits.median():.3f} bits a transition, the runs {table.bits.median():.3f} "
+        f"(medians), and in {alike} of the {len(known)} runs where the noise moves samples at all, its share is at "
+        "least the lower bound of the run's own: "
+        + (
+            "per unit of movement, memory is as much a property of asking the same models again as of membership."
+            if alike >= len(known) / 2
+            else "per unit of movement, there is more memory where membership is encoded."
+        ),
+        f"`{rule}`: read as a chain with a matrix a checkpoint, the share of samples ever vulnerable is off by "
+        f"{off.off.min():+.1f} to {off.off.max():+.1f} % (median {off.off.median():+.1f} %; zero is outside the "
+        f"interval in {apart} of {len(off)} runs), the first entry by {gaps['entry']:+.1f} epochs and the first stay "
+        f"by {gaps['stay']:+.1f} epochs (medians); with one matrix for all checkpoints, the share by {pooled:+.1f} %.",
+        f"`{rule}`: hence {READINGS[reading(table)]}.",
+    ]
+
+
+def curve_verdict(curves: pd.DataFrame, intervals: Mapping[str, pd.DataFrame], table: pd.DataFrame) -> list[str]:
+    """Sentences on what noise alone does, beside the runs of ``table``, and on the distance of checkpoints."""
+    hidden = curves[curves.curve == HIDDEN].set_index("models")
+    seen = hidden[np.isfinite(hidden.index)]
+    bare, above = hidden.loc[np.inf], int((table.share_low > seen.high.max()).sum())
+    parts = [
+        f"A true chain without noise {'is rejected' if bare.p <= LEVEL else 'passes'} (p = {bare.p:.2f}, "
+        f"{bare.share:.1f} %). Seen through {seen.index[0]:g} to {seen.index[-1]:g} models it is rejected in "
+        f"{int((seen.p <= LEVEL).sum())} of {len(seen)} cases, with up to {seen.share.max():.1f} % of what is open. "
+        f"The whole interval lies above that in {above} of {len(table)} runs: "
+        + (
+            "noise drawn anew at each checkpoint, on a chain like this one, is not enough to explain them."
+            if above >= len(table) / 2
+            else "a rejection does not show that the truth has memory."
+        )
+    ]
+    words: dict[str, list[str]] = {"falls": [], "rises": [], "does not change measurably": []}
+    for name, part in curves[np.isfinite(curves.models)].groupby("curve", sort=False):
+        first, last = part.iloc[0], part.iloc[-1]
+        key = "falls" if last.high < first.low else "rises" if last.low > first.high else "does not change measurably"
+        words[key].append(f"{name} ({first.share:.1f} to {last.share:.1f} %)")
+    told = "; ".join(f"{key}: {', '.join(names)}" for key, names in words.items() if names)
+    parts.append(f"From the fewest to the most models, what the state before adds {told}.")
+    ends = [(name, part.iloc[0], part.iloc[-1]) for name, part in intervals.items()]
+    falls = sum(last.high < first.low for _, first, last in ends)
+    told = ", ".join(
+        f"{name} {a.share:.1f} % at {a.epochs:g} and {b.share:.1f} % at {b.epochs:g}" for name, a, b in ends
+    )
+    parts.append(f"With checkpoints further apart (epochs) memory falls in {falls} of {len(ends)} runs: {told}.")
+    return parts
+
+
+def verdict(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """All sentences of :func:`run_verdict`, rule by rule."""
+    return [line for rule, table in tables.items() for line in run_verdict(table, rule)]
