@@ -70,8 +70,8 @@ def spatial_entropy(plane: xr.Dataset, weights: Weights = None, bins: int = 11) 
     With about 10 in- and out-models the rates lie on about 11 values, so more than 11 bins resolve nothing new.
     """
 
-    def cell(rate: xr.DataArray) -> np.ndarray:
-        return np.minimum((rate.transpose("epoch", "sample").values * bins).astype(int), bins - 1)
+    def cell(rate: xr.DataArray) -> np.ndarray:  # 15/22 x 22 is 14.999... in floats
+        return np.minimum((rate.transpose("epoch", "sample").values * bins + 1e-9).astype(int), bins - 1)
 
     cells = cell(plane.tpr) * bins + cell(plane.fpr)  # (epoch, sample)
     samples = plane.sizes["sample"]
