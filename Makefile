@@ -15,6 +15,7 @@ help:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[book,test]'
+	$(BIN)/python -m pip install --quiet --no-deps --ignore-requires-python tensorflow-privacy==0.8.12  # its LiRA, as an oracle
 	touch $@
 
 book: .venv/ready

@@ -130,6 +130,32 @@ def beside_published(theirs: ModuleType, phi: np.ndarray, keep: np.ndarray) -> p
     return table.rename_axis(["attack", "centre", "variance"])
 
 
+def printed(table: pd.DataFrame) -> pd.DataFrame:
+    """:func:`comparisons` for a page: a difference within its tolerance is rounding, and prints as that bound."""
+    pairs = zip(table.difference, table.tolerance)
+    shown = [f"< {limit:.0e}" if d <= limit else f"{d:.2g}" for d, limit in pairs]
+    return table.assign(**{"largest difference": shown}).drop(columns=["difference", "tolerance"]).set_index("quantity")
+
+
+def verdict(table: pd.DataFrame, beside: pd.DataFrame | None) -> list[str]:
+    """What the comparisons say, in sentences; ``beside`` is None where the published package is not installed."""
+    wrong = table.quantity[~(table.difference <= table.tolerance)].tolist()
+    lines = [
+        f"{len(table) - len(wrong)} of {len(table)} quantities equal their oracle to rounding, or to the tolerance of "
+        "a fit by another solver" + (f"; {', '.join(wrong)} do not." if wrong else ".")
+    ]
+    if beside is not None:
+        same = beside.unbiased <= TOLERANCE
+        others = ["{} with {} and {} variance".format(*key) for key in beside.index[~same]]
+        gap = (beside["AUC, ours"] - beside["AUC, theirs"]).abs().max()
+        lines.append(
+            f"The published LiRA gives our scores to rounding in {int(same.sum())} of {len(beside)} variants once its "
+            "variances divide by m - 1" + (f" (not in {'; '.join(others)})." if others else ".")
+            + f" Taken as it is published, its AUC differs from ours by at most {gap:.4f}."
+        )  # fmt: skip
+    return lines
+
+
 def pencil() -> xr.Dataset:
     """A plane made up for a pencil: four samples A to D at epochs 0, 10 and 20, ten in- and ten out-models each."""
     tp, fp = [[0, 0, 0, 0], [4, 8, 8, 0], [7, 7, 2, 0]], [[0, 0, 0, 0], [3, 0, 0, 0], [3, 0, 8, 1]]
@@ -166,7 +192,7 @@ def by_hand(plane: xr.Dataset) -> pd.DataFrame:
     rest = pooled.sel(source=[low, mid], target=[low, mid]).values
     steps = np.linalg.solve(np.eye(2) - rest, [1, 1])
     rows = [
-        ["displacement (/1000)", "C(20) = (12/40, 16/40), C(0) = 0: 1000 sqrt(0.3² + 0.4²)", 500, moved[-1]],
+        ["displacement (/1000)", "C(20) = (12/40, 16/40): 1000 sqrt(0.3² + 0.4²)", 500, moved[-1]],
         ["speed to epoch 10 (/1000 per epoch)", "(0.5 + 0.8 + 0.8 + 0) / 4 / 10", 52.5, speed[0]],
         ["speed to epoch 20", "(0.3 + 0.1 + 1.0 + 0.1) / 4 / 10", 37.5, speed[1]],
         ["entropy at epoch 0 (bits)", "all in one cell", 0, bits[0]],
