@@ -9,7 +9,7 @@ from dynmia import dynamics as dyn
 from dynmia.chapters import definitions, sensitivity
 from dynmia.chapters.definitions import BALANCED, DEPENDS, MAIN, REFERENCE, SMALL, Choice, choices, interval, measure
 from dynmia.chapters.sensitivity import CLAIMS, Claim, margin_name, outcomes
-from dynmia.summary import METRICS
+from dynmia.summary import METRICS, null_masks
 
 RUN = signal_run()
 
@@ -167,6 +167,26 @@ def test_a_folder_without_runs_is_a_clear_error(tmp_path):
         sensitivity.compute(tmp_path)
     with pytest.raises(UserError, match="makes it"):
         sensitivity.read(tmp_path)
+
+
+def test_the_table_of_equal_runs(monkeypatch, tmp_path):
+    for name in (*definitions.RUNS.values(), SMALL, BALANCED):
+        (tmp_path / f"{name}.nc").touch()
+    monkeypatch.setattr(sensitivity, "open_run", lambda path: RUN)
+    few = [REFERENCE, Choice("rule", "bayes", rule="bayes"), Choice("design", "balanced", run=BALANCED)]
+    monkeypatch.setattr(sensitivity, "choices", lambda run: few)
+    sensitivity.main(str(tmp_path))
+    table = sensitivity.read(tmp_path)
+    drawn, noise = measure(RUN, few, 400), [measure(RUN, few, 0, keep=keep) for keep in null_masks(RUN, 10)]
+    for label, run in ((REFERENCE.label, MAIN), ("bayes", MAIN), ("balanced", BALANCED)):
+        key = (few[label == "bayes"].label, "entropy_change")
+        value = table.value[f"{run} - no signal", label, "entropy_change"]
+        bound = max(0.0, *(one[key].item() for one in noise))
+        assert value == pytest.approx(drawn[key].iloc[0] - bound, rel=1e-5)
+    words = outcomes(table, few)
+    assert set(words.loc[f"displacement: {sensitivity._ORDER}"]) == {"not resolved", "does not apply"}  # ties
+    assert words.loc["mean speed: CINIC-10 above twice MNIST", "bayes"] == "does not hold"
+    assert words.loc["displacement: deeper CNN above shallow", "bayes"] == "does not apply"  # no run of it
 
 
 def test_the_released_table_is_complete_and_says_how_it_was_made():

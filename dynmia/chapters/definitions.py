@@ -197,7 +197,7 @@ def evidence(table: pd.DataFrame, planes: Mapping[str, xr.Dataset], among: Seque
             shares.append(f"{100 * (row.null_low + row.null_high) / 2 / row.value:.0f} % ({choice.label})")
     lines.append(
         f"Rule and speed: without a signal the mean speed of {SETS['mnist']} is this share of the measured one: "
-        f"{', '.join(shares)}. That share is noise and says nothing of the data set."
+        f"{', '.join(shares)}. The nearer to 100 % and above, the less of it is the data set's."
     )
     every = next(iter(planes.values())).epoch
     ends = [
