@@ -13,6 +13,7 @@ from scipy import sparse
 
 Weights = xr.DataArray | None
 VULNERABLE = 6  # state 3 * (TPR third) + (FPR third): high TPR, low FPR
+CUTS = (1 / 3, 2 / 3)
 STATES = [f"TPR {tpr}, FPR {fpr}" for tpr in ("low", "mid", "high") for fpr in ("low", "mid", "high")]
 
 
@@ -90,17 +91,18 @@ def spatial_entropy(plane: xr.Dataset, weights: Weights = None, bins: int = 11) 
     return xr.DataArray(result.reshape(shape), coords, ("epoch", *others)).assign_attrs(bins=bins, units="bits")
 
 
-def states(plane: xr.Dataset) -> xr.DataArray:
+def states(plane: xr.Dataset, cuts: tuple[float, float] = CUTS) -> xr.DataArray:
     """The 3 x 3 state of each sample, 0 ... 8 in the order of ``STATES``, (epoch, sample).
 
-    A rate is low below 1/3, high above 2/3, and in the middle on and between them. Equal ratios of counts divide to
-    equal floats, so a rate of exactly 2/3 is never counted as above it. A plane that has them as ``state`` keeps them.
+    A rate is low below the first of ``cuts``, high above the second, and in the middle on and between them. Equal
+    ratios of counts divide to equal floats, so a rate of exactly 2/3 is never counted as above it. A plane that has
+    them as ``state`` keeps them.
     """
     if "state" in plane:
         return plane.state
 
     def third(rate: xr.DataArray) -> xr.DataArray:
-        return (rate >= 1 / 3).astype(int) + (rate > 2 / 3)
+        return (rate >= cuts[0]).astype(int) + (rate > cuts[1])
 
     return 3 * third(plane.tpr) + third(plane.fpr)
 
