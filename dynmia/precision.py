@@ -28,9 +28,7 @@ from .summary import METRICS
 from .trends import Law, fit_law
 
 SIZES = (5, 10, 20, 40, 80)
-WANTED = (
-    "advantage", "auc", "displacement", "entropy_change", "speed_mean", "vulnerable", "transition_peak", "early_recall",
-)  # fmt: skip
+WANTED = tuple("advantage auc displacement entropy_change speed_mean vulnerable transition_peak early_recall".split())
 AGREEMENT = {  # of one subset with another
     "rank": "Spearman correlation of dynamic vulnerability",
     "flip": "samples whose label 'vulnerable' differs (%)",

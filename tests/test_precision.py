@@ -81,8 +81,8 @@ def test_trials_that_share_their_fitted_means_spread_more(measured):
 def test_the_spread_of_a_mean_over_models_is_known():
     rng = np.random.default_rng(2)
     value, rows = rng.normal(3, 2, 128), {("bayes", 128, 0, 0): dict.fromkeys(precision.WANTED, 0.0)}
-    for models in (10, 20, 40, 80):
-        for partition in range(200):
+    for models in (5, 10, 20, 40, 80):
+        for partition in range(150):
             order = rng.permutation(128)
             for subset in range(128 // models):
                 error = value[order[subset * models : (subset + 1) * models]].mean() - value.mean()
@@ -91,11 +91,11 @@ def test_the_spread_of_a_mean_over_models_is_known():
     whole = precision_table(frame)
     table = whole.loc["bayes", "auc", :]
     models = table.index.get_level_values("models").to_numpy()
-    np.testing.assert_allclose(table.spread, value.std(ddof=1) / np.sqrt(models), rtol=0.08)
+    np.testing.assert_allclose(table.spread, value.std(ddof=1) / np.sqrt(models), rtol=0.1)
     assert (abs(table.bias) < table.high - table.low).all()  # four standard errors
     assert (abs(table.spread * np.sqrt(models) / value.std(ddof=1) - 1) < 4 * table.error / table.spread).all()
     assert spread_law(whole, "bayes", "auc").exponent == pytest.approx(-0.5, abs=0.05)
-    assert table.corrected.tolist() == [False, False, False, True]
+    assert table.corrected.tolist() == [False] * 4 + [True]
     assert spread_law(whole, "bayes", "auc", leave_out=20).predict(20)[0, 0] == pytest.approx(table.spread[20], rel=0.1)
 
 
