@@ -1,5 +1,7 @@
 """Calibration against a hand-worked case, a second implementation, and simulated predictors of known calibration."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from dynmia.errors import UserError
 def second(confidence, right, edges):
     """Guo et al. (2017), eq. 3, bin by bin: (low, high]."""
     total = 0.0
-    for low, high in zip(edges[:-1], edges[1:]):
+    for low, high in pairwise(edges):
         inside = (confidence > low) & (confidence <= high)
         if inside.any():
             total += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
@@ -25,7 +27,7 @@ def predictor(images, shift=0.0, seed=0):
 
 
 def test_by_hand():
-    # two bins: (0, 0.5] holds 0.4 (right) and 0.5 (wrong): mean 0.45 against 1/2; (0.5, 1] holds 0.9 and 0.8, both wrong
+    # (0, 0.5] holds 0.4, right, and 0.5, wrong: 0.45 against 1/2; (0.5, 1] holds 0.9 and 0.8, both wrong
     confidence, right = np.array([0.4, 0.9, 0.5, 0.8]), np.array([1, 0, 0, 0])
     assert rel.expected_calibration_error(confidence, right, 2) == pytest.approx(0.5 * 0.05 + 0.5 * 0.85)
     table = rel.reliability_diagram(confidence, right, 2)
