@@ -51,7 +51,7 @@ def correlations(table: pd.DataFrame, kind: str = "spearman", words: Mapping[str
                 axis.errorbar(part.value, y + shift, xerr=error, fmt=mark, color=colour, ms=4, lw=1, label=models)
             axis.axvline(0, color=INK, lw=0.8, ls=":")
             title = "all samples" if subset == "all" else "finally vulnerable samples"
-            axis.set(xlim=(-1, 1), xlabel=f"{kind.capitalize()} correlation", title=title)
+            axis.set(xlim=(-1, 1), xticks=np.linspace(-1, 1, 5), xlabel=f"{kind.capitalize()} correlation", title=title)
         axes[0].set_yticks(y, [words[name] for name in names])
         axes[0].legend(loc="lower right")
     return figure
@@ -80,7 +80,7 @@ def predictive_when(
             axis.axhline(0, color=INK, lw=0.8, ls=":")
             axis.set(xlabel="epoch of the measure", title=f"{title} samples")
         axes[0].set(ylabel=f"{kind.capitalize()} correlation", ylim=(-1, 1))
-        axes[0].legend()
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
