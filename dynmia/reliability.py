@@ -44,9 +44,9 @@ def calibration(
 ) -> pd.Series:
     """Expected calibration error with its bootstrap interval over held-out images, the same ones for all models.
 
-    The interval is the spread of the resampled values about their mean, set about the estimate and cut at zero. Bins stay
-    those of the sample. It speaks of other images, not of other models, and leaves in the upward bias of the error: far
-    from calibration there is next to none, a well calibrated predictor is told by ``calibrated``.
+    The interval is the spread of the resampled values about their mean, set about the estimate and cut at zero. Bins
+    stay those of the sample. It speaks of other images, not of other models. The upward bias of the error stays in:
+    far from calibration there is next to none, a well calibrated predictor is told by ``calibrated``.
 
     Returns:
         value, low, high, and ``calibrated``, the value that noise alone would give (:func:`calibrated_level`).
