@@ -217,7 +217,7 @@ def relate(hardness: xr.Dataset, run: xr.Dataset, rule: str = "fpr@0.01", null: 
     }
     noise = [dynamic_vulnerability(plane) for plane in null_planes(run, rule, draws=null)]
     rows: dict[tuple[str, str, str], pd.DataFrame] = {}
-    for name in [name for name in MEASURES if name in hardness]:
+    for name in (name for name in hardness.data_vars if "part" in hardness[name].dims):
         measured = last[name]
 
         def pair(part: str, side: str, subset: str, x: xr.DataArray = measured) -> pd.DataFrame:

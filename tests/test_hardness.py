@@ -149,7 +149,8 @@ def test_correlation_leaves_out_what_is_not_known():
 
 def test_relate_and_verdict(recorded):
     run, _, found = recorded
-    table = hardness.relate(found[["epistemic_all", "epistemic_out", "gradient_in"]], run, null=3)
+    table = hardness.relate(found[["epistemic_all", "epistemic_out", "gradient_in", "confidence_single"]], run, null=3)
+    assert "confidence_single" not in table.index.get_level_values("measure")  # of held-out images, not of samples
     assert table.index.get_level_values("models").unique().tolist() == [
         "all models",
         "same half",

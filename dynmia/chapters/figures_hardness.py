@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,12 +21,13 @@ LINES = {
 }  # fmt: skip
 
 
-def correlations(table: pd.DataFrame, kind: str = "spearman") -> Figure:
+def correlations(table: pd.DataFrame, kind: str = "spearman", words: Mapping[str, str] = SHORT) -> Figure:
     """Correlation of each measure with dynamic vulnerability: all models, across halves, and the no-signal range.
 
     Args:
         table: from :func:`dynmia.hardness.relate`.
         kind: ``spearman`` or ``pearson``.
+        words: what to call each measure.
     """
     table = table.xs(kind, level="kind")
     names = list(
@@ -50,14 +51,20 @@ def correlations(table: pd.DataFrame, kind: str = "spearman") -> Figure:
                 axis.errorbar(part.value, y + shift, xerr=error, fmt=mark, color=colour, ms=4, lw=1, label=models)
             axis.axvline(0, color=INK, lw=0.8, ls=":")
             title = "all samples" if subset == "all" else "finally vulnerable samples"
-            axis.set(xlim=(-1, 1), xlabel=f"{kind.capitalize()} correlation", title=title)
-        axes[0].set_yticks(y, [SHORT[name] for name in names])
+            axis.set(xlim=(-1, 1), xticks=np.linspace(-1, 1, 5), xlabel=f"{kind.capitalize()} correlation", title=title)
+        axes[0].set_yticks(y, [words[name] for name in names])
         axes[0].legend(loc="lower right")
     return figure
 
 
-def predictive_when(hardness: xr.Dataset, plane: xr.Dataset) -> Figure:
-    """Spearman correlation of a measure at each checkpoint with the dynamic vulnerability of the whole training."""
+def predictive_when(
+    hardness: xr.Dataset,
+    plane: xr.Dataset,
+    kind: str = "spearman",
+    colours: Mapping[str, str] = LINES,
+    words: Mapping[str, str] = SHORT,
+) -> Figure:
+    """Correlation of a measure at each checkpoint with the dynamic vulnerability of the whole training."""
     vulnerability = dynamic_vulnerability(plane)
     final = vulnerable(plane).isel(epoch=-1, drop=True)
     with plt.rc_context(STYLE):
@@ -66,14 +73,14 @@ def predictive_when(hardness: xr.Dataset, plane: xr.Dataset) -> Figure:
             (axes[0], vulnerability, "all"),
             (axes[1], vulnerability.where(final), "vulnerable"),
         ):
-            for name in (name for name in LINES if name in hardness):
-                rows = over_time(hardness[name].sel(part="all"), chosen)
-                axis.fill_between(rows.index, rows.low, rows.high, color=LINES[name], alpha=0.2, lw=0)
-                axis.plot(rows.index, rows.value, color=LINES[name], marker="o", ms=3, label=SHORT[name])
+            for name in (name for name in colours if name in hardness):
+                rows = over_time(hardness[name].sel(part="all"), chosen, kind)
+                axis.fill_between(rows.index, rows.low, rows.high, color=colours[name], alpha=0.2, lw=0)
+                axis.plot(rows.index, rows.value, color=colours[name], marker="o", ms=3, label=words[name])
             axis.axhline(0, color=INK, lw=0.8, ls=":")
             axis.set(xlabel="epoch of the measure", title=f"{title} samples")
-        axes[0].set(ylabel="Spearman correlation", ylim=(-1, 1))
-        axes[0].legend()
+        axes[0].set(ylabel=f"{kind.capitalize()} correlation", ylim=(-1, 1))
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
