@@ -115,8 +115,8 @@ def test_layers_import_downwards_only():
     order = [
         "errors", "study", "data", "pool", "complexity", "models", "optim", "signals", "record", "step", "store",
         "merge", "runs", "progress", "training", "gpu", "worker", "ray_engine", "engine", "lira", "attacks", "plane",
-        "simulate", "dynamics", "markov", "summary", "matching", "trends", "agreement", "precision", "retest", "hardness",
-        "reliability", "verdict", "plots", "compare", "cost", "campaign", "notebooks", "bench_scoring", "bench", "gpubench", "options", "cli", "gpu_session",
+        "simulate", "dynamics", "markov", "summary", "matching", "trends", "agreement", "retest", "hardness",
+        "reliability", "verdict", "plots", "compare", "cost", "campaign", "precision", "notebooks", "bench_scoring", "bench", "gpubench", "options", "cli", "gpu_session",
     ]  # fmt: skip
     assert set(order) == {path.stem for path in (ROOT / "dynmia").glob("*.py")} - {"__init__"}
     for position, name in enumerate(order):
