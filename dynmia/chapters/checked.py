@@ -205,7 +205,7 @@ def by_hand(plane: xr.Dataset) -> pd.DataFrame:
         [f"{low} → {low}", "2 of 5 (D twice)", 2 / 5, pooled.loc[low, low]],
         [f"{mid} → {high}", "1 of 1 (A)", 1, pooled.loc[mid, high]],
         [f"{high} → {lost}", "1 of 2 (C goes, B stays)", 1 / 2, pooled.loc[high, lost]],
-        ["expected first passage from TPR low, FPR low (steps)", "h = 1 + 2/5 h + 1/5 × 1, so 3/5 h = 6/5", 2, steps[0]],
+        ["first passage from TPR low, FPR low, steps", "h = 1 + 2/5 h + 1/5 × 1, so 3/5 h = 6/5", 2, steps[0]],
         ["ever vulnerable", "3 of 4 (D never)", 3 / 4, seen.ever],
         ["first passage, mean epoch", "(20 + 10 + 10) / 3, A to C", 40 / 3, seen.entry],
         ["turned vulnerable by epoch 10", "2 of 4 not so before (B, C)", 1 / 2, turned[0]],
