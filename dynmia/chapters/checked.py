@@ -15,6 +15,7 @@ from .. import dynamics as dyn
 from ..agreement import overlap, rank_agreement
 from ..attacks import attack_scores
 from ..lira import ATTACKS, lira_scores
+from ..markov import passage
 from ..plane import LEVELS, rate_interval, vulnerability_plane
 from ..summary import METRICS, p_values, summarise
 from . import oracles
@@ -191,6 +192,7 @@ def by_hand(plane: xr.Dataset) -> pd.DataFrame:
     early, speed = dyn.early_identification(plane), 1000 * dyn.population_mean(dyn.encoding_speed(plane))
     rest = pooled.sel(source=[low, mid], target=[low, mid]).values
     steps = np.linalg.solve(np.eye(2) - rest, [1, 1])
+    seen = passage(dyn.states(plane)).sel(source="observed")
     rows = [
         ["displacement (/1000)", "C(20) = (12/40, 16/40): 1000 sqrt(0.3² + 0.4²)", 500, moved[-1]],
         ["speed to epoch 10 (/1000 per epoch)", "(0.5 + 0.8 + 0.8 + 0) / 4 / 10", 52.5, speed[0]],
@@ -203,7 +205,9 @@ def by_hand(plane: xr.Dataset) -> pd.DataFrame:
         [f"{low} → {low}", "2 of 5 (D twice)", 2 / 5, pooled.loc[low, low]],
         [f"{mid} → {high}", "1 of 1 (A)", 1, pooled.loc[mid, high]],
         [f"{high} → {lost}", "1 of 2 (C goes, B stays)", 1 / 2, pooled.loc[high, lost]],
-        ["first passage from TPR low, FPR low (steps)", "h = 1 + 2/5 h + 1/5 × 1, so 3/5 h = 6/5", 2, steps[0]],
+        ["first passage from TPR low, FPR low, steps", "h = 1 + 2/5 h + 1/5 × 1, so 3/5 h = 6/5", 2, steps[0]],
+        ["ever vulnerable", "3 of 4 (D never)", 3 / 4, seen.ever],
+        ["first passage, mean epoch", "(20 + 10 + 10) / 3, A to C", 40 / 3, seen.entry],
         ["turned vulnerable by epoch 10", "2 of 4 not so before (B, C)", 1 / 2, turned[0]],
         ["turned vulnerable by epoch 20", "1 of 2 not so before (A)", 1 / 2, turned[1]],
         ["recall at epoch 10", "finally A and B; of them B is", 1 / 2, early.recall[1]],
