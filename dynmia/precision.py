@@ -28,7 +28,9 @@ from .summary import METRICS
 from .trends import Law, fit_law
 
 SIZES = (5, 10, 20, 40, 80)
-WANTED = tuple("advantage auc displacement entropy_change speed_mean vulnerable transition_peak early_recall".split())
+WANTED = (
+    "advantage", "auc", "displacement", "entropy_change", "speed_mean", "vulnerable", "transition_peak", "early_recall",
+)  # fmt: skip
 AGREEMENT = {  # of one subset with another
     "rank": "Spearman correlation of dynamic vulnerability",
     "flip": "samples whose label 'vulnerable' differs (%)",
@@ -44,9 +46,9 @@ def measure(
 ) -> pd.DataFrame:
     """Score random subsets of the models of ``run`` anew and compare each with the whole and with its neighbour.
 
-    Each partition cuts the models, in random order, into as many disjoint subsets as there are. Samples that fewer than
-    two models of a subset did (or did not) train on cannot be scored leave-one-out and are left out of it; who that is
-    depends on the keep mask alone, not on the sample. The whole is compared on the samples that are left.
+    Each partition cuts the models, in random order, into as many disjoint subsets as there are. Samples with fewer than
+    two in- or out-models in a subset cannot be scored and are left out of it; who that is depends on the keep mask
+    alone. The whole is compared on the samples that are left.
 
     Args:
         run: a population, large against ``sizes``.
@@ -61,14 +63,11 @@ def measure(
         between the two (root mean square over samples), and noise_binomial, what independent trials would give. The
         row with all models has the metrics themselves.
     """
-    total = run.sizes["model"]
-    sizes = sorted(sizes)
+    total, sizes = run.sizes["model"], sorted(sizes)
     if not sizes or sizes[0] < LEAST or sizes[-1] >= total:
         raise UserError(f"sizes of subsets must lie from {LEAST} to below the {total} models of the run.")
     whole = _planes(run)
-    rows = {}
-    for rule, plane in whole.items():
-        rows[rule, total, 0, 0] = {"samples": plane.sizes["sample"]} | _metrics(plane)
+    rows = {(rule, total, 0, 0): {"samples": p.sizes["sample"]} | _metrics(p) for rule, p in whole.items()}
     for models in sizes:
         for partition in range(partitions or max(8, -(-48 // (total // models)))):
             before: dict[str, xr.Dataset] = {}
@@ -156,8 +155,9 @@ def precision_table(measured: pd.DataFrame) -> pd.DataFrame:
                     whole[name], middle, middle - half, middle + half, spread, error, corrected, len(errors)
                 ]  # fmt: skip
     columns = ["full", "bias", "low", "high", "spread", "error", "corrected", "subsets"]
-    index = pd.MultiIndex.from_tuples(list(rows), names=["rule", "metric", "models"])
-    return pd.DataFrame(list(rows.values()), index, columns)
+    return pd.DataFrame(
+        list(rows.values()), pd.MultiIndex.from_tuples(rows, names=["rule", "metric", "models"]), columns
+    )
 
 
 def spread_law(table: pd.DataFrame, rule: str, metric: str, leave_out: int | None = None) -> Law:

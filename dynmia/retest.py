@@ -162,7 +162,8 @@ def retest(
         seed, level: of both.
 
     Returns:
-        Index as ``LABELS``; columns value; low, high, the bootstrap over samples: for these populations;
+        Index as ``LABELS``; columns value; low, high, the bootstrap over samples: for these populations (it
+        adds noise to a coefficient of variation, so that a small one may lie below its interval);
         population_low, population_high, for coefficients of variation, where that of more such populations lies: the
         exact interval of a standard deviation of k normal values (chi-squared), the mean taken as known; noise,
         noise_low, noise_high, mean and range over the redraws; chance, of sets that share nothing but their sizes.

@@ -32,7 +32,7 @@ def bias_panels(tables: Mapping[str, pd.DataFrame], rule: str) -> Figure:
                     x, part.full + part.bias, Z * part.spread, fmt="os"[number], ms=4, capsize=2, lw=1.1, **look
                 )
             unit = METRICS[name].unit
-            axis.set(title=METRICS[name].label, ylabel=unit, xscale="log")
+            axis.set(title=METRICS[name].label.replace(" that are", "\nthat are"), ylabel=unit, xscale="log")
             axis.set_xticks(sizes := [int(size) for size in part.index.get_level_values("models")], sizes)
             axis.minorticks_off()
         for axis in axes[1]:
@@ -43,7 +43,7 @@ def bias_panels(tables: Mapping[str, pd.DataFrame], rule: str) -> Figure:
 
 def agreement_panels(measured: pd.DataFrame) -> Figure:
     """Rank agreement and changed labels over the number of models: between disjoint subsets, and with the whole."""
-    rules = measured.index.unique("rule")
+    rules, measured = measured.index.unique("rule"), measured.sort_index()
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(len(rules), 3, figsize=(10.5, 3.1 * len(rules)), sharex=True, sharey="col")
         for line, rule in zip(np.atleast_2d(axes), rules):
@@ -57,8 +57,6 @@ def agreement_panels(measured: pd.DataFrame) -> Figure:
                 axis.set(
                     title=f"{rule}", ylabel=label.replace(" of dyn", "\nof dyn").replace(" 'v", "\n'v"), xscale="log"
                 )
-                axis.label_outer(remove_inner_ticks=False)
-                axis.yaxis.get_label().set_visible(True)
                 axis.set_xticks(sizes := [int(s) for s in mean.index if s < max(mean.index)], sizes)
                 axis.minorticks_off()
         for axis in np.atleast_2d(axes)[-1]:
@@ -71,7 +69,7 @@ def required_panels(
     measured: pd.DataFrame, tables: Mapping[str, pd.DataFrame], planes: Mapping[str, xr.Dataset], rule: str
 ) -> Figure:
     """Half-width of a sample's advantage and of two metrics over the number of models, with what was measured."""
-    grid = np.geomspace(4, 1000, 60)
+    grid, measured = np.geomspace(4, 1000, 60), measured.sort_index()
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 3, figsize=(11, 3.7))
         axes[0].plot(grid, Z * np.sqrt(1 / grid), color=INK, ls=":", label="worst case, independent")
@@ -122,5 +120,5 @@ def retest_panels(found: Mapping[str, pd.DataFrame]) -> Figure:
         axes[0].axvline(CHECK, color=INK, lw=0.9, ls=":")
         axes[0].set(xlabel="coefficient of variation", xlim=(0, None))
         axes[1].set(xlabel="agreement", xlim=(-0.02, 1.02))
-        axes[1].legend(loc="lower left")
+        axes[1].legend(loc="upper left")
     return figure

@@ -120,7 +120,7 @@ def verdict(
     A bias counts as large if it is more than ``Z`` spreads: an interval over populations would miss the value of all
     models. Ranks are kept well from 0.8, in part from 0.5, poorly below.
     """
-    sentences, laws = [], held_back(tables)
+    sentences, laws, measured = [], held_back(tables), measured.sort_index()
     for rule, several in planes.items():
         for run, plane in several.items():
             name, table = f"{looks([run])[run]['label']}, `{rule}`", tables[run].loc[rule].xs(at, level="models")
