@@ -14,8 +14,10 @@ from .uncertainty import MIXED
 PREDICTORS = {  # what predicts the held-out images: its population, its name there, and the estimators made of it
     "single model": ("base", "single", ()),
     "ensemble": ("base", "ensemble", ("mi_all", "mi_out")),
+    "dropout off, one model": ("dropout", "single", ()),
+    "dropout off, ensemble": ("dropout", "ensemble", ("dropout_all", "dropout_out")),
     "MC dropout": ("dropout", "mc", ("mc_mi",)),
-    "MC-dropout ensemble": ("dropout", "mc_ensemble", ("dropout_all", "dropout_out")),
+    "MC-dropout ensemble": ("dropout", "mc_ensemble", ()),
     "deep ensemble": ("deep", "ensemble", ("deep_mi",)),
 }
 
