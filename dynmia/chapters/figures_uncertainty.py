@@ -17,7 +17,7 @@ from .uncertainty import ESTIMATORS
 
 COLOURS = {
     "single model": "#999999", "ensemble": "#D55E00", "MC dropout": "#56B4E9", "MC-dropout ensemble": "#0072B2",
-    "deep ensemble": "#009E73",
+    "deep ensemble": "#009E73", "dropout off, one model": "#E69F00", "dropout off, ensemble": "#CC79A7",
 }  # fmt: skip
 LINES = {
     "mi_all": "#E69F00", "mi_out": "#D55E00", "variance_out": "#CC79A7", "mc_mi": "#56B4E9", "dropout_out": "#0072B2",
