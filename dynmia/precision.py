@@ -7,7 +7,6 @@ python -m dynmia.precision    # writes data/precision.csv anew
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterable, Iterator
 
@@ -42,7 +41,7 @@ INDEX = ["run", "rule", "models", "partition", "subset"]
 
 
 def measure(
-    run: xr.Dataset, sizes: Iterable[int] = SIZES, *, partitions: int | None = None, seed: int = 0
+    run: xr.Dataset, sizes: Iterable[int] = SIZES, partitions: int | None = None, seed: int = 0
 ) -> pd.DataFrame:
     """Score random subsets of the models of ``run`` anew and compare each with the whole and with its neighbour.
 
@@ -240,12 +239,10 @@ def main() -> None:
     """Write ``data/precision.csv`` from the released populations of chapter 14."""
     runs = released("14")
     table = pd.concat({name: measure(run) for name, run in runs.items()}, names=INDEX[:1])
-    text = io.StringIO()
-    versions = f"numpy {np.__version__}, xarray {xr.__version__}"
     hashes = ", ".join(f"{name} {run.attrs['sha256'][:12]}" for name, run in runs.items())
-    text.write(f"# made by: python -m dynmia.precision; seed 0; {hashes}; {versions}\n")
-    table.to_csv(text, float_format="%.5g")
-    write_atomic(project_root() / "data" / "precision.csv", text.getvalue().encode())
+    made = f"# made by: python -m dynmia.precision; seed 0; {hashes}; numpy {np.__version__}, xarray {xr.__version__}\n"
+    text = made + table.to_csv(float_format="%.5g")
+    write_atomic(project_root() / "data" / "precision.csv", text.encode())
 
 
 if __name__ == "__main__":

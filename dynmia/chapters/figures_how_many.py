@@ -55,7 +55,9 @@ def agreement_panels(measured: pd.DataFrame) -> Figure:
                         style = {"color": look["color"], "ls": ls, "label": f"{look['label']}, {word}"}
                         axis.plot(values.index, values, marker="o", ms=4, mfc=None if ls == "-" else "w", **style)
                 axis.set(
-                    title=f"{rule}", ylabel=label.replace(" of dyn", "\nof dyn").replace(" 'v", "\n'v"), xscale="log"
+                    title=f"{rule}",
+                    ylabel=label.replace(" of dyn", "\nof dyn").replace(" 'v", "\n'v").replace(" that", "\nthat"),
+                    xscale="log",
                 )
                 axis.set_xticks(sizes := [int(s) for s in mean.index if s < max(mean.index)], sizes)
                 axis.minorticks_off()

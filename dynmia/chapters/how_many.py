@@ -144,11 +144,13 @@ def verdict(
                 f"{name}: a sample's advantage varies {deff:.1f} times as much between disjoint sets as independent "
                 f"trials would (N = {size}), so a half-width of {width:g} takes {needed} models instead of {alone}."
             )
-    ends = laws.xs(max(laws.index.get_level_values("models")), level="models")
+    ends = laws.xs(size := max(laws.index.get_level_values("models")), level="models")
+    least = np.sqrt(1 - size / max(measured.index.get_level_values("models")))
     sentences.append(
-        f"The power laws, fitted on smaller subsets alone, hold the spread at the largest size within their prediction "
-        f"interval for {int(ends.inside.sum())} of {len(ends)} metrics; median ratio of measured to foretold "
-        f"{ends.ratio.median():.2f} (range {ends.ratio.min():.2f} to {ends.ratio.max():.2f})."
+        f"The power laws, fitted on smaller subsets alone, hold the spread at N = {size} within their prediction "
+        f"interval for {int(ends.inside.sum())} of {len(ends)} metrics; the median ratio of measured to foretold is "
+        f"{ends.ratio.median():.2f} with the finite-population correction, which can be too large, and "
+        f"{least * ends.ratio.median():.2f} without, which is too small."
     )
     return sentences
 
