@@ -168,7 +168,7 @@ def test_calibrations_pairs_and_figures(populations):
     found = calibrated.pairs(errors, correlations(0.3))
     assert found.index[found.mixed].tolist() == ["mi_all", "dropout_all"]
     assert found.loc["deep_mi", "ece"] == pytest.approx(dynmia.reliability.expected_calibration_error(p, right, 10))
-    assert len(figures_uncertainty.diagrams(recorded, 10).axes) == 5
+    assert len(figures_uncertainty.diagrams(recorded, 10).axes) == len(calibrated.PREDICTORS)
     assert len(figures_uncertainty.calibration_and_correlation(errors, found).axes) == 2
 
 
