@@ -2,21 +2,25 @@
 
 At a checkpoint a sample's c in-models have mean m and within-sample variance v. Leave-one-out LiRA scores target
 x = m + d against the mean of the others, m - d / (c - 1), so x lies d c / (c - 1) from it, and the score is a quadratic
-in d. Whatever v is, d given m is N(0, v (1 - 1/c)): the probability that the target is flagged, given the two means,
-has a closed form. By Rao and Blackwell it has the expectation of the count and never more variance.
+in d. For a v pooled over many samples, d given m is N(0, v (1 - 1/c)), and the probability that the target is flagged,
+given the sample's means, has a closed form. If v is of the sample alone, with sum of squares M2, the share
+d^2 c / ((c - 1) M2) is Beta(1/2, (c - 2)/2) given m and M2, and a quadrature over it does. By Rao and Blackwell either
+has the expectation of the count and never more variance, if phi is normal.
 """
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import xarray as xr
-from scipy.stats import norm
+from scipy.stats import beta, norm
 
 from .errors import UserError, choose
 from .lira import FLOOR, centred, flagged_share
 
 ESTIMATES = {
-    "rao-blackwell": "expectation of the leave-one-out count, given the two means of the sample",
+    "rao-blackwell": "expectation of the leave-one-out count, given the sample's means (and variances)",
     "plug-in": "both distributions as fitted to all models, taken to be the truth",
     "shrunken": "plug-in, with the separation of the means shrunk towards its mean over samples",
 }
@@ -27,9 +31,9 @@ def smooth(
 ) -> xr.Dataset:
     """``plane`` with tpr, fpr and advantage computed from fitted normal distributions instead of counts.
 
-    Assumes that phi is normal over models, with the variance that the attack itself uses (pooled over samples, or per
-    sample), taken as known; and the plane's own thresholds, taken as given. What rests on pairs of models and samples,
-    AUC and TPR at a pooled FPR, stays as it is. The silhouette takes memory n^2: rates no longer tie.
+    Assumes that phi is normal over models, with one variance a side if the attack pools it (its error is neglected) or
+    one for each sample if the attack does so; and takes the plane's own thresholds as given. What rests on pairs of
+    models and samples, AUC and TPR at a pooled FPR, stays as it is. The silhouette takes memory n^2: no rates tie.
 
     Args:
         plane: of the online attack with centre ``mean`` (:func:`dynmia.plane.vulnerability_plane`).
@@ -56,7 +60,10 @@ def smooth(
     for t, threshold in enumerate(plane.threshold.values):
         phi = np.asarray(run.phi.values[t], np.float64)
         inside, outside = (_moments(phi, side, per_sample) for side in (mask, ~mask))
-        rates[:, t] = _rates(inside, outside, float(threshold), estimate)
+        if estimate == "rao-blackwell" and per_sample:
+            rates[:, t] = _expected(inside, outside, 1, threshold), _expected(outside, inside, -1, threshold)
+        else:
+            rates[:, t] = _rates(inside, outside, float(threshold), estimate)
     smoothed = plane.drop_vars(["tp", "fp"]).assign(
         {name: (("epoch", "sample"), rate) for name, rate in zip(("tpr", "fpr"), rates)}
     )
@@ -88,3 +95,26 @@ def _rates(inside: tuple, outside: tuple, threshold: float, estimate: str) -> li
         mu_in = mu_out + middle + between / (between + error) * (apart - middle)
     tails = norm(mu_in, sd_in).sf, norm(mu_out, sd_out).sf
     return flagged_share(mu_in, sd_in, mu_out, sd_out, *tails)(threshold)
+
+
+def _expected(own: tuple, other: tuple, sign: int, threshold: float) -> np.ndarray:
+    """Rate of the ``own`` side of each sample given both means and variances of its own; ``sign`` is 1 for members."""
+    (count, mu, sd), (_, mu_other, sd_other) = own, other
+    counts, where = np.unique(count, return_inverse=True)
+    share = np.stack([_quantiles(int(c)) for c in counts], 1)[
+        :, where
+    ]  # of the sum of squares, taken out by the target
+    variance = np.maximum(sd**2 * (count - 1) * (1 - share) / (count - 2), FLOOR)
+    size = sd * (count - 1) * np.sqrt(share / count)
+    rate = np.zeros(len(mu))
+    for d in (-size, size):
+        away = (d * count / (count - 1)) ** 2 / variance + np.log(variance)
+        score = 0.5 * sign * (((mu + d - mu_other) / sd_other) ** 2 + 2 * np.log(sd_other) - away)
+        rate += (score > threshold).mean(0) / 2
+    return rate
+
+
+@cache  # every sample with that count needs them, at every checkpoint
+def _quantiles(count: int, nodes: int = 200) -> np.ndarray:
+    """Of Beta(1/2, (count - 2)/2): midpoints of equal probability."""
+    return beta.ppf((np.arange(nodes) + 0.5) / nodes, 0.5, (count - 2) / 2)

@@ -9,7 +9,7 @@ from dynmia import dynamics as dyn
 from dynmia.errors import UserError
 from dynmia.plane import vulnerability_plane
 from dynmia.simulate import Simulator
-from dynmia.smooth import ESTIMATES, _rates, smooth
+from dynmia.smooth import ESTIMATES, _expected, _rates, smooth
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.5, -0.7])
@@ -31,13 +31,31 @@ def test_given_the_means_it_is_the_expected_leave_one_out_count(threshold, sprea
     np.testing.assert_allclose(np.ravel(_rates(*sides, threshold, "rao-blackwell")), flagged, atol=0.015)
 
 
+@pytest.mark.parametrize("threshold", [0.0, 1.5])
+@pytest.mark.parametrize("count", [3, 9])
+def test_given_means_and_variances_it_is_the_expected_leave_one_out_count(threshold, count):
+    rng, (mean, spread), other = np.random.default_rng(2), (1.4, 0.8), (0.2, 1.1)
+    group = rng.standard_normal((count, 40_000))
+    group = mean + spread * (group - group.mean(0)) / group.std(0, ddof=1)  # all with just this mean and variance
+    x, rest = group[0], group[1:]
+    logs = [
+        -0.5 * ((x - m) ** 2 / v + np.log(v))
+        for m, v in ((rest.mean(0), rest.var(0, ddof=1)), (other[0], other[1] ** 2))
+    ]
+    sides = [(np.array([c]), np.array([m]), np.array([s])) for c, m, s in ((count, mean, spread), (12, *other))]
+    for sign in (1, -1):
+        flagged = (sign * (logs[0] - logs[1]) > threshold).mean()
+        assert _expected(*sides, sign, threshold) == pytest.approx(flagged, abs=0.012)
+
+
+@pytest.mark.parametrize("variance", ["pooled", "per-sample"])
 @pytest.mark.parametrize("rule", ["fpr@0.05", "bayes"])
-def test_it_has_the_mean_of_the_counts_and_less_variance(rule):
+def test_it_has_the_mean_of_the_counts_and_less_variance(rule, variance):
     simulator = Simulator(samples=60, checkpoints=2)
     counted, smoothed = [], []
     for seed in range(150):
         run = simulator.run(12, seed)
-        plane = vulnerability_plane(run, rule)
+        plane = vulnerability_plane(run, rule, variance=variance)
         counted.append(plane.advantage)
         smoothed.append(smooth(plane, run).advantage)
     counted, smoothed = (np.stack(part)[:, 1:] for part in (counted, smoothed))

@@ -68,7 +68,7 @@ def made_up(ratios, shift):
 )
 def test_the_recommendation_follows_its_rule(ratios, shift, best):
     errors = made_up(ratios, shift)
-    assert smoothing.recommended(smoothing.judge(errors)) == best
+    assert smoothing.recommended(smoothing.judge(errors)) == {20: best}
     assert best in smoothing.verdict(errors)[0]
 
 
@@ -83,5 +83,7 @@ def test_the_released_errors_are_complete():
     errors = smoothing.table()
     assert not errors.index.has_duplicates
     cases = {(name, n) for name in smoothing.SCENARIOS for n in smoothing.POPULATIONS}
-    assert set(errors.index.droplevel([2, 3, 4, 5, 6])) == cases | {(name, smoothing.GROUP) for name in smoothing.REAL}
+    assert set(errors.index.droplevel([2, 3, 4, 5, 6])) == cases | {
+        (name, n) for name in smoothing.REAL for n in smoothing.GROUPS
+    }
     assert list(errors.columns) == smoothing.COLUMNS
