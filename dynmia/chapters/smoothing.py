@@ -173,13 +173,13 @@ def verdict(errors: pd.DataFrame) -> list[str]:
         for name in dict.fromkeys(best.values())
     )
     sentences = [f"Recommended by the rule below: {told}."]
-    for (name, rule), part in judged.groupby(["estimate", "rule"], sort=False):
-        parts = [
-            f"{row.lower} of {row.cases} at N = {n} (ratio {row.best:.2f} to {row.worst:.2f}, no-signal shift "
-            f"{1000 * row['shift'] + 0.0:.0f})"
-            for (n, _, _), row in part.iterrows()
-        ]
-        sentences.append(f"{name}, `{rule}`: a lower error than counts in {'; '.join(parts)}.")
+    for name, part in judged.groupby("estimate", sort=False):
+        won = [f"{of.lower.sum()} of {of.cases.sum()} cases under `{rule}`" for rule, of in part.groupby("rule")]
+        far = part["shift"].abs().idxmax()
+        sentences.append(
+            f"{name}: a lower error than counts in {' and '.join(won)}; its largest shift without a signal is "
+            f"{1000 * part['shift'][far]:.0f} thousandths of advantage (N = {far[0]}, `{far[1]}`)."
+        )
     name = best.get(GROUP, COUNTS)
     for rule in errors.index.unique("rule") if name != COUNTS else ():
         part = errors.xs((rule, "population", name), level=["rule", "of", "estimate"])
@@ -232,7 +232,7 @@ def _table(rows: Mapping[tuple, list[float]]) -> pd.DataFrame:
 
 
 def make(scenarios: Iterable[str] = SCENARIOS, real: Iterable[str] = REAL) -> pd.DataFrame:
-    """All errors: every scenario at every N, and the real populations; two minutes on one core."""
+    """Measure every scenario at every N, and the real populations: two minutes on one core."""
     parts = [simulated(name, n, many) for name in scenarios for n, many in POPULATIONS.items()]
     parts += [measured(name, open_run(resolve(f"data/{name}.nc")), size=size) for name in real for size in GROUPS]
     return pd.concat(parts)
