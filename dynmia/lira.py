@@ -11,6 +11,8 @@ variance, and the pooled variance comes from within-sample residuals, so the spr
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.stats import norm
 
@@ -78,7 +80,7 @@ def leave_one_out(
     Returns:
         centre (N, n), and variance (N, n) or, as given, (N, 1).
     """
-    count, mean, d = _centred(phi, mask, 3 if variance is None else 2)
+    count, mean, d = centred(phi, mask, 3 if variance is None else 2)
     if variance is None:
         square = d * d
         left = square.sum(0) - square * (count / (count - 1))  # M2 without what the target takes out of it
@@ -87,7 +89,49 @@ def leave_one_out(
     return mu, np.maximum(variance, FLOOR)
 
 
-def _centred(phi: np.ndarray, mask: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def flagged_share(
+    mu_in: np.ndarray,
+    sd_in: np.ndarray | float,
+    mu_out: np.ndarray,
+    sd_out: np.ndarray | float,
+    *survival: Callable[[np.ndarray], np.ndarray],
+) -> Callable[[float | np.ndarray], list[np.ndarray]]:
+    """Shares of phi whose score log N(phi; in) - log N(phi; out) exceeds a threshold, by each survival function.
+
+    The score is a quadratic in phi, so what is flagged is an interval, its complement, or a half-line.
+
+    Args:
+        mu_in, sd_in, mu_out, sd_out: of the normal densities of the score, of one broadcastable shape.
+        survival: functions x -> P(phi > x) of that shape.
+
+    Returns:
+        A function of the threshold, with one array for each survival function.
+    """
+    a = 0.5 * (1 / sd_out**2 - 1 / sd_in**2)
+    b = mu_in / sd_in**2 - mu_out / sd_out**2
+    c = 0.5 * (mu_out**2 / sd_out**2 - mu_in**2 / sd_in**2) + np.log(sd_out / sd_in)
+    a, b, c = np.broadcast_arrays(np.asarray(a, float), b, c)
+    line = np.abs(a) < 1e-9  # equal spreads: the score is a straight line
+
+    def shares(threshold: float | np.ndarray) -> list[np.ndarray]:
+        inner = b**2 - 4 * a * (c - threshold)
+        root = np.sqrt(np.maximum(inner, 0))
+        safe = np.where(line, 1.0, a)
+        ends = np.sort(np.stack([(-b - root) / (2 * safe), (-b + root) / (2 * safe)]), axis=0)
+        cut = (threshold - c) / np.where(line & (b != 0), b, 1.0)
+        found = []
+        for sf in survival:
+            between = sf(ends[0]) - sf(ends[1])
+            curved = np.where(a < 0, np.where(inner > 0, between, 0.0), np.where(inner > 0, 1 - between, 1.0))
+            straight = np.where(b > 0, sf(cut), 1 - sf(cut))
+            straight = np.where(b == 0, (c > threshold).astype(float), straight)
+            found.append(np.where(line, straight, curved))
+        return found
+
+    return shares
+
+
+def centred(phi: np.ndarray, mask: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Count (n,), mean (n,) and deviations (N, n) of the models in ``mask``; deviations are zero elsewhere."""
     count = mask.sum(0)
     if count.min() < least:
@@ -103,7 +147,7 @@ def _pooled_variance(phi: np.ndarray, mask: np.ndarray, blocks: list[slice]) -> 
     """Within-sample variance of the models in ``mask`` over all samples, for each target without it, (N, 1)."""
     total, freedom = np.zeros(len(phi)), np.zeros(len(phi))
     for block in blocks:
-        count, _, d = _centred(np.asarray(phi[:, block], np.float64), mask[:, block], 2)
+        count, _, d = centred(np.asarray(phi[:, block], np.float64), mask[:, block], 2)
         square = d * d
         total += square.sum() - square @ (count / (count - 1))  # M2 less what the target takes out of it
         freedom += (count - 1).sum() - mask[:, block].sum(1)

@@ -13,7 +13,6 @@ log-uniform between a tenth and all of training. The noise has mean 0 and varian
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,6 +21,7 @@ import xarray as xr
 from scipy import optimize, stats
 
 from .errors import UserError, choose
+from .lira import flagged_share
 from .plane import parse_rule
 from .pool import draw_keep
 from .study import FORMAT, Study
@@ -131,45 +131,3 @@ class Simulator:
             {"title": "simulated", "rule": rule},
         )
         return plane.assign(advantage=plane.tpr - plane.fpr)
-
-
-def flagged_share(
-    mu_in: np.ndarray,
-    sd_in: np.ndarray | float,
-    mu_out: np.ndarray,
-    sd_out: np.ndarray | float,
-    *survival: Callable[[np.ndarray], np.ndarray],
-) -> Callable[[float], list[np.ndarray]]:
-    """Shares of phi whose score log N(phi; in) - log N(phi; out) exceeds a threshold, by each survival function.
-
-    The score is a quadratic in phi, so what is flagged is an interval, its complement, or a half-line.
-
-    Args:
-        mu_in, sd_in, mu_out, sd_out: of the normal densities of the score, of one broadcastable shape.
-        survival: functions x -> P(phi > x) of that shape.
-
-    Returns:
-        A function of the threshold, with one array for each survival function.
-    """
-    a = 0.5 * (1 / sd_out**2 - 1 / sd_in**2)
-    b = mu_in / sd_in**2 - mu_out / sd_out**2
-    c = 0.5 * (mu_out**2 / sd_out**2 - mu_in**2 / sd_in**2) + np.log(sd_out / sd_in)
-    a, b, c = np.broadcast_arrays(np.asarray(a, float), b, c)
-    line = np.abs(a) < 1e-9  # equal spreads: the score is a straight line
-
-    def shares(threshold: float) -> list[np.ndarray]:
-        inner = b**2 - 4 * a * (c - threshold)
-        root = np.sqrt(np.maximum(inner, 0))
-        safe = np.where(line, 1.0, a)
-        ends = np.sort(np.stack([(-b - root) / (2 * safe), (-b + root) / (2 * safe)]), axis=0)
-        cut = (threshold - c) / np.where(line & (b != 0), b, 1.0)
-        found = []
-        for sf in survival:
-            between = sf(ends[0]) - sf(ends[1])
-            curved = np.where(a < 0, np.where(inner > 0, between, 0.0), np.where(inner > 0, 1 - between, 1.0))
-            straight = np.where(b > 0, sf(cut), 1 - sf(cut))
-            straight = np.where(b == 0, (c > threshold).astype(float), straight)
-            found.append(np.where(line, straight, curved))
-        return found
-
-    return shares
