@@ -206,12 +206,15 @@ def quantiles(drawn: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
 
 
 def p_values(value: pd.Series, drawn: pd.DataFrame) -> pd.Series:
-    """Two-sided permutation p-value of each metric (Phipson and Smyth 2010, eq. 2).
+    """Two-sided permutation p-value of each metric (Phipson and Smyth 2010, eq. 2); NaN where ``value`` is.
 
-    The share of draws, the population itself counted as one, at least as far from the draws' mean as ``value``.
+    The share of populations, the draws and the one that was measured, at least as far from the mean of them all as
+    ``value``. All enter alike, so where there is no signal P(p <= a) is at most a, and a up to 1 / (draws + 1) if
+    no two are equally far.
     """
-    far = (drawn - drawn.mean()).abs() >= (value - drawn.mean()).abs() - 1e-12
-    return (1 + far.where(drawn.notna()).sum()) / (1 + drawn.notna().sum())
+    both = pd.concat([drawn, value.astype(float).to_frame().T], ignore_index=True)
+    far = (both - both.mean()).abs()
+    return ((far >= far.iloc[-1] - 1e-12).sum() / both.notna().sum()).where(value.notna())
 
 
 def null_planes(
