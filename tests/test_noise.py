@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from dynmia import noise
+from dynmia import campaign, noise
 from dynmia.chapters import nosignal
 from dynmia.dynamics import spatial_entropy
 from dynmia.plane import vulnerability_planes
@@ -140,6 +140,20 @@ def test_explained_shares_by_hand():
 ])  # fmt: skip
 def test_findings_follow_their_rule(row, words):
     assert nosignal._finding(pd.Series(row, ["value", "low", "high", "attainable"])) == words
+
+
+def test_the_verdict_names_what_is_out_of_bounds():
+    tables = {rule: campaign.figures(rule=rule) for rule in noise.RULES}
+    bias = noise.read("null-bias", ["variance", "design", "models", "rule", "metric"])
+    index = pd.MultiIndex.from_product([noise.RULES, noise.CHEAP], names=["rule", "metric"])
+    rates = pd.DataFrame({"value": 5.0, "low": 4.5, "high": 5.5, "attainable": 5.0, "defined": 100}, index)
+    assert any("all lie within 4 to 6 %" in line for line in nosignal.verdict(tables, bias, rates))
+    rates.loc[("bayes", "auc"), ["value", "low", "high"]] = 7, 6.5, 7.5
+    rates.loc[("bayes", "recall_epoch"), ["value", "low", "high", "attainable"]] = 1, 0.5, 1.5, 1
+    last = nosignal.verdict(tables, bias, rates)[-2:]
+    assert "5.0 to 7.0 % at 5 % for the 31 continuous" in last[0]
+    assert "outside 4 to 6 %: attack AUC at the end (`bayes`, 7.0 [6.5, 7.5] %)" in last[0]
+    assert last[1].startswith("1 figures are discrete")
 
 
 def test_the_released_calibration_keeps_its_level():

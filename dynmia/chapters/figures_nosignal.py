@@ -29,12 +29,12 @@ def share_map(tables: Mapping[str, pd.DataFrame], level: float = LEVEL) -> Figur
         for axis, (rule, table) in zip(axes.flat, tables.items()):
             share = explained(table).value.unstack("run", sort=False)
             p = table.p.unstack("run", sort=False)
-            image = axis.imshow(share.abs(), cmap="cividis_r", vmin=0, vmax=100, aspect="auto")
+            image = axis.imshow(share.abs(), cmap="Blues", vmin=0, vmax=100, aspect="auto")
             for row, column in np.ndindex(share.shape):
                 value = share.iat[row, column]
                 if np.isfinite(value):
-                    dark = abs(value) > 55
-                    text = f"{value:.0f}" if abs(value) < 1000 else "≫"
+                    dark = abs(value) > 60
+                    text = f"{round(value)}" if abs(value) < 1000 else "≫"
                     axis.text(column, row, text, ha="center", va="center", fontsize=6, color="w" if dark else "k")
                 if not p.iat[row, column] <= level:
                     box = (column - 0.44, row - 0.44), 0.88, 0.88
@@ -64,7 +64,7 @@ def bias_figure(bias: pd.DataFrame, rules: Sequence[str]) -> Figure:
                         exact = [1000 * (tpr - fpr) for tpr, fpr in rates]
                         axis.plot(at, exact, color=INK, ls="", marker="_", ms=14, zorder=5)
                 axis.set_xscale("log", base=2)
-                axis.set_xticks(part.index, part.index)
+                axis.set_xticks(2 ** np.arange(3, 8), 2 ** np.arange(3, 8))
                 axis.minorticks_off()
                 axis.set(title=rule, ylabel=label, xlabel="shadow models N")
         axes[0, -1].legend(title="variance, design", title_fontsize=8)

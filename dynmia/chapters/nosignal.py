@@ -42,9 +42,18 @@ def not_distinguishable(tables: Mapping[str, pd.DataFrame], level: float = LEVEL
         share = explained(table).value
         for name, part in table.groupby(level="metric", sort=False):
             one, open_ = share.xs(name, level="metric"), part[~(part.p <= level)].index.get_level_values("run")
-            runs = "all" if len(open_) == len(part) else ", ".join(open_) or "none"
-            middle = f"{one.median():.0f} ({one.min():.0f} to {one.max():.0f})" if one.notna().any() else "–"
-            lines.append([METRICS[name].label, rule, middle, f"{len(open_)} of {len(part)}", runs])
+            told = part.index.get_level_values("run").difference(open_, sort=False)
+            runs = ", ".join(open_) if len(open_) <= len(told) else "all but " * bool(len(told)) + ", ".join(told)
+            middle = "{} ({} to {})".format(*map(round, (one.median(), one.min(), one.max()))) if one.any() else "–"
+            lines.append(
+                [
+                    METRICS[name].label,
+                    rule,
+                    middle,
+                    f"{len(open_)} of {len(part)}",
+                    runs or ("all" if len(open_) else "none"),
+                ]
+            )
     columns = ["metric", "rule", "explained (%), median (range)", "not distinguishable in", "these runs"]
     return pd.DataFrame(lines, columns=columns).set_index(["metric", "rule"])
 
@@ -98,11 +107,8 @@ def verdict(tables: Mapping[str, pd.DataFrame], bias: pd.DataFrame, rates: pd.Da
     """
     sentences = []
     for rule, table in tables.items():
-        share, runs = explained(table).value.abs(), table.index.unique("run")
-        effects = {
-            METRICS[name].label: share.xs(name, level="metric").median()
-            for name in ("advantage", "displacement", "entropy_change", "vulnerable", "speed_mean")
-        }
+        runs = table.index.unique("run")
+        share = explained(table).value.abs().groupby(level="metric", sort=False).median().dropna()
         sure = [
             METRICS[name].label for name, part in table.groupby(level="metric", sort=False) if (part.p <= LEVEL).all()
         ]
@@ -110,12 +116,17 @@ def verdict(tables: Mapping[str, pd.DataFrame], bias: pd.DataFrame, rates: pd.Da
         sentences.append(
             f"`{rule}`: {len(table) - open_} of {len(table)} figures of {len(runs)} runs are told from noise "
             f"(p ≤ {LEVEL:g}); in every run {len(sure)} of {table.index.unique('metric').size} metrics are: "
-            f"{', '.join(sure) or 'none'}."
+            f"{'; '.join(sure) or 'none'}."
         )
+        groups = {"below": share[share < 10], "from": share[share.between(10, 50)], "above": share[share > 50]}
+        words = {
+            side: "; ".join(f"{METRICS[name].label} ({value:.0f})" for name, value in part.items()) or "none"
+            for side, part in groups.items()
+        }
         sentences.append(
-            f"`{rule}`: in the median run the no-signal mean is "
-            + ", ".join(f"{value:.1f} % of the {label}" for label, value in effects.items())
-            + ". What is large there has to be read against its no-signal level and not against 0."
+            f"`{rule}`: size of the no-signal mean, as a share (%) of the figure in the median run. Below 10 %, to be "
+            f"read as they stand: {words['below']}. From 10 to 50 %: {words['from']}. Above 50 %, to be read against the "
+            f"no-signal level only: {words['above']}."
         )
     for rule in tables:
         row = bias.loc["pooled", "bernoulli", models, rule, "dynamic"]
