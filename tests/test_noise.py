@@ -133,7 +133,7 @@ def test_explained_shares_by_hand():
 
 @pytest.mark.parametrize(("row", "words"), [
     ([5.2, 4.5, 5.9, 5.0], "keeps its level"),
-    ([6.1, 4.9, 7.3, 5.0], "outside 4 to 6 %, as chance allows"),
+    ([6.1, 4.9, 7.3, 5.0], "outside 4 to 6 %, within three standard errors of 5 %"),
     ([9.0, 8.0, 10.0, 5.0], "outside 4 to 6 %, a fault"),
     ([1.0, 0.5, 1.5, 1.1], "discrete: the test is conservative"),
     ([7.0, 6.0, 8.0, 1.1], "discrete, yet rejects too often"),
@@ -152,7 +152,7 @@ def test_the_verdict_names_what_is_out_of_bounds():
     rates.loc[("bayes", "recall_epoch"), ["value", "low", "high", "attainable"]] = 1, 0.5, 1.5, 1
     last = nosignal.verdict(tables, bias, rates)[-2:]
     assert "5.0 to 7.0 % at 5 % for the 31 continuous" in last[0]
-    assert "outside 4 to 6 %: attack AUC at the end (`bayes`, 7.0 [6.5, 7.5] %)" in last[0]
+    assert "outside 4 to 6 %: attack AUC at the end (`bayes`, 7.0 [6.5, 7.5] %: a fault)" in last[0]
     assert last[1].startswith("1 figures are discrete")
 
 

@@ -74,7 +74,7 @@ def bias_table(bias: pd.DataFrame, rules: Sequence[str]) -> pd.DataFrame:
 def level_table(rates: pd.DataFrame) -> pd.DataFrame:
     """The rejection rates as they are printed, and whether each is where it has to be."""
     shown = rates.copy()
-    shown["rate"] = [_cell(row) if row.defined else "–" for _, row in rates.iterrows()]
+    shown["rate"] = [_rate(row) if row.defined else "–" for _, row in rates.iterrows()]
     shown["allowed"] = [f"{value:.1f}" if np.isfinite(value) else "–" for value in rates.attainable]
     shown["finding"] = [_finding(row) for _, row in rates.iterrows()]
     shown.index = pd.MultiIndex.from_tuples(
@@ -88,13 +88,18 @@ def _cell(row: pd.Series, digits: int = 1) -> str:
     return cell(row.value, row.low, row.high, digits)
 
 
+def _rate(row: pd.Series) -> str:
+    return f"{row.value:.1f} [{row.low:.1f}, {row.high:.1f}]"  # the bounds of 4 and 6 % ask for one decimal
+
+
 def _finding(row: pd.Series) -> str:
     """What the rejection rate of one metric says, by the rule that the page states."""
     if not row.attainable >= DISCRETE:
         return "discrete: the test is conservative" if not row.low > 100 * LEVEL else "discrete, yet rejects too often"
     if WITHIN[0] <= row.value <= WITHIN[1]:
         return "keeps its level"
-    return "outside 4 to 6 %, " + ("as chance allows" if row.low <= 100 * LEVEL <= row.high else "a fault")
+    chance = abs(row.value - row.attainable) <= 3 / 1.96 * (row.high - row.low) / 2
+    return "outside 4 to 6 %, " + ("within three standard errors of 5 %" if chance else "a fault")
 
 
 def verdict(tables: Mapping[str, pd.DataFrame], bias: pd.DataFrame, rates: pd.DataFrame, models: int = 20) -> list[str]:
@@ -125,8 +130,8 @@ def verdict(tables: Mapping[str, pd.DataFrame], bias: pd.DataFrame, rates: pd.Da
         }
         sentences.append(
             f"`{rule}`: size of the no-signal mean, as a share (%) of the figure in the median run. Below 10 %, to be "
-            f"read as they stand: {words['below']}. From 10 to 50 %: {words['from']}. Above 50 %, to be read against the "
-            f"no-signal level only: {words['above']}."
+            f"read as they stand: {words['below']}. From 10 to 50 %: {words['from']}. Above 50 %, to be read against "
+            f"the no-signal level only: {words['above']}."
         )
     for rule in tables:
         row = bias.loc["pooled", "bernoulli", models, rule, "dynamic"]
@@ -143,11 +148,18 @@ def verdict(tables: Mapping[str, pd.DataFrame], bias: pd.DataFrame, rates: pd.Da
         )
     held = rates[rates.attainable >= DISCRETE]
     good = held.value.between(*WITHIN)
-    words = [f"{METRICS[name].label} (`{rule}`, {_cell(row)} %)" for (rule, name), row in held[~good].iterrows()]
+    outside = [
+        f"{METRICS[name].label} (`{rule}`, {_rate(row)} %: {_finding(row).split(', ')[1]})"
+        for (rule, name), row in held[~good].iterrows()
+    ]
     sentences.append(
         f"On noise the test rejects {held.value.min():.1f} to {held.value.max():.1f} % at 5 % for the {len(held)} "
         f"continuous figures (Monte-Carlo intervals of about ± {((held.high - held.low) / 2).median():.1f} points); "
-        + (f"outside {WITHIN[0]:g} to {WITHIN[1]:g} %: {', '.join(words)}." if words else "all lie within 4 to 6 %.")
+        + (
+            f"outside {WITHIN[0]:g} to {WITHIN[1]:g} %: {'; '.join(outside)}."
+            if outside
+            else "all lie within 4 to 6 %."
+        )
     )
     discrete = rates[~(rates.attainable >= DISCRETE)]
     above = int((discrete.low > 100 * LEVEL).sum())
