@@ -208,8 +208,7 @@ def figures(folder: str | os.PathLike[str] = "data", rule: str = "fpr@0.01") -> 
 
     Returns:
         Index (run, metric); columns label, unit, value, low, high (95 % bootstrap interval over samples), null_value,
-        null_low, null_high (the no-signal level) and p, the share of no-signal populations that lie as far from their
-        mean as the run does, two-sided, counting the run itself.
+        null_low, null_high (the no-signal level) and p, from :func:`dynmia.summary.p_values`.
     """
     path = resolve(folder) / "figures.csv"
     if not path.exists():

@@ -113,9 +113,19 @@ def test_the_released_list_and_the_released_runs_agree():
 
 
 def test_p_values_by_hand():
-    drawn = pd.DataFrame({"a": [0.0, 1.0, 2.0, 3.0, 4.0], "b": [np.nan, 1.0, 1.0, 2.0, 0.0]})
-    p = p_values(pd.Series({"a": 4.0, "b": 9.0}), drawn)
-    assert p["a"] == pytest.approx(3 / 6)  # 0 and 4 lie as far from the mean of all, 14 / 6, as 4 does
+    five = [0.0, 1.0, 2.0, 3.0, 4.0]
+    drawn = pd.DataFrame({"a": five, "b": [np.nan, 1.0, 1.0, 2.0, 0.0], "c": five, "d": five})
+    p = p_values(pd.Series({"a": 4.0, "b": 9.0, "c": 5.0, "d": np.nan}), drawn)
+    assert p["a"] == pytest.approx(3 / 6)  # from 7/3, 0 is further than 4, and the other 4 as far
     assert p["b"] == pytest.approx(1 / 5)
+    assert p["c"] == pytest.approx(2 / 6)  # the mean of all is 2.5: 0 is as far as 5
+    assert np.isnan(p["d"])
     table = quantiles(drawn)
     assert (table.low["a"], table.high["a"], table.value["a"]) == (0, 4, 2)
+
+
+def test_p_values_are_exact():
+    # whichever of 40 skewed values is the measured one: without a signal each p is as likely as any other
+    values = np.random.default_rng(0).exponential(size=40)
+    one = [p_values(pd.Series({"a": values[k]}), pd.DataFrame({"a": np.delete(values, k)}))["a"] for k in range(40)]
+    np.testing.assert_allclose(sorted(one), np.arange(1, 41) / 40)
