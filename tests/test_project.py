@@ -115,8 +115,9 @@ def test_layers_import_downwards_only():
     order = [
         "errors", "study", "data", "pool", "complexity", "models", "optim", "signals", "record", "step", "store",
         "merge", "runs", "progress", "training", "gpu", "worker", "ray_engine", "engine", "lira", "attacks", "plane",
-        "simulate", "dynamics", "markov", "summary", "matching", "trends", "agreement", "retest", "hardness",
-        "reliability", "verdict", "plots", "compare", "cost", "campaign", "precision", "notebooks", "bench_scoring", "bench", "gpubench", "options", "cli", "gpu_session",
+        "simulate", "dynamics", "markov", "summary", "noise", "smooth", "intervals", "coverage", "matching", "trends",
+        "agreement", "retest", "hardness", "reliability", "verdict", "plots", "compare", "cost", "campaign",
+        "precision", "notebooks", "bench_scoring", "bench", "gpubench", "options", "cli", "gpu_session",
     ]  # fmt: skip
     assert set(order) == {path.stem for path in (ROOT / "dynmia").glob("*.py")} - {"__init__"}
     for position, name in enumerate(order):
@@ -128,7 +129,7 @@ def test_layers_import_downwards_only():
 
 def test_chapters_import_the_pipeline_and_what_comes_before_them():
     order = [
-        "comparison", "scaling", "factors", "early", "robustness", "scorecard", "nosignal", "smoothing", "how_many",
+        "comparison", "scaling", "factors", "early", "robustness", "scorecard", "nosignal", "smoothing", "holding", "how_many",
         "markov", "markov_verdict", "definitions", "sensitivity", "uncertainty", "calibrated", "oracles", "checked",
         "figures_scale", "figures_factors", "figures_hardness", "figures_early", "figures_attacks", "figures_nosignal",
         "figures_smoothing", "figures_how_many", "figures_markov", "figures_sensitivity", "figures_uncertainty",
