@@ -51,7 +51,7 @@ def simulated(name: str, models: int, populations: int, rules: Sequence[str] = R
     ``attack``: what the leave-one-out attack with N models attains in expectation, that is the mean of the counts over
     the R populations. An estimate's bias is its mean difference to them, and the square of it is freed from its own
     sampling variance s^2(estimate - counts) / R. ``ideal``: :meth:`dynmia.simulate.Simulator.truth`, likewise with
-    s^2(estimate) / R. Rates of a sample are averaged over samples and the checkpoints after epoch 0; figures of a
+    s^2(estimate) / R; without a signal no attack is ideal. Rates of a sample are averaged over samples and the checkpoints after epoch 0; figures of a
     population are compared with those of the true plane.
 
     Returns:
@@ -64,7 +64,9 @@ def simulated(name: str, models: int, populations: int, rules: Sequence[str] = R
     for rule in rules:
         planes = {e: _together([d[rule][e] for d in drawn]) for e in (COUNTS, *ESTIMATES)}
         found = {quantity: {e: _figure(plane, quantity) for e, plane in planes.items()} for quantity in FIGURES}
-        truths = {"attack": planes[COUNTS].mean("population"), "ideal": simulator.truth(rule)}
+        truths = {"attack": planes[COUNTS].mean("population")} | (
+            {} if name == NOTHING else {"ideal": simulator.truth(rule)}
+        )
         for truth, exact in truths.items():
             exact = exact.assign(n_in=planes[COUNTS].n_in.isel(population=0))
             for quantity in RATES:
@@ -172,7 +174,7 @@ def verdict(errors: pd.DataFrame) -> list[str]:
         f"**{name}** for N = {', '.join(str(n) for n, other in best.items() if other == name)}"
         for name in dict.fromkeys(best.values())
     )
-    sentences = [f"Recommended by the rule below: {told}."]
+    sentences = [f"For the advantage of a sample the rule below recommends {told}."]
     for name, part in judged.groupby("estimate", sort=False):
         won = [f"{of.lower.sum()} of {of.cases.sum()} cases under `{rule}`" for rule, of in part.groupby("rule")]
         far = part["shift"].abs().idxmax()
@@ -197,8 +199,14 @@ def verdict(errors: pd.DataFrame) -> list[str]:
 
 
 def _together(planes: Sequence[xr.Dataset]) -> xr.Dataset:
-    wanted = [plane[["tpr", "fpr", "advantage", "n_in"]] for plane in planes]
-    return xr.concat(wanted, "population", coords="minimal", compat="override", join="override", combine_attrs="drop")
+    return xr.concat(
+        [plane[[*RATES, "n_in"]] for plane in planes],
+        "population",
+        coords="minimal",
+        compat="override",
+        join="override",
+        combine_attrs="drop",
+    )
 
 
 def _figure(planes: xr.Dataset, name: str) -> np.ndarray:
