@@ -47,7 +47,7 @@ def made_up(ratios, shift):
     rows = {}
     for name in ("normal", smoothing.NOTHING):
         for rule in smoothing.RULES:
-            for estimate in smoothing.ESTIMATES:
+            for estimate in (smoothing.COUNTS, *smoothing.ESTIMATES):
                 ratio = ratios.get(estimate, 2.0)
                 values = [shift.get(estimate, 0.0), 0.1, 0.1, ratio, 0.9 * ratio, 1.1 * ratio]
                 rows[name, 20, rule, "sample", "advantage", "attack", estimate] = values

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from platform import python_version
 
 import numpy as np
@@ -51,8 +51,8 @@ def simulated(name: str, models: int, populations: int, rules: Sequence[str] = R
     ``attack``: what the leave-one-out attack with N models attains in expectation, that is the mean of the counts over
     the R populations. An estimate's bias is its mean difference to them, and the square of it is freed from its own
     sampling variance s^2(estimate - counts) / R. ``ideal``: :meth:`dynmia.simulate.Simulator.truth`, likewise with
-    s^2(estimate) / R. Rates of a sample are averaged over samples and the checkpoints after epoch 0; figures of a
-    population are compared with those of the true plane.
+    s^2(estimate) / R; without a signal no attack is ideal. Rates of a sample are averaged over samples and trained
+    checkpoints; figures of a population are compared with those of the true plane.
 
     Returns:
         Index ``INDEX``; columns ``COLUMNS``: ratio is that of the mean squared error to the one of the counts, with its
@@ -64,7 +64,9 @@ def simulated(name: str, models: int, populations: int, rules: Sequence[str] = R
     for rule in rules:
         planes = {e: _together([d[rule][e] for d in drawn]) for e in (COUNTS, *ESTIMATES)}
         found = {quantity: {e: _figure(plane, quantity) for e, plane in planes.items()} for quantity in FIGURES}
-        truths = {"attack": planes[COUNTS].mean("population"), "ideal": simulator.truth(rule)}
+        truths = {"attack": planes[COUNTS].mean("population")}
+        if name != NOTHING:
+            truths["ideal"] = simulator.truth(rule)
         for truth, exact in truths.items():
             exact = exact.assign(n_in=planes[COUNTS].n_in.isel(population=0))
             for quantity in RATES:
@@ -172,7 +174,7 @@ def verdict(errors: pd.DataFrame) -> list[str]:
         f"**{name}** for N = {', '.join(str(n) for n, other in best.items() if other == name)}"
         for name in dict.fromkeys(best.values())
     )
-    sentences = [f"Recommended by the rule below: {told}."]
+    sentences = [f"For the advantage of a sample the rule below recommends {told}."]
     for name, part in judged.groupby("estimate", sort=False):
         won = [f"{of.lower.sum()} of {of.cases.sum()} cases under `{rule}`" for rule, of in part.groupby("rule")]
         far = part["shift"].abs().idxmax()
@@ -180,25 +182,28 @@ def verdict(errors: pd.DataFrame) -> list[str]:
             f"{name}: a lower error than counts in {' and '.join(won)}; its largest shift without a signal is "
             f"{1000 * part['shift'][far]:.0f} thousandths of advantage (N = {far[0]}, `{far[1]}`)."
         )
-    name = best.get(GROUP, COUNTS)
-    for rule in errors.index.unique("rule") if name != COUNTS else ():
-        part = errors.xs((rule, "population", name), level=["rule", "of", "estimate"])
-        part = part.drop(NOTHING, level="population").xs(GROUP, level="models")
+    if (name := best.get(GROUP, COUNTS)) != COUNTS:
+        part = errors.xs(("population", GROUP, name), level=["of", "models", "estimate"])
         parts = [
-            f"{METRICS[quantity].label} ({truth}): lower in {(of.high < 1).sum()}, higher in {(of.low > 1).sum()}"
-            for (quantity, truth), of in part.groupby(["quantity", "truth"])
+            f"{METRICS[quantity].label} lower in {(of.high < 1).sum()}, higher in {(of.low > 1).sum()} of {len(of)}"
+            for quantity, of in part.drop(NOTHING, level="population").groupby("quantity")
         ]
-        cases = part.index.unique("population").size
         sentences.append(
-            f"`{rule}`, squared error of population figures on the {name} plane against counts, in {cases} populations "
-            f"with a signal at N = {GROUP}. {'; '.join(parts)}."
+            f"Figures of a population on the {name} plane at N = {GROUP}, squared error against that on counts "
+            f"(populations, rules and truths together): {'; '.join(parts)}."
         )
     return sentences
 
 
 def _together(planes: Sequence[xr.Dataset]) -> xr.Dataset:
-    wanted = [plane[["tpr", "fpr", "advantage", "n_in"]] for plane in planes]
-    return xr.concat(wanted, "population", coords="minimal", compat="override", join="override", combine_attrs="drop")
+    return xr.concat(
+        [plane[[*RATES, "n_in"]] for plane in planes],
+        "population",
+        coords="minimal",
+        compat="override",
+        join="override",
+        combine_attrs="drop",
+    )
 
 
 def _figure(planes: xr.Dataset, name: str) -> np.ndarray:
@@ -231,21 +236,11 @@ def _table(rows: Mapping[tuple, list[float]]) -> pd.DataFrame:
     return frame.sort_index()
 
 
-def make(scenarios: Iterable[str] = SCENARIOS, real: Iterable[str] = REAL) -> pd.DataFrame:
-    """Measure every scenario at every N, and the real populations: two minutes on one core."""
-    parts = [simulated(name, n, many) for name in scenarios for n, many in POPULATIONS.items()]
-    parts += [measured(name, open_run(resolve(f"data/{name}.nc")), size=size) for name in real for size in GROUPS]
-    return pd.concat(parts)
-
-
-def write(errors: pd.DataFrame) -> None:
-    """Write ``data/plane-error.csv``."""
+if __name__ == "__main__":  # two minutes on one core
+    parts = [simulated(name, n, many) for name in SCENARIOS for n, many in POPULATIONS.items()]
+    parts += [measured(name, open_run(resolve(f"data/{name}.nc")), size=size) for name in REAL for size in GROUPS]
     made = (
         f"# made by: python -m dynmia.chapters.smoothing; seeds 0 to {max(POPULATIONS.values()) - 1} (populations), 0 "
     )
     made += f"(groups, bootstrap); Python {python_version()}, numpy {np.__version__}, scipy {scipy.__version__}\n"
-    write_atomic(resolve("data/plane-error.csv"), (made + errors.to_csv(float_format="%.5g")).encode())
-
-
-if __name__ == "__main__":
-    write(make())
+    write_atomic(resolve("data/plane-error.csv"), (made + pd.concat(parts).to_csv(float_format="%.5g")).encode())
