@@ -1,0 +1,170 @@
+"""What the page on intervals shows: their coverage in the simulator, and five populations beside what they claim."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy import stats
+
+from ..compare import MARKERS
+from ..plots import INK, NULL, STYLE
+from ..runs import resolve
+from ..summary import METRICS, cell
+
+LOW, HIGH = 0.93, 0.97  # a 95 % interval holds if its coverage lies here
+SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+OVERS = ("samples", "models", "both")
+
+
+def load(path: str = "data/coverage.csv") -> pd.DataFrame:
+    """The released table of :mod:`dynmia.coverage`, index (scenario, over, method, metric)."""
+    return pd.read_csv(resolve(path), comment="#", index_col=["scenario", "over", "method", "metric"])
+
+
+def judge(row: pd.Series) -> str:
+    """``holds`` if the coverage is 93 to 97 %, else ``narrow`` or ``wide``; with ``?`` if two standard errors reach."""
+    word = "narrow" if row.coverage < LOW else "wide" if row.coverage > HIGH else "holds"
+    reach = 2 * row.error
+    near = row.coverage + reach >= LOW if word == "narrow" else row.coverage - reach <= HIGH
+    return word + ("?" if word != "holds" and near else "")
+
+
+def coverage_panels(table: pd.DataFrame) -> Figure:
+    """Coverage of the interval from halves: a panel for what it is over, a row a metric, a mark a scenario."""
+    scenarios = list(dict.fromkeys(table.index.get_level_values("scenario")))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(OVERS), figsize=(10.5, 4.4), sharey=True)
+        for axis, over in zip(axes, OVERS):
+            part = table.xs((over, "halves"), level=("over", "method"))
+            metrics = list(dict.fromkeys(part.index.get_level_values("metric")))
+            axis.axvspan(100 * LOW, 100 * HIGH, color=NULL, alpha=0.3, lw=0)
+            for k, name in enumerate(scenarios):
+                rows = part.loc[name].loc[metrics]
+                y = np.arange(len(metrics)) + 0.18 * (k - (len(scenarios) - 1) / 2)
+                axis.errorbar(100 * rows.coverage, y, xerr=200 * rows.error, color=SHADES[k], marker=MARKERS[k], ms=4,
+                              ls="", elinewidth=1, label=name)  # fmt: skip
+            axis.set(title=f"over {over}", xlabel="coverage of the 95 % interval (%)", ylim=(len(metrics) - 0.5, -0.5))
+            axis.set_yticks(range(len(metrics)), [METRICS[name].label for name in metrics])
+        handles, names = axes[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper center", ncols=len(names))
+    return figure
+
+
+def run_panels(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
+    """Values with all three intervals, ``tables[run][over]``: a panel a metric, a row a run."""
+    metrics = list(next(iter(next(iter(tables.values())).values())).index)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(2, -(-len(metrics) // 2), figsize=(11, 4.6), sharey=True, squeeze=False)
+        for axis, name in zip(axes.flat, metrics):
+            for y, found in enumerate(tables.values()):
+                for k, over in enumerate(OVERS):
+                    row, at = found[over].loc[name], y + 0.22 * (k - 1)
+                    label = f"over {over}" if y == 0 else None
+                    axis.plot([row.low, row.high], [at, at], color=SHADES[k], lw=2, label=label)
+                    axis.plot(row.value, at, color=INK, marker="o", ms=3)
+            metric = METRICS[name]
+            axis.set_xlabel(metric.label + (f" ({metric.unit})" if metric.unit else ""), fontsize=8)
+            axis.set_yticks(range(len(tables)), list(tables))
+            axis.set_ylim(len(tables) - 0.5, -0.5)
+        handles, names = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper center", ncols=len(names))
+    return figure
+
+
+def population_panels(tables: Sequence[pd.DataFrame]) -> Figure:
+    """Populations of other models on the same samples, each with its interval over models; dotted: their mean."""
+    metrics = list(tables[0].index)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(2, -(-len(metrics) // 2), figsize=(11, 4.6), sharex=True, squeeze=False)
+        for axis, name in zip(axes.flat, metrics):
+            rows = pd.DataFrame([table.loc[name] for table in tables])
+            at = np.arange(1, len(tables) + 1)
+            axis.vlines(at, rows.low.astype(float), rows.high.astype(float), color=SHADES[1], lw=2)
+            axis.plot(at, rows.value, color=INK, marker="o", ms=4, ls="")
+            axis.axhline(rows.value.mean(), color=INK, lw=0.9, ls=":")
+            metric = METRICS[name]
+            axis.set_ylabel(metric.label + (f" ({metric.unit})" if metric.unit else ""), fontsize=8)
+            axis.set_xticks(at)
+        for axis in axes[-1]:
+            axis.set_xlabel("population")
+    return figure
+
+
+def spread(tables: Sequence[pd.DataFrame], level: float = 0.95) -> pd.DataFrame:
+    """The spread of populations that differ in nothing but their models, against what the interval of each claims.
+
+    Args:
+        tables: of ``interval(run, over="models")``, one a population.
+
+    Returns:
+        Index metric; columns observed (standard deviation over populations), claimed (root mean square of the standard
+        errors), ratio claimed / observed with low and high (chi-square, for normal figures, the claim taken as known),
+        and covered, the populations whose interval holds the mean of the others, widened by that mean's own error.
+    """
+    count, rows = len(tables), {}
+    for name in tables[0].index:
+        part = pd.DataFrame([table.loc[name] for table in tables])
+        value, error = part.value.to_numpy(float), part.error.to_numpy(float)
+        observed, claimed = value.std(ddof=1), np.sqrt((error**2).mean())
+        ends = np.sqrt(stats.chi2.ppf([(1 - level) / 2, (1 + level) / 2], count - 1) / (count - 1))
+        others = (value.sum() - value) / (count - 1)
+        half = (part.high - part.low).to_numpy(float) / 2 * np.sqrt(1 + 1 / (count - 1))
+        covered = int((np.abs(value - others) <= half).sum())
+        rows[name] = [observed, claimed, claimed / observed, *(claimed / observed * ends), covered]
+    columns = ["observed", "claimed", "ratio", "low", "high", "covered"]
+    return pd.DataFrame.from_dict(rows, "index", columns=columns).rename_axis("metric")
+
+
+def coverage_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Coverage in per cent with two standard errors, a row a metric and method, a column a scenario."""
+    part = table[table.index.get_level_values("over") != "one sample"]
+    text = part.apply(lambda row: f"{100 * row.coverage:.1f} ± {200 * row.error:.1f}, {judge(row)}", axis=1)
+    return text.unstack("scenario", sort=False).rename_axis(columns=None)
+
+
+def bias_table(table: pd.DataFrame) -> pd.DataFrame:
+    """The expected figure of these populations on many samples beside that of the ideal attack."""
+    part = table.xs(("both", "halves"), level=("over", "method")).dropna(subset="truth")
+    text = part.apply(lambda row: f"{row.estimand:.3g} ({row.truth:.3g})", axis=1).unstack("scenario", sort=False)
+    return text.rename(index={name: METRICS[name].label for name in text.index}).rename_axis(columns=None)
+
+
+def verdict(table: pd.DataFrame, found: pd.DataFrame, populations: int) -> list[str]:
+    """Sentences, computed: which intervals hold, what the others do, and what the populations say."""
+    lines = []
+    several = table[table.index.get_level_values("over") != "one sample"]
+    for (over, method), part in several.groupby(["over", "method"], sort=False):
+        words = part.apply(judge, axis=1).str.rstrip("?")
+        lowest, highest = part.coverage.idxmin(), part.coverage.idxmax()
+        lines.append(
+            f"Over {over}, {method}: coverage holds (93 to 97 %) in {(words == 'holds').sum()} of {len(part)} cases, is "
+            f"higher in {(words == 'wide').sum()} and lower in {(words == 'narrow').sum()}; lowest "
+            f"{100 * part.coverage.min():.1f} % ({METRICS[lowest[-1]].label}; {lowest[0]}), highest "
+            f"{100 * part.coverage.max():.1f} % ({METRICS[highest[-1]].label}; {highest[0]}); the claimed standard error "
+            f"is {part.ratio.min():.2f} to {part.ratio.max():.2f} of the true one."
+        )
+    for method, part in table.xs("one sample", level="over").groupby("method"):
+        for rate in ("tpr", "fpr"):
+            row = part.xs(f"{rate} all", level="metric")
+            lines.append(
+                f"One sample's {rate.upper()}, {method}: coverage {100 * row.coverage.min():.1f} to "
+                f"{100 * row.coverage.max():.1f} %, where independent flags would give {100 * row.binomial.min():.1f} to "
+                f"{100 * row.binomial.max():.1f} %."
+            )
+    good = (found.low <= 1) & (found.high >= 1)
+    lines.append(
+        f"{populations} real populations on the same samples: the interval over models claims a spread that agrees with "
+        f"theirs for {int(good.sum())} of {len(found)} figures (the ratio's interval holds 1), is smaller for "
+        f"{int((found.high < 1).sum())} and larger for {int((found.low > 1).sum())}; "
+        f"{int(found.covered.sum())} of {populations * len(found)} intervals hold the mean of the other populations."
+    )
+    return lines
+
+
+def ratio_cell(row: pd.Series) -> str:
+    """The ratio of :func:`spread` with its interval."""
+    return cell(row.ratio, row.low, row.high, 2)
