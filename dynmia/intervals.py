@@ -25,7 +25,7 @@ from .summary import METRICS
 OVER = {  # what else might have been drawn, and along which dimensions the halves are taken
     "samples": ("these models on other samples like these", ["sample"]),
     "models": ("these samples under another population of as many models", ["model"]),
-    "both": ("another population of as many models on other samples", ["sample", "model"]),
+    "both": ("another population of as many models on other samples", ["model", "sample"]),
 }
 CHOSEN = (
     "displacement", "advantage", "auc", "speed_mean", "vulnerable", "transition_peak", "early_recall", "entropy_change",
@@ -71,8 +71,8 @@ def interval(
         raise UserError(f"draws is {draws}: an interval from halves needs at least 20.")
     metrics = {choose(name, METRICS, "metric"): METRICS[name] for name in only}
     _, dims = OVER[choose(over, OVER, "interval")]
-    value = figures([vulnerability_plane(run, rule)], metrics).iloc[0]
     drawn = {dim: halved(run, rule, dim, only=metrics, draws=draws, seed=seed) for dim in dims}
+    value = figures([vulnerability_plane(run, rule)], metrics).iloc[0]
     return from_halves(value, drawn, run.sizes, level)
 
 

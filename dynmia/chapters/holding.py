@@ -141,24 +141,24 @@ def verdict(table: pd.DataFrame, found: pd.DataFrame, populations: int) -> list[
         words = part.apply(judge, axis=1).str.rstrip("?")
         lowest, highest = part.coverage.idxmin(), part.coverage.idxmax()
         lines.append(
-            f"Over {over}, {method}: coverage holds (93 to 97 %) in {(words == 'holds').sum()} of {len(part)} cases, is "
-            f"higher in {(words == 'wide').sum()} and lower in {(words == 'narrow').sum()}; lowest "
+            f"Over {over}, {method}: coverage holds (93 to 97 %) in {(words == 'holds').sum()} of {len(part)} cases, "
+            f"is higher in {(words == 'wide').sum()} and lower in {(words == 'narrow').sum()}; lowest "
             f"{100 * part.coverage.min():.1f} % ({METRICS[lowest[-1]].label}; {lowest[0]}), highest "
-            f"{100 * part.coverage.max():.1f} % ({METRICS[highest[-1]].label}; {highest[0]}); the claimed standard error "
-            f"is {part.ratio.min():.2f} to {part.ratio.max():.2f} of the true one."
+            f"{100 * part.coverage.max():.1f} % ({METRICS[highest[-1]].label}; {highest[0]}); the claimed standard "
+            f"error is {part.ratio.min():.2f} to {part.ratio.max():.2f} of the true one."
         )
     for method, part in table.xs("one sample", level="over").groupby("method"):
         for rate in ("tpr", "fpr"):
             row = part.xs(f"{rate} all", level="metric")
             lines.append(
                 f"One sample's {rate.upper()}, {method}: coverage {100 * row.coverage.min():.1f} to "
-                f"{100 * row.coverage.max():.1f} %, where independent flags would give {100 * row.binomial.min():.1f} to "
-                f"{100 * row.binomial.max():.1f} %."
+                f"{100 * row.coverage.max():.1f} %, where independent flags would give "
+                f"{100 * row.binomial.min():.1f} to {100 * row.binomial.max():.1f} %."
             )
     good = (found.low <= 1) & (found.high >= 1)
     lines.append(
-        f"{populations} real populations on the same samples: the interval over models claims a spread that agrees with "
-        f"theirs for {int(good.sum())} of {len(found)} figures (the ratio's interval holds 1), is smaller for "
+        f"{populations} real populations on the same samples: the interval over models claims a spread that agrees "
+        f"with theirs for {int(good.sum())} of {len(found)} figures (the ratio's interval holds 1), is smaller for "
         f"{int((found.high < 1).sum())} and larger for {int((found.low > 1).sum())}; "
         f"{int(found.covered.sum())} of {populations * len(found)} intervals hold the mean of the other populations."
     )
