@@ -155,18 +155,26 @@ def test_study_has_every_interval():
 
 
 def test_spread_of_populations_is_recognised():
-    rng = np.random.default_rng(2)
+    rng, dealt = np.random.default_rng(2), pd.Series({"auc": 1.0})
 
     def tables(error):
         values = rng.normal(100, 1, 200)
         return [pd.DataFrame({"value": [v], "low": [v - 1.96 * error], "high": [v + 1.96 * error], "error": [error]},
                              ["auc"]) for v in values]  # fmt: skip
 
-    right, wrong = holding.spread(tables(1.0)).loc["auc"], holding.spread(tables(0.5)).loc["auc"]
+    right, wrong = holding.spread(tables(1.0), dealt).loc["auc"], holding.spread(tables(0.5), dealt).loc["auc"]
     assert right.low < 1 < right.high
     assert 0.9 < right.covered / 200 < 0.99
     assert wrong.high < 1
     assert wrong.covered < 150
+
+
+def test_models_dealt_anew_spread_as_populations_do():
+    """Twelve populations of one superpopulation: dealt anew, their models spread as the populations themselves."""
+    runs = [Simulator(samples=80, checkpoints=1, separation=1.5).run(12, k) for k in range(12)]
+    dealt = holding.regrouped(runs, "fpr@0.05", partitions=3)
+    own = intervals.figures([vulnerability_plane(run, "fpr@0.05") for run in runs]).std()
+    assert 0.5 < dealt["advantage"] / own["advantage"] < 2
 
 
 def test_judgement_names_what_lies_within_error():
