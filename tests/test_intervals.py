@@ -181,3 +181,10 @@ def test_judgement_names_what_lies_within_error():
     rows = [(0.95, 0.01), (0.92, 0.01), (0.90, 0.01), (0.98, 0.01), (0.99, 0.005)]
     words = [holding.judge(pd.Series({"coverage": c, "error": e})) for c, e in rows]
     assert words == ["holds", "narrow?", "narrow", "wide?", "wide"]
+
+
+def test_recommendation_is_safe_first_then_narrow():
+    rows = [("a", "x", 0.94, 1.1), ("a", "y", 0.99, 1.3), ("b", "x", 0.99, 2.0), ("c", "x", 0.90, 0.9)]
+    table = pd.DataFrame(rows, columns=["method", "metric", "coverage", "ratio"]).set_index(["method", "metric"])
+    assert holding.recommended(table) == "a"
+    assert holding.recommended(table.loc[["c"]]) == "c"
