@@ -2,10 +2,10 @@
 
 A figure of N models and n samples is scored again on random halves of the samples, or of the models, each half as if it
 were all there is: leave-one-out statistics come from the half, and the decision threshold is set anew. The variance of
-the figure over the halves estimates its variance over samples, or over models (Shao and Wu 1989, eq. 2.2 with d = n/2,
-where their factor (n - d)/d is 1). Half is deleted and not one model: a sample's state is a step function of about 10
-flags, to which deleting one model does too much, and only deleting a fixed share is consistent for such figures. No
-model is ever drawn twice, so no copy of a target sits in its own reference set, as it would in a bootstrap over models.
+the figure over the halves estimates its variance over samples, or over models (Shao and Wu 1989; the factor (n - d)/d of
+their delete-d jackknife is 1 for d = n/2). Half is deleted and not one: a sample's state is a step function of about 10
+flags, and for figures that are not smooth the delete-one jackknife is not consistent, while one that deletes many is.
+No model is drawn twice, so no copy of a target sits in its own reference set, as in a bootstrap over models.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def interval(
     Over samples the figure is that of the same models on infinitely many samples, so an entropy or a peak, which few
     samples bias, is corrected by the halves: 2 x value - mean over halves. Over models it is the mean over populations
     of the same number N of models, not the limit of many models. For ``both`` the two variances are added. What belongs
-    to one model on one sample is in either of them, so the sum is too large by it once (Owen 2007, section 4).
+    to one model on one sample is in either of them, so the sum is too large by it once (Owen 2007).
 
     Args:
         run, rule: as for :func:`dynmia.plane.vulnerability_plane`.

@@ -182,8 +182,8 @@ def verdict(table: pd.DataFrame, found: pd.DataFrame, populations: int) -> list[
         lowest, highest = part.coverage.idxmin(), part.coverage.idxmax()
         lines.append(
             f"Over {over}, {method}: coverage holds (93 to 97 %) in {(words == 'holds').sum()} of {len(part)} cases, "
-            f"is higher in {(words == 'wide').sum()} and lower in {(words == 'narrow').sum()} (of these {unsure} within two "
-            f"standard errors of that range); lowest "
+            f"is higher in {(words == 'wide').sum()} and lower in {(words == 'narrow').sum()} (of these {unsure} "
+            "within two standard errors of that range); lowest "
             f"{100 * part.coverage.min():.1f} % ({METRICS[lowest[-1]].label}; {lowest[0]}), highest "
             f"{100 * part.coverage.max():.1f} % ({METRICS[highest[-1]].label}; {highest[0]}); the claimed standard "
             f"error is {part.ratio.min():.2f} to {part.ratio.max():.2f} of the true one."
