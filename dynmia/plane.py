@@ -84,21 +84,22 @@ def vulnerability_planes(
         places["place_in"][t] = np.bincount(sample[mask], _share_below(outside, scores[mask]), samples)
         places["place_out"][t] = np.bincount(sample[~mask], 1 - _share_below(inside, scores[~mask]), samples)
     n_in = mask.sum(0)
+    n_out = models - n_in
     dims = ("epoch", "sample")
     planes = {}
     for rule in levels:
-        plane = xr.Dataset(
+        tpr, fpr = counts[rule]["tp"] / n_in, counts[rule]["fp"] / n_out
+        planes[rule] = xr.Dataset(  # of bare arrays, in one go: labels that are compared cost more than the scoring
             {name: (dims, value) for name, value in (counts[rule] | places).items()}
             | {
-                "n_in": ("sample", n_in), "n_out": ("sample", models - n_in), "hits": (("level", *dims), hits),
+                "n_in": ("sample", n_in), "n_out": ("sample", n_out), "hits": (("level", *dims), hits),
                 "threshold": ("epoch", thresholds[rule]),
-                "train_accuracy": run.train_accuracy, "test_accuracy": run.test_accuracy, "label": run.label,
+                **{name: run[name].variable for name in ("train_accuracy", "test_accuracy", "label")},
+                "tpr": (dims, tpr), "fpr": (dims, fpr), "advantage": (dims, tpr - fpr),
             },
-            coords={"epoch": run.epoch, "sample": run.sample, "level": list(LEVELS)},
+            coords={"level": list(LEVELS)} | {name: run[name].variable for name in run.sizes if name in run.coords},
             attrs=run.attrs | {"rule": rule, "attack": attack, "centre": centre, "variance": variance},
         )  # fmt: skip
-        plane["tpr"], plane["fpr"] = plane.tp / plane.n_in, plane.fp / plane.n_out
-        planes[rule] = plane.assign(advantage=plane.tpr - plane.fpr)
     return planes
 
 

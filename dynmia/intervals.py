@@ -1,0 +1,149 @@
+"""Intervals of population figures over samples, over models, or over both, by one delete-half jackknife.
+
+A figure of N models and n samples is scored again on random halves of the samples, or of the models, each half as if it
+were all there is: leave-one-out statistics come from the half, and the decision threshold is set anew. The variance of
+the figure over the halves estimates its variance over samples, or over models (Shao and Wu 1989; the factor (n - d)/d of
+their delete-d jackknife is 1 for d = n/2). Half is deleted and not one: a sample's state is a step function of about 10
+flags, and for figures that are not smooth the delete-one jackknife is not consistent, while one that deletes many is.
+No model is drawn twice, so no copy of a target sits in its own reference set, as in a bootstrap over models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scipy import stats
+
+from .dynamics import states
+from .errors import UserError, choose
+from .plane import vulnerability_plane
+from .summary import METRICS
+
+OVER = {  # what else might have been drawn, and along which dimensions the halves are taken
+    "samples": ("these models on other samples like these", ["sample"]),
+    "models": ("these samples under another population of as many models", ["model"]),
+    "both": ("another population of as many models on other samples", ["model", "sample"]),
+}
+CHOSEN = (
+    "displacement", "advantage", "auc", "speed_mean", "vulnerable", "transition_peak", "early_recall", "entropy_change",
+)  # fmt: skip
+NEEDED = ("tpr", "fpr", "advantage", "n_in", "hits")  # what the metrics read, the AUC apart
+LEAST = 12  # models: below, too many samples of a half have no two models on each side
+
+
+def interval(
+    run: xr.Dataset,
+    rule: str = "fpr@0.01",
+    over: str = "models",
+    *,
+    only: Collection[str] = CHOSEN,
+    draws: int = 20,
+    seed: int = 0,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Metrics of the online attack with a Student-t interval over samples, over models, or over both.
+
+    Over samples the figure is that of the same models on infinitely many samples, so an entropy or a peak, which few
+    samples bias, is corrected by the halves: 2 x value - mean over halves. Over models it is the mean over populations
+    of the same number N of models, not the limit of many models. For ``both`` the two variances are added. What belongs
+    to one model on one sample is in either of them, so the sum is too large by it once (Owen 2007).
+
+    Args:
+        run, rule: as for :func:`dynmia.plane.vulnerability_plane`.
+        over: a name of ``OVER``.
+        only: names of metrics; those that are epochs are steps, for which no t interval holds.
+        draws: halves, two by two the complements of each other. Degrees of freedom: draws / 2, or the models (samples)
+            less one if they are fewer; Satterthwaite's for the sum.
+        seed: of the halves.
+        level: confidence.
+
+    Returns:
+        Index metric; columns label, value, low, high, unit, error (standard error), as those of
+        :func:`dynmia.summary.summarise`.
+
+    Raises:
+        UserError: an unknown name, fewer than 20 draws, or fewer than 12 models to halve.
+    """
+    if draws < 20:
+        raise UserError(f"draws is {draws}: an interval from halves needs at least 20.")
+    metrics = {choose(name, METRICS, "metric"): METRICS[name] for name in only}
+    _, dims = OVER[choose(over, OVER, "interval")]
+    drawn = {dim: halved(run, rule, dim, only=metrics, draws=draws, seed=seed) for dim in dims}
+    value = figures([vulnerability_plane(run, rule)], metrics).iloc[0]
+    return from_halves(value, drawn, run.sizes, level)
+
+
+def from_halves(
+    value: pd.Series, drawn: Mapping[str, pd.DataFrame], sizes: Mapping[Hashable, int], level: float = 0.95
+) -> pd.DataFrame:
+    """The table of :func:`interval` from figures and those of the halves (:func:`halved`) along each dimension."""
+    metrics = {str(name): METRICS[str(name)] for name in value.index}
+    parts = {dim: table.var(ddof=0) for dim, table in drawn.items()}
+    variance = sum(parts.values())
+    squares = sum(part**2 / min(sizes[dim] - 1, len(drawn[dim]) // 2) for dim, part in parts.items())
+    freedom = np.where(squares > 0, variance**2 / np.maximum(squares, 1e-300), 1.0)  # Satterthwaite 1946
+    half = stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(variance)
+    centre = value.copy()
+    if "sample" in drawn:
+        biased = [name for name, metric in metrics.items() if metric.interval == "basic"]
+        centre[biased] = 2 * value[biased] - drawn["sample"][biased].mean()
+    table = pd.DataFrame({"label": {name: metric.label for name, metric in metrics.items()}, "value": value})
+    bounds = [(0, 100) if m.unit.startswith("%") else (m.floor, np.inf) for m in metrics.values()]
+    for name, end in (("low", centre - half), ("high", centre + half)):
+        table[name] = [float(np.clip(v, *bound)) for v, bound in zip(end, bounds)]
+    table = table.assign(unit=[metric.unit for metric in metrics.values()], error=np.sqrt(variance))
+    table.attrs["level"] = level
+    return table.rename_axis("metric")
+
+
+def halved(
+    run: xr.Dataset, rule: str, dim: str, *, only: Collection[str] = CHOSEN, draws: int = 20, seed: int = 0
+) -> pd.DataFrame:
+    """The metrics of ``draws`` halves along ``dim`` (``sample`` or ``model``), one row each; see :func:`halves`."""
+    variance = "pooled" if run.sizes["model"] < 64 else "per-sample"  # the whole's rule, not that of its half
+    return figures([vulnerability_plane(part, rule, variance=variance) for part in halves(run, dim, draws, seed)], only)
+
+
+def halves(run: xr.Dataset, dim: str, draws: int, seed: int = 0) -> Iterator[xr.Dataset]:
+    """Random halves of the models or samples of ``run``, each followed by its complement; an odd one is left over."""
+    size, rng = run.sizes[dim], np.random.default_rng([seed, 4])
+    if dim == "model" and size < LEAST:
+        raise UserError(f"{size} models are too few to halve: an interval over models needs {LEAST}.")
+    for _ in range((draws + 1) // 2):
+        order = rng.permutation(size)
+        for part in (np.sort(order[: size // 2]), np.sort(order[-(size // 2) :])):
+            yield run.isel(sample=part) if dim == "sample" else some_models(run, part)
+
+
+def some_models(run: xr.Dataset, part: np.ndarray) -> xr.Dataset:
+    """The population of the models at ``part``, without the samples of which it has too few on one side to score.
+
+    That is a matter of the keep mask alone, so no kind of sample is preferred; at 10 models it is 2 % of the samples.
+    """
+    inside = run.keep.values[part].sum(0)
+    need = 2 if run.sizes["model"] < 64 else 3
+    return run.isel(model=part, sample=np.flatnonzero(np.minimum(inside, len(part) - inside) >= need))
+
+
+def figures(planes: Sequence[xr.Dataset], only: Collection[str] = CHOSEN) -> pd.DataFrame:
+    """Metrics of many planes with the same checkpoints, one row a plane, one column a metric.
+
+    The planes are laid side by side and each is picked by weights 0 and 1, as a bootstrap draw is, which is much faster
+    than one after another. The AUC is linearised in its weights, so it is taken plane by plane.
+    """
+    used = [name for name in NEEDED if name in planes[0]]
+    joined = xr.concat([plane[used].drop_vars("sample") for plane in planes], "sample", data_vars="minimal")
+    joined["state"] = states(joined)
+    picked = np.repeat(np.eye(len(planes)), [plane.sizes["sample"] for plane in planes], axis=1)
+    weights = xr.DataArray(picked, dims=("draw", "sample"))
+    return pd.DataFrame(
+        {
+            name: [float(METRICS[name].of(plane, None)) for plane in planes]
+            if name in ("auc", "silhouette")
+            else METRICS[name].of(joined, weights).values
+            for name in only
+        }
+    )

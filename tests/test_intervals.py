@@ -1,0 +1,190 @@
+"""Intervals over samples, models and both: known answers, a second implementation, and their study of coverage."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from scipy import stats
+
+from dynmia import coverage, intervals
+from dynmia.chapters import holding
+from dynmia.errors import UserError
+from dynmia.plane import rate_interval, vulnerability_plane
+from dynmia.simulate import Simulator
+from dynmia.summary import METRICS
+
+
+@pytest.fixture(scope="module")
+def run():
+    return Simulator(samples=120, checkpoints=3, separation=1.5, effect=0.5).run(20)
+
+
+def test_figures_of_many_planes_are_those_of_each(run):
+    planes = [vulnerability_plane(part, "fpr@0.05") for part in intervals.halves(run, "model", 4)]
+    wanted = [name for name in METRICS if not name.startswith("tpr_")]
+    table = intervals.figures(planes, [*wanted, "tpr_1pct"])
+    for row, plane in zip(table.itertuples(), planes):
+        for name in [*wanted, "tpr_1pct"]:
+            np.testing.assert_allclose(getattr(row, name), float(METRICS[name].of(plane, None)), err_msg=name)
+
+
+def test_halves_are_complements_and_can_be_scored(run):
+    for dim in ("model", "sample"):
+        parts = list(intervals.halves(run, dim, 20))
+        assert len(parts) == 20
+        for a, b in zip(parts[::2], parts[1::2]):
+            assert sorted([*a[dim].values, *b[dim].values]) == list(range(run.sizes[dim]))
+    for part in intervals.halves(run, "model", 20):
+        assert min(int(part.keep.sum("model").min()), int((~part.keep).sum("model").min())) >= 2
+
+
+def test_variance_of_a_mean_is_exact_on_average():
+    """Of a mean of x, delete-half over all halves gives s^2 / n with s^2 of divisor n - 1 (Shao and Wu 1989)."""
+    x = np.random.default_rng(0).normal(size=8)
+    run = xr.Dataset({"keep": (("model", "sample"), np.ones((2, 8), bool)), "x": ("sample", x)})
+    means = [float(part.x.mean()) for part in intervals.halves(run, "sample", 1500)]
+    assert np.var(means) == pytest.approx(x.var(ddof=1) / 8, rel=0.08)
+
+
+def test_interval_by_hand(run):
+    table = intervals.interval(run, "fpr@0.05", "models", only=["advantage"], draws=20)
+    planes = [vulnerability_plane(part, "fpr@0.05") for part in intervals.halves(run, "model", 20)]
+    error = np.std([1000 * float(plane.advantage[-1].mean()) for plane in planes])
+    row = table.loc["advantage"]
+    value = 1000 * float(vulnerability_plane(run, "fpr@0.05").advantage[-1].mean())
+    np.testing.assert_allclose(row.value, value)
+    np.testing.assert_allclose([row.low, row.high], value + np.array([-1, 1]) * stats.t.ppf(0.975, 10) * error)
+
+
+def test_both_adds_the_variances(run):
+    parts = {over: intervals.interval(run, over=over) for over in intervals.OVER}
+    total = parts["samples"].error ** 2 + parts["models"].error ** 2
+    np.testing.assert_allclose(parts["both"].error ** 2, total)
+    for name in ("entropy_change", "transition_peak"):  # biased by few samples: the interval is not about the value
+        row = parts["samples"].loc[name]
+        assert abs((row.low + row.high) / 2 - row.value) > 1e-6
+
+
+def test_a_model_effect_widens_only_the_interval_over_models():
+    errors = {}
+    for effect in (0.0, 1.5):
+        runs = [Simulator(samples=150, checkpoints=1, separation=1.5, effect=effect).run(20, k) for k in range(4)]
+        tables = [intervals.interval(run, over="models", only=["auc"]) for run in runs]
+        errors[effect] = np.mean([float(table.error.iloc[0]) for table in tables])
+    assert errors[1.5] > 1.4 * errors[0.0]
+
+
+def test_bad_input_is_named(run):
+    with pytest.raises(UserError, match="unknown interval 'model'"):
+        intervals.interval(run, over="model")
+    with pytest.raises(UserError, match="needs at least 20"):
+        intervals.interval(run, draws=10)
+    with pytest.raises(UserError, match="8 models are too few to halve"):
+        intervals.interval(run.isel(model=slice(8)))
+
+
+def test_weighted_plane_with_one_copy_each_is_the_plane(run):
+    ours, other = coverage.weighted_plane(run, np.ones(20, int)), vulnerability_plane(run, coverage.RULE)
+    np.testing.assert_allclose(ours.tpr, other.tpr)
+    np.testing.assert_allclose(ours.fpr, other.fpr)
+
+
+def test_weighted_plane_leaves_all_copies_out():
+    """Against a loop: reference statistics of the resampled models without any copy of the target."""
+    run = Simulator(samples=40, checkpoints=1, separation=1.5).run(20, 3)
+    times = np.random.default_rng(1).multinomial(20, np.full(20, 1 / 20))
+    plane = coverage.weighted_plane(run, times)
+    copies = np.repeat(np.arange(20), times)
+    keep, phi = run.keep.values[copies], run.phi.values[1].astype(float)[copies]
+    usable = plane.sample.values
+    scores = np.full(phi.shape, np.nan)
+    for target in np.unique(copies):
+        rest, logs = copies != target, []
+        for side in (True, False):
+            squares, freedom, means = 0.0, 0, {}
+            for z in usable:
+                x = phi[rest & (keep[:, z] == side), z]
+                means[z] = x.mean()
+                squares, freedom = squares + ((x - x.mean()) ** 2).sum(), freedom + len(x) - 1
+            x = phi[copies == target][0, usable]
+            logs.append(stats.norm.logpdf(x, [means[z] for z in usable], np.sqrt(squares / freedom)))
+        scores[np.ix_(copies == target, usable)] = logs[0] - logs[1]
+    scores, keep = scores[:, usable], keep[:, usable]
+    outside = np.sort(scores[~keep])
+    flagged = scores > outside[len(outside) - 1 - int(0.01 * len(outside))]
+    np.testing.assert_allclose(plane.tpr[1], (flagged & keep).sum(0) / keep.sum(0))
+    np.testing.assert_allclose(plane.fpr[1], (flagged & ~keep).sum(0) / (~keep).sum(0))
+
+
+@pytest.mark.parametrize("method", ["wilson", "jeffreys"])
+def test_binomial_coverage_by_simulation(method):
+    rng, p = np.random.default_rng(0), np.array([0.05, 0.3, 0.5])
+    trials = np.tile([[10], [7]], (1, 3))
+    count = rng.binomial(trials, p, (20_000, 2, 3))
+    ends = rate_interval(xr.DataArray(count), xr.DataArray(np.broadcast_to(trials, count.shape)), method=method)
+    hit = ((ends.low <= p) & (p <= ends.high)).values.mean((0, 1))
+    np.testing.assert_allclose(coverage.binomial_coverage(p, trials, method), hit, atol=0.01)
+
+
+def test_row_of_known_coverage():
+    """Normal figures about a known estimand with the right error: 95 %, and a tenth of the error: nearly none."""
+    rng = np.random.default_rng(0)
+    off = rng.normal(size=4000)
+    part = pd.DataFrame({"value": 5 + off, "low": 5 + off - 1.96, "high": 5 + off + 1.96, "error": 1.0,
+                         "estimand": 5.0, "share": 1.0, "set": np.arange(4000) // 4})  # fmt: skip
+    row = coverage._row(part)
+    assert row["coverage"] == pytest.approx(0.95, abs=0.01)
+    assert row["ratio"] == pytest.approx(1, abs=0.03)
+    assert row["error"] == pytest.approx(np.sqrt(0.95 * 0.05 / 4000), rel=0.15)
+    small = part.assign(low=part.value - 0.1, high=part.value + 0.1)
+    assert coverage._row(small)["coverage"] < 0.15
+
+
+def test_study_has_every_interval():
+    table = coverage.coverage("normal", sets=2, each=1, others=3, rivals=1).sort_index()
+    methods = set(table.reset_index()[["over", "method"]].itertuples(index=False, name=None))
+    assert methods == {
+        ("samples", "halves"), ("models", "halves"), ("both", "halves"), ("samples", "bootstrap"),
+        ("models", "delete one"), ("models", "half against half"), ("models", "bootstrap"),
+        ("one sample", "wilson"), ("one sample", "jeffreys"),
+    }  # fmt: skip
+    assert table.coverage.between(0, 1).all()
+    whole = table.xs(("normal", "one sample", "wilson"))
+    parts = [name for name in whole.index if name.startswith("tpr") and name != "tpr all"]
+    assert whole.loc[parts, "populations"].sum() == whole.loc["tpr all", "populations"]
+
+
+def test_spread_of_populations_is_recognised():
+    rng, dealt = np.random.default_rng(2), pd.Series({"auc": 1.0})
+
+    def tables(error):
+        values = rng.normal(100, 1, 200)
+        return [pd.DataFrame({"value": [v], "low": [v - 1.96 * error], "high": [v + 1.96 * error], "error": [error]},
+                             ["auc"]) for v in values]  # fmt: skip
+
+    right, wrong = holding.spread(tables(1.0), dealt).loc["auc"], holding.spread(tables(0.5), dealt).loc["auc"]
+    assert right.low < 1 < right.high
+    assert 0.9 < right.covered / 200 < 0.99
+    assert wrong.high < 1
+    assert wrong.covered < 150
+
+
+def test_models_dealt_anew_spread_as_populations_do():
+    """Twelve populations of one superpopulation: dealt anew, their models spread as the populations themselves."""
+    runs = [Simulator(samples=80, checkpoints=1, separation=1.5).run(12, k) for k in range(12)]
+    dealt = holding.regrouped(runs, "fpr@0.05", partitions=3)
+    own = intervals.figures([vulnerability_plane(run, "fpr@0.05") for run in runs]).std()
+    assert 0.5 < dealt["advantage"] / own["advantage"] < 2
+
+
+def test_judgement_names_what_lies_within_error():
+    rows = [(0.95, 0.01), (0.92, 0.01), (0.90, 0.01), (0.98, 0.01), (0.99, 0.005)]
+    words = [holding.judge(pd.Series({"coverage": c, "error": e})) for c, e in rows]
+    assert words == ["holds", "narrow?", "narrow", "wide?", "wide"]
+
+
+def test_recommendation_is_safe_first_then_narrow():
+    rows = [("a", "x", 0.94, 1.1), ("a", "y", 0.99, 1.3), ("b", "x", 0.99, 2.0), ("c", "x", 0.90, 0.9)]
+    table = pd.DataFrame(rows, columns=["method", "metric", "coverage", "ratio"]).set_index(["method", "metric"])
+    assert holding.recommended(table) == "a"
+    assert holding.recommended(table.loc[["c"]]) == "c"
