@@ -2,10 +2,10 @@
 
 A figure of N models and n samples is scored again on random halves of the samples, or of the models, each half as if it
 were all there is: leave-one-out statistics come from the half, and the decision threshold is set anew. The variance of
-the figure over the halves estimates its variance over samples, or over models (Shao and Wu 1989; the factor (n - d) / d
-of their delete-d jackknife is 1 for d = n / 2). Half is deleted and not one: a sample's state is a step function of
-about 10 flags, and for figures that are not smooth the delete-one jackknife is not consistent, while one that deletes
-many is. No model is drawn twice, so no copy of a target sits in its own reference set, as in a bootstrap over models.
+the figure over the halves estimates its variance over samples, or over models (Shao and Wu 1989; the factor (n - d)/d
+of their delete-d jackknife is 1 for d = n/2). Half is deleted and not one: a sample's state is a step function of about
+10 flags, and the delete-one jackknife is not consistent for figures that are not smooth, while one that deletes many
+is. No model is drawn twice, so no copy of a target sits in its own reference set, as in a bootstrap over models.
 """
 
 from __future__ import annotations
