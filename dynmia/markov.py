@@ -132,7 +132,7 @@ def order_test(states: np.ndarray, *, draws: int = 499, seed: int = 0) -> pd.Ser
     """Order 1 against order 2, and Chapman-Kolmogorov, for paths ``states`` (T, n), T at least 3.
 
     Returns:
-        p_lr, p_pooled, p_ck: exact Monte Carlo p-values of :func:`statistics`; p_chi2: of the first by its limit;
+        Exact Monte Carlo p-values p_lr, p_pooled, p_ck of :func:`statistics`; p_chi2, of the first by its limit;
         bits, bits_low, bits_high: what the state before adds to the present one about the next, in bits a transition,
         less its mean under order 1, with a 95 % interval over samples (delta method); entropy: of the next state given
         the present one, the most that anything could add; ck, ck_null: the distance, and its mean under order 1.
@@ -186,7 +186,7 @@ def passage(states: xr.DataArray, weights: Weights = None) -> xr.Dataset:
         weights: (draw, sample), for intervals.
 
     Returns:
-        Dim source: observed; chain, with a matrix a checkpoint; pooled, with one matrix. Variables ever, the share of
+        Dim source is observed; chain, with a matrix a checkpoint; pooled, with one matrix. Variables ever, the share of
         samples that are vulnerable at least once; entry, the mean epoch of first entry of those; stay, the mean length
         of their first visit in epochs. NaN where nobody enters.
     """

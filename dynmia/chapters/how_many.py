@@ -160,7 +160,7 @@ def _share(plane: xr.Dataset) -> float:
 
 
 def retest_verdict(found: Mapping[str, pd.DataFrame]) -> list[str]:
-    """Sentences on the paper's check and on agreement against sampling noise, for each rule's :func:`retest` table.
+    """The paper's check, and agreement against sampling noise, from each rule's :func:`dynmia.retest.retest`.
 
     The check holds if the whole interval over populations lies below ``CHECK``, fails if it lies above, else is open.
     """

@@ -27,7 +27,7 @@ def explained(table: pd.DataFrame) -> pd.DataFrame:
         table: from :func:`dynmia.campaign.figures`, index (run, metric).
 
     Returns:
-        Index (run, metric), columns value, low, high: the mean and the 95 % range of the no-signal populations.
+        Index (run, metric), columns value, low, high, the mean and the 95 % range of the no-signal populations.
     """
     chance = 0.5 * (table.index.get_level_values("metric") == "auc")
     effect = (table.value - chance).where((table.unit != "epoch") & (table.value != chance))
