@@ -50,9 +50,9 @@ def measure(run: xr.Dataset, rules: Iterable[str] = RULES, *, draws: int = DRAWS
 
     Columns: those of :func:`dynmia.markov.order_test`; share, share_low, share_high (:func:`share`); p_homogeneous;
     noise_bits, noise_p (mean and least over ``NULLS`` populations without a signal), noise_share; ever, entry and
-    stay, each as ``observed_``, ``chain_`` and ``pooled_`` with low and high (95 % bootstrap interval over samples), the
-    share in percent, times in epochs; off, off_low, off_high, by how many percent the chain's share of ever vulnerable samples
-    is off; hitting, the expected epochs to the vulnerable state if the pooled matrix held for ever.
+    stay, each as ``observed_``, ``chain_`` and ``pooled_`` with low and high (95 % bootstrap interval over samples),
+    the share in percent, times in epochs; off, off_low, off_high, by how many percent the chain's share of samples ever
+    vulnerable is off; hitting, the expected epochs to the vulnerable state if the pooled matrix held for ever.
     """
     rules = list(rules)
     noise = [vulnerability_planes(run, rules, keep=keep) for keep in null_masks(run, NULLS, seed)]
