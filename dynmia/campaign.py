@@ -21,14 +21,15 @@ import yaml
 
 from .data import SIZES
 from .errors import UserError, choose
+from .intervals import every
 from .plane import vulnerability_planes
 from .runs import open_run, project_root, resolve, save_run, study_of
 from .store import differing, write_atomic
 from .study import Study
-from .summary import METRICS, null_masks, null_table, p_values, quantiles, summarise
+from .summary import METRICS, null_masks, null_table, p_values, quantiles
 
 RULES = ("fpr@0.01", "bayes")
-COLUMNS = ["value", "low", "high", "null_value", "null_low", "null_high", "p", "null_draws", "run_sha256"]
+COLUMNS = ["value", "low", "high", "error", "null_value", "null_low", "null_high", "p", "null_draws", "run_sha256"]
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def _differs(there: Study, here: Study) -> str:
     return "" if there == here else differing(there.to_dict(), here.to_dict())
 
 
-def write_figures(folder: Path, name: str, run: xr.Dataset, *, null: int, draws: int = 1000) -> bool:
+def write_figures(folder: Path, name: str, run: xr.Dataset, *, null: int) -> bool:
     """Bring the rows of ``run`` in ``folder/figures.csv`` up to date; returns whether anything was to be done."""
     path = folder / "figures.csv"
     old = _read(path) if path.exists() else pd.DataFrame(columns=COLUMNS, index=_index([]))
@@ -185,8 +186,8 @@ def write_figures(folder: Path, name: str, run: xr.Dataset, *, null: int, draws:
         {rule: null_table([plane]) for rule, plane in vulnerability_planes(run, RULES, keep=keep).items()}
         for keep in null_masks(run, null)
     ]
-    for rule, plane in vulnerability_planes(run, RULES).items():
-        table = summarise(plane, draws=draws)[["value", "low", "high"]]
+    for rule in RULES:
+        table = every(run, rule)
         drawn = pd.concat([tables[rule] for tables in noise], ignore_index=True)
         table = table.join(quantiles(drawn).add_prefix("null_")).assign(
             p=p_values(table.value, drawn), null_draws=null, run_sha256=run.attrs["sha256"][:12]
@@ -207,8 +208,8 @@ def figures(folder: str | os.PathLike[str] = "data", rule: str = "fpr@0.01") -> 
     """Every metric of every run in ``folder`` under ``rule``, from ``figures.csv``.
 
     Returns:
-        Index (run, metric); columns label, unit, value, low, high (95 % bootstrap interval over samples), null_value,
-        null_low, null_high (the no-signal level) and p, from :func:`dynmia.summary.p_values`.
+        Index (run, metric); columns label, unit; value, low, high, error from :func:`dynmia.intervals.every`;
+        null_value, null_low, null_high (the no-signal level) and p, from :func:`dynmia.summary.p_values`.
     """
     path = resolve(folder) / "figures.csv"
     if not path.exists():

@@ -176,7 +176,7 @@ def summarise(
     data = open_run(run)
     options: dict[str, Any] = {"attack": attack, "centre": centre, "variance": variance}
     table = summary(vulnerability_plane(data, rule, **options), draws=draws)
-    noise = null_summary(data, rule, draws=null, **options) if null else None
+    noise = null_summary(data, rule, draws=null, value=table.value, **options) if null else None
     whole = table if noise is None else table.join(noise.add_prefix("null_"))
     if csv:
         whole.to_csv(csv, float_format="%.9g")

@@ -21,7 +21,7 @@ from .errors import StoreError
 from .plane import vulnerability_plane
 from .runs import stored_dataset, write_dataset
 from .store import RunStore
-from .summary import null_planes
+from .summary import null_planes, p_values, quantiles
 
 MEASURES = {  # name: what it is, and where it comes from
     "epistemic_out": "epistemic uncertainty, out-models (mutual information; Depeweg et al. 2018)",
@@ -196,17 +196,41 @@ def correlation(
     return pd.DataFrame.from_dict(rows, "index", columns=["value", "low", "high", "n"])
 
 
-def relate(hardness: xr.Dataset, run: xr.Dataset, rule: str = "fpr@0.01", null: int = 20) -> pd.DataFrame:
+def null_vulnerability(run: xr.Dataset, rule: str = "fpr@0.01", draws: int = 200) -> xr.DataArray:
+    """Dynamic vulnerability (draw, sample) of the same phi under keep masks that no model was trained with."""
+    return xr.concat([dynamic_vulnerability(plane) for plane in null_planes(run, rule, draws=draws)], "draw")
+
+
+def null_correlations(x: xr.DataArray, noise: xr.DataArray) -> pd.DataFrame:
+    """Correlations of a value a sample with each draw of :func:`null_vulnerability`: columns pearson, spearman."""
+    x, noise = xr.align(x, noise, join="inner")
+    good = np.isfinite(x.values) & np.isfinite(noise.values).all(0)
+    if good.sum() < 4:
+        return pd.DataFrame(np.nan, range(len(noise)), ["pearson", "spearman"])
+    a, b, rows = x.values[good].astype(float), noise.values[:, good], {}
+    for name, (u, v) in {"pearson": (a, b), "spearman": (rankdata(a), rankdata(b, axis=1))}.items():
+        u, v = u - u.mean(), v - v.mean(1, keepdims=True)
+        length = np.sqrt((u**2).sum() * (v**2).sum(1))
+        rows[name] = (v @ u) / np.where(length > 0, length, np.nan)
+    return pd.DataFrame(rows)
+
+
+def relate(
+    hardness: xr.Dataset, run: xr.Dataset, rule: str = "fpr@0.01", null: int | xr.DataArray = 20
+) -> pd.DataFrame:
     """Correlation of every measure at the end of training with dynamic vulnerability.
 
     Rows are (measure, samples, models, kind). samples: ``all``, or the finally ``vulnerable`` ones. models: ``all
     models`` on both sides; ``same half`` and ``other half``, the mean over the two halves of the population with the
     measure from one and the vulnerability from the same or the other (ends of the intervals are averaged too); ``no
-    signal``, the vulnerability scored anew after redrawing the keep mask, low and high being the range over ``null``
-    redraws. kind: ``pearson`` or ``spearman``.
+    signal``, the vulnerability scored anew after redrawing the keep mask ``null`` times (or :func:`null_vulnerability`):
+    mean and 95 % range. kind: ``pearson`` or ``spearman``.
+
+    The p-value (:func:`dynmia.summary.p_values`) is exact for measures that do not look at the keep mask, as the one of
+    all models; a measure of in- or out-models keeps the true mask, and data/null-calibration.csv says how far off it is.
 
     Returns:
-        Columns value, low, high, n.
+        Columns value, low, high, n, and p for ``all models``.
     """
     last = hardness.isel(epoch=-1)
     sides = {"all": _target(run, rule)}
@@ -215,7 +239,7 @@ def relate(hardness: xr.Dataset, run: xr.Dataset, rule: str = "fpr@0.01", null: 
         for part, models in halves(run.sizes["model"]).items()
         if part != "all"
     }
-    noise = [dynamic_vulnerability(plane) for plane in null_planes(run, rule, draws=null)]
+    noise = null_vulnerability(run, rule, null) if isinstance(null, int) else null
     rows: dict[tuple[str, str, str], pd.DataFrame] = {}
     for name in (name for name in hardness.data_vars if "part" in hardness[name].dims):
         measured = last[name]
@@ -226,17 +250,12 @@ def relate(hardness: xr.Dataset, run: xr.Dataset, rule: str = "fpr@0.01", null: 
             return correlation(x.sel(part=part), chosen)
 
         for subset in ("all", "vulnerable"):
-            key = str(name), subset
-            rows[*key, "all models"] = pair("all", "all", subset)
+            key, whole = (str(name), subset), pair("all", "all", subset)
+            drawn = null_correlations(measured.sel(part="all").where((subset == "all") | sides["all"][1]), noise)
+            rows[*key, "all models"] = whole.assign(p=p_values(whole.value, drawn))
             rows[*key, "same half"] = (pair("a", "a", subset) + pair("b", "b", subset)) / 2
             rows[*key, "other half"] = (pair("a", "b", subset) + pair("b", "a", subset)) / 2
-            final = sides["all"][1]
-            drawn = [
-                correlation(measured.sel(part="all"), v.where(final) if subset == "vulnerable" else v, draws=1)
-                for v in noise
-            ]
-            values = np.stack([table.value for table in drawn])  # (null, 2)
-            rows[*key, "no signal"] = drawn[0].assign(value=values.mean(0), low=values.min(0), high=values.max(0))
+            rows[*key, "no signal"] = quantiles(drawn).assign(n=whole.n)
     return pd.concat(rows, names=["measure", "samples", "models", "kind"])
 
 
@@ -268,7 +287,7 @@ def verdict(table: pd.DataFrame) -> list[str]:
         side = "outside" if row.low > noise.high or row.high < noise.low else "not clear of"
         return (
             f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}], {side} the no-signal range of "
-            f"{noise.low:.2f} to {noise.high:.2f}"
+            f"{noise.low:.2f} to {noise.high:.2f}" + (f" (p = {row.p:.2g})" if np.isfinite(row.p) else "")
         )
 
     sentences = [

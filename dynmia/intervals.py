@@ -20,7 +20,7 @@ from scipy import stats
 from .dynamics import states
 from .errors import UserError, choose
 from .plane import vulnerability_plane
-from .summary import METRICS
+from .summary import METRICS, summarise
 
 OVER = {  # what else might have been drawn, and along which dimensions the halves are taken
     "samples": ("these models on other samples like these", ["sample"]),
@@ -67,13 +67,69 @@ def interval(
     Raises:
         UserError: an unknown name, fewer than 20 draws, or fewer than 12 models to halve.
     """
+    value, drawn = score_halves(run, rule, over, only=only, draws=draws, seed=seed)
+    return from_halves(value, drawn, run.sizes, level)
+
+
+Scored = tuple[pd.Series, dict[str, pd.DataFrame]]  # metrics of a run, and of its halves along each dimension
+
+
+def score_halves(
+    run: xr.Dataset, rule: str, over: str = "both", *, only: Collection[str] = CHOSEN, draws: int = 20, seed: int = 0
+) -> Scored:
+    """What :func:`interval` and :func:`ratio` are made of; arguments and errors as there."""
     if draws < 20:
         raise UserError(f"draws is {draws}: an interval from halves needs at least 20.")
-    metrics = {choose(name, METRICS, "metric"): METRICS[name] for name in only}
+    metrics = [choose(name, METRICS, "metric") for name in only]
     _, dims = OVER[choose(over, OVER, "interval")]
     drawn = {dim: halved(run, rule, dim, only=metrics, draws=draws, seed=seed) for dim in dims}
-    value = figures([vulnerability_plane(run, rule)], metrics).iloc[0]
-    return from_halves(value, drawn, run.sizes, level)
+    return figures([vulnerability_plane(run, rule)], metrics).iloc[0], drawn
+
+
+def every(run: xr.Dataset, rule: str = "fpr@0.01", *, seed: int = 0) -> pd.DataFrame:
+    """All of ``METRICS`` with the intervals that the book prints.
+
+    They are over both, models and samples, or over samples where the models are too few to halve. No t interval holds
+    for an epoch, which moves in steps: those have :func:`dynmia.summary.summarise`'s bootstrap over samples.
+
+    Returns:
+        As :func:`interval`; error is NaN for epochs.
+    """
+    steps = [name for name, metric in METRICS.items() if metric.unit == "epoch"]
+    over = "both" if run.sizes["model"] >= LEAST else "samples"
+    table = interval(run, rule, over, only=[name for name in METRICS if name not in steps], seed=seed)
+    table = pd.concat([table, summarise(vulnerability_plane(run, rule), only=steps, seed=seed)])
+    return table.loc[list(METRICS)].rename_axis("metric")
+
+
+def ratio(above: Scored, below: Scored, metric: str, level: float = 0.95) -> pd.Series:
+    """A metric of one run over that of another, with Fieller's interval from what :func:`score_halves` returned.
+
+    Runs of one size are halved alike, so what paired samples, or models of one number, have in common cancels. Where
+    the lower figure is not clear of zero the interval has no upper end (Fieller 1954).
+
+    Returns:
+        value, low, high; a ratio to a figure that is not positive is undefined, NaN.
+    """
+    value = centre = np.array([scored[0][metric] for scored in (above, below)])
+    covariance, draws = np.zeros((2, 2)), 0
+    for dim in above[1]:
+        drawn = np.array([scored[1][dim][metric] for scored in (above, below)])
+        covariance, draws = covariance + np.cov(drawn, ddof=0), drawn.shape[1]
+        if dim == "sample" and METRICS[metric].interval == "basic":
+            centre = 2 * value - drawn.mean(1)
+    low, high = fieller(centre, covariance, stats.t.ppf((1 + level) / 2, draws // 2))
+    return pd.Series({"value": value[0] / value[1] if value[1] > 0 else np.nan, "low": low, "high": high})
+
+
+def fieller(pair: np.ndarray, covariance: np.ndarray, quantile: float) -> tuple[float, float]:
+    """Ends of all r with (a - r b)^2 <= quantile^2 Var(a - r b); no upper end unless b is clear of zero."""
+    (a, b), v = pair, quantile**2 * covariance
+    square, middle, rest = b**2 - v[1, 1], a * b - v[0, 1], a**2 - v[0, 0]
+    root = np.sqrt(max(middle**2 - square * rest, 0.0))
+    if square > 0 and b > 0:
+        return (middle - root) / square, (middle + root) / square
+    return ((middle - root) / square if rest > 0 and a > 0 else -np.inf), np.inf
 
 
 def from_halves(
@@ -91,7 +147,8 @@ def from_halves(
         biased = [name for name, metric in metrics.items() if metric.interval == "basic"]
         centre[biased] = 2 * value[biased] - drawn["sample"][biased].mean()
     table = pd.DataFrame({"label": {name: metric.label for name, metric in metrics.items()}, "value": value})
-    bounds = [(0, 100) if m.unit.startswith("%") else (m.floor, np.inf) for m in metrics.values()]
+    tops = {"%": 100.0, "% per checkpoint": 100.0, "": 1.0}  # of shares, AUC and silhouette
+    bounds = [(0.0 if m.unit.startswith("%") else m.floor, tops.get(m.unit, np.inf)) for m in metrics.values()]
     for name, end in (("low", centre - half), ("high", centre + half)):
         table[name] = [float(np.clip(v, *bound)) for v, bound in zip(end, bounds)]
     table = table.assign(unit=[metric.unit for metric in metrics.values()], error=np.sqrt(variance))

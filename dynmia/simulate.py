@@ -122,7 +122,9 @@ class Simulator:
             tails = [lambda x, side=side: noise.sf((x - side[0]) / side[1]) for side in sides]
             both = flagged_share(*sides[0], *sides[1], *tails)
             threshold = 0.0
-            if level is not None and self.separation > 0:
+            if self.separation == 0 and self.spread_in == self.spread_out:
+                break  # nothing tells the sides: every score is 0, and an attack that flags a share at random is ideal
+            if level is not None:
                 threshold = optimize.brentq(lambda x, both=both: both(x)[1].mean() - level, -60, 60, xtol=1e-9)
             rates[:, t] = both(threshold)
         plane = xr.Dataset(

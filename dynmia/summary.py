@@ -177,6 +177,7 @@ def null_summary(
     seed: int = 0,
     level: float = 0.95,
     planes: Iterable[xr.Dataset] | None = None,
+    value: pd.Series | None = None,
     **options: str,
 ) -> pd.DataFrame:
     """The no-signal level of every metric: redraw the keep mask under the same design and rescore the same phi.
@@ -185,12 +186,15 @@ def null_summary(
         run, rule, options: as for :func:`dynmia.plane.vulnerability_plane`.
         planes: the planes of the null if they are at hand (from :func:`null_planes`); None makes them.
         draws: permuted populations; ``low`` and ``high`` are quantiles over them (their extremes if they are few).
+        value: of the population itself, by metric; with it comes the p-value (:func:`p_values`).
 
     Returns:
-        Index metric; columns value (mean), low, high.
+        Index metric; columns value (mean), low, high, and p if ``value`` is given.
     """
     planes = null_planes(run, rule, draws=draws, seed=seed, **options) if planes is None else planes
-    return quantiles(null_table(planes), level)
+    drawn = null_table(planes)
+    table = quantiles(drawn, level)
+    return table if value is None else table.assign(p=p_values(value, drawn))
 
 
 def null_table(planes: Iterable[xr.Dataset], only: Collection[str] = METRICS) -> pd.DataFrame:
@@ -253,16 +257,20 @@ def cell(value: float, low: float, high: float, digits: int = 1) -> str:
     return "{} [{}, {}]".format(*(f"{round(v, digits) + 0.0:.{digits}f}" for v in (value, low, high)))
 
 
+def band(low: float, high: float, p: float = np.nan, digits: int = 1) -> str:
+    """A no-signal level as it is printed: ``low to high``, with the p-value of the figure beside it if there is one."""
+    ends = " to ".join(f"{round(end, digits) + 0.0:.{digits}f}" for end in (low, high))
+    return ends if np.isnan(p) else f"{ends} (p = {p:.2g})"
+
+
 def rounded(table: pd.DataFrame, null: pd.DataFrame | None = None) -> pd.DataFrame:
-    """The table as it is printed: one column ``value [interval]``, and the no-signal interval if given."""
+    """The table as it is printed: one column ``value [interval]``, and the no-signal level if given."""
     lines = []
     for name, row in table.iterrows():
         line = [row.label, row.unit, cell(row.value, row.low, row.high, METRICS[str(name)].digits)]
         if null is not None:
-            digits = decimals(str(name), row)
-            line.append(
-                "{} to {}".format(*(f"{round(null.loc[name, k], digits) + 0.0:.{digits}f}" for k in ("low", "high")))
-            )
+            noise = null.loc[name]
+            line.append(band(noise.low, noise.high, noise.get("p", np.nan), decimals(str(name), row)))
         lines.append(line)
     columns = ["metric", "unit", f"value [{100 * table.attrs.get('level', 0.95):g} % interval]"] + (
         [] if null is None else ["no signal"]

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 import dynmia
-from dynmia import campaign, cli, hardness
+from dynmia import campaign, cli, hardness, intervals
 from dynmia.errors import UserError
 from dynmia.summary import METRICS, p_values, quantiles
 
@@ -68,7 +68,7 @@ def test_a_campaign_trains_what_is_missing_skips_what_is_there_and_reports_what_
     table = campaign.figures("data", "bayes")
     assert set(table.index) == {(run, metric) for run in ("first", "second") for metric in METRICS}
     assert ((table.p.dropna() > 0) & (table.p.dropna() <= 1)).all()
-    mine = dynmia.summarise(dynmia.vulnerability_plane(campaign.released("02")["first"], "bayes"))
+    mine = intervals.every(campaign.released("02")["first"], "bayes")
     np.testing.assert_allclose(table.loc["first"].value, mine.value, rtol=1e-6)
     assert dynmia.rounded(table.loc["first"]).iloc[:, -1].tolist() == dynmia.rounded(mine).iloc[:, -1].tolist()
     before = (listed / "data" / "figures.csv").read_bytes()

@@ -2,6 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from scipy.stats import spearmanr
 
 from dynmia import campaign, noise
 from dynmia.chapters import nosignal
@@ -43,6 +44,17 @@ def test_entropies_come_out_the_same_in_any_block(planes):
     found = noise._entropy_change(whole, block=3)
     entropy = spatial_entropy(one(planes[2], 1))
     assert found.values[2, 1] == pytest.approx(float(entropy[-1] - entropy[0]))
+
+
+def test_correlations_of_many_planes_are_those_of_each(run, planes):
+    found = noise.correlations(run, planes, 4)
+    prob = 1 / (1 + np.exp(-run.phi.values.astype(float)))
+    for population in range(2):
+        last = prob[4 * population + 3]
+        for draw, plane in enumerate(planes):
+            y = one(plane, population).advantage.mean("epoch").values
+            for name, x in (("r_all", last.var(0)), ("r_out", last.var(0, where=~run.keep.values))):
+                assert float(found[name][draw, population]) == pytest.approx(spearmanr(x, y).statistic, abs=1e-9)
 
 
 def test_closed_form_is_the_arcsine_for_equal_sides():

@@ -59,7 +59,7 @@ def table_of(values):
         for run, metrics in values.items()
         for metric, value in metrics.items()
     }
-    columns = ["label", "unit", "value", "low", "high", "null_value", "null_low", "null_high", "p"]
+    columns = ["label", "unit", "value", "low", "high", "error", "null_value", "null_low", "null_high", "p"]
     return pd.DataFrame(rows, columns, pd.MultiIndex.from_tuples(rows)).T.infer_objects()
 
 

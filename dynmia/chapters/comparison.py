@@ -14,7 +14,7 @@ from scipy import stats
 
 from ..compare import DATASETS, labels
 from ..complexity import DIGITS
-from ..summary import METRICS, cell
+from ..summary import METRICS, band, cell
 from ..trends import ordered, rank_trend
 
 
@@ -28,7 +28,7 @@ def accuracy(run: xr.Dataset) -> tuple[float, float, float]:
 def side_by_side(
     figures: Mapping[str, pd.DataFrame], runs: Mapping[str, xr.Dataset], metrics: Sequence[str]
 ) -> pd.DataFrame:
-    """One table: for each metric a row a run, for each decision rule ``value [interval]`` and the no-signal level.
+    """One table: for each metric a row a run, for each decision rule ``value [interval]`` and the no-signal level with p.
 
     Args:
         figures: rule to the table of :func:`dynmia.campaign.figures`.
@@ -45,8 +45,7 @@ def side_by_side(
             texts = []
             for table in figures.values():
                 row, digits = table.loc[(name, metric)], METRICS[metric].digits
-                texts += [cell(row.value, row.low, row.high, digits)]
-                texts += [f"{row.null_low + 0.0:.{digits}f} to {row.null_high + 0.0:.{digits}f}"]
+                texts += [cell(row.value, row.low, row.high, digits), band(row.null_low, row.null_high, row.p, digits)]
             rows[label, words[name]] = texts
     columns = pd.MultiIndex.from_product([figures, ["value [95 % interval]", "no signal"]])
     index = pd.MultiIndex.from_tuples(list(rows), names=["metric", "run"])

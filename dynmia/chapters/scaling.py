@@ -28,7 +28,8 @@ def by_pool_size(figures: pd.DataFrame, runs: Mapping[str, xr.Dataset]) -> Table
                 s.pool_size: figures.loc[(n, metric.replace("_excess", ""))] for s, n in studies if s.dataset == data
             }
             table = pd.DataFrame(rows).T.drop(columns=["label", "unit"]).astype(float).rename_axis("pool size")
-            tables.setdefault(metric, {})[data] = table - 0.5 if metric == "auc_excess" else table
+            chance = 0.5 * (metric == "auc_excess") * ~table.columns.isin(["error", "p"])
+            tables.setdefault(metric, {})[data] = table - chance
     return tables
 
 
@@ -38,8 +39,8 @@ def fit_all(tables: Tables) -> dict[str, dict[str, Law]]:
     for metric, sets in tables.items():
         for data, table in sets.items():
             if len(table) > 2 and (table.value > 0).all():
-                errors = (table.high - table.low).to_numpy() / (2 * 1.96)
-                law = best_law(table.index.to_numpy(float), table.value.to_numpy(), errors, CEILINGS.get(metric))
+                numbers = (table.index.to_numpy(float), table.value.to_numpy(), table.error.to_numpy())
+                law = best_law(*numbers, CEILINGS.get(metric))
                 laws.setdefault(metric, {})[data] = law
     return laws
 

@@ -23,9 +23,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from .. import campaign, hardness
+from .. import campaign, hardness, intervals
 from ..errors import UserError
-from ..matching import estimate, metrics_of, ratio
 from ..plane import vulnerability_plane
 from ..retest import retest
 from ..runs import open_run, resolve, study_of
@@ -33,6 +32,7 @@ from ..summary import cell, resolved
 from .scaling import by_pool_size, fit_all
 
 VERDICTS = ("reproduced", "direction reproduced", "not reproduced", "not yet measured at this scale")
+RATIOS = ("displacement", "entropy_change", "speed_mean", "transition_peak")  # metrics of which claims take ratios
 PAPER_SCALE = ("wrn-28-2", 50_000)
 
 
@@ -80,11 +80,11 @@ class Released:
 
     folder: str | os.PathLike[str] = "data"
     rule: str = "fpr@0.01"
-    draws: int = 500
-    nulls: int = 20
+    nulls: int = 200
     _runs: dict[str, xr.Dataset] = field(default_factory=dict)
     _planes: dict[str, xr.Dataset] = field(default_factory=dict)
     _related: dict[str, pd.DataFrame] = field(default_factory=dict)
+    _scored: dict[str, intervals.Scored] = field(default_factory=dict)
 
     def run(self, name: str) -> xr.Dataset:
         """A released run."""
@@ -112,19 +112,11 @@ class Released:
         return self._planes[run]
 
     def over(self, above: str, below: str, metric: str) -> Measured:
-        """A metric of one run over that of another; the bootstrap is paired if they share their samples."""
-        pools = {
-            (study.dataset, study.pool_size, study.pool_seed) for study in map(study_of, map(self.run, (above, below)))
-        }
-        if len(pools) == 1:
-            table = metrics_of({run: self.plane(run) for run in (above, below)}, [metric], self.draws)[metric]
-            parts = [table.sel(run=run, drop=True) for run in (above, below)]
-        else:
-            parts = [
-                metrics_of({run: self.plane(run)}, [metric], self.draws, seed)[metric].isel(run=0, drop=True)
-                for seed, run in enumerate((above, below))
-            ]
-        found = estimate(ratio(*parts))
+        """A metric of one run over that of another, with the interval over models and samples."""
+        for run in (above, below):
+            if run not in self._scored:
+                self._scored[run] = intervals.score_halves(self.run(run), self.rule, only=RATIOS)
+        found = intervals.ratio(self._scored[above], self._scored[below], metric)
         return Measured(found.value, found.low, found.high, 1.0, 1.0, (above, below))
 
     def steps(self, runs: tuple[str, ...], metric: str) -> Measured:
