@@ -223,6 +223,12 @@ def figures(folder: str | os.PathLike[str] = "data", rule: str = "fpr@0.01") -> 
     return table
 
 
+def no_signal(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns of the no-signal level of :func:`figures`, named as by :func:`dynmia.summary.null_summary`."""
+    names = {"null_value": "value", "null_low": "low", "null_high": "high", "p": "p"}
+    return table[list(names)].rename(columns=names)
+
+
 def _index(rows: list[tuple[str, str, str]]) -> pd.MultiIndex:
     return pd.MultiIndex.from_tuples(rows, names=["run", "rule", "metric"])
 

@@ -223,11 +223,11 @@ def relate(
     Rows are (measure, samples, models, kind). samples: ``all``, or the finally ``vulnerable`` ones. models: ``all
     models`` on both sides; ``same half`` and ``other half``, the mean over the two halves of the population with the
     measure from one and the vulnerability from the same or the other (ends of the intervals are averaged too); ``no
-    signal``, the vulnerability scored anew after redrawing the keep mask ``null`` times (or :func:`null_vulnerability`):
-    mean and 95 % range. kind: ``pearson`` or ``spearman``.
+    signal``, the vulnerability scored anew after redrawing the keep mask ``null`` times (or what
+    :func:`null_vulnerability` returned): mean and 95 % range. kind: ``pearson`` or ``spearman``.
 
     The p-value (:func:`dynmia.summary.p_values`) is exact for measures that do not look at the keep mask, as the one of
-    all models; a measure of in- or out-models keeps the true mask, and data/null-calibration.csv says how far off it is.
+    all models. A measure of in- or out-models keeps the true mask: how far off it is, :mod:`dynmia.noise` measures.
 
     Returns:
         Columns value, low, high, n, and p for ``all models``.

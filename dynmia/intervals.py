@@ -98,7 +98,7 @@ def every(run: xr.Dataset, rule: str = "fpr@0.01", *, seed: int = 0) -> pd.DataF
     steps = [name for name, metric in METRICS.items() if metric.unit == "epoch"]
     over = "both" if run.sizes["model"] >= LEAST else "samples"
     table = interval(run, rule, over, only=[name for name in METRICS if name not in steps], seed=seed)
-    table = pd.concat([table, summarise(vulnerability_plane(run, rule), only=steps, seed=seed)])
+    table = pd.concat([table, summarise(vulnerability_plane(run, rule), draws=200, only=steps, seed=seed)])
     return table.loc[list(METRICS)].rename_axis("metric")
 
 

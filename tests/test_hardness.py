@@ -13,6 +13,7 @@ from torch import nn
 from dynmia import engine, hardness, record
 from dynmia.errors import StoreError
 from dynmia.models import build_model
+from dynmia.summary import p_values
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +158,14 @@ def test_relate_and_verdict(recorded):
         "other half",
         "no signal",
     ]
+    noise = hardness.null_vulnerability(run, draws=3)
+    drawn = hardness.null_correlations(found.epistemic_all.sel(part="all").isel(epoch=-1), noise)
+    again = [
+        hardness.correlation(found.epistemic_all.sel(part="all").isel(epoch=-1), one, draws=1).value for one in noise
+    ]
+    np.testing.assert_allclose(drawn, again, atol=1e-9)
+    whole = table.sort_index().loc["epistemic_all", "all", "all models"]
+    np.testing.assert_array_equal(whole.p, p_values(whole.value, drawn))
     sentences = hardness.verdict(table)
     assert len(sentences) == 4  # nothing is vulnerable after four epochs: no comparison of the two
     assert "not to be had from so few samples" in sentences[1]

@@ -65,6 +65,50 @@ def test_both_adds_the_variances(run):
         assert abs((row.low + row.high) / 2 - row.value) > 1e-6
 
 
+def test_every_metric_has_its_interval(run):
+    table = intervals.every(run, "fpr@0.05")
+    assert table.index.tolist() == list(METRICS)
+    both = intervals.interval(run, "fpr@0.05", "both", only=["displacement", "entropy_change"])
+    pd.testing.assert_frame_equal(table.loc[both.index], both, check_like=True)
+    steps = [name for name in METRICS if METRICS[name].unit == "epoch"]
+    assert table.error.isna().tolist() == [name in steps for name in METRICS]
+    assert table.loc[steps, "low"].isin(run.epoch.values).all()
+    few = intervals.some_models(run, np.arange(8))  # too few to halve
+    alone = intervals.interval(few, "bayes", "samples", only=["auc"])
+    assert intervals.every(few, "bayes").error["auc"] == alone.error["auc"]
+
+
+def test_fieller_by_its_definition():
+    covariance, t = np.array([[4.0, 1.0], [1.0, 2.0]]), 2.0
+    for r in intervals.fieller(np.array([30.0, 20.0]), covariance, t):
+        variance = covariance[0, 0] - 2 * r * covariance[0, 1] + r**2 * covariance[1, 1]
+        assert (30 - 20 * r) ** 2 == pytest.approx(t**2 * variance)
+    low, high = intervals.fieller(np.array([30.0, 2.0]), covariance, t)  # below: not clear of zero
+    assert (low > 0, high) == (True, np.inf)
+    assert intervals.fieller(np.array([1.0, 2.0]), covariance, t) == (-np.inf, np.inf)
+    assert intervals.fieller(np.array([30.0, 20.0]), 0 * covariance, t) == (1.5, 1.5)
+
+
+def test_the_ratio_of_paired_runs_cancels_what_they_share(run):
+    louder = run.assign(phi=1.2 * run.phi)  # LiRA is invariant to scale: the same plane
+    other = Simulator(samples=120, checkpoints=3, separation=1.5, effect=0.5, seed=9).run(20, 5)
+    scored = [intervals.score_halves(one, "fpr@0.05", only=["displacement"]) for one in (run, louder, other)]
+    same, apart = intervals.ratio(*scored[:2], "displacement"), intervals.ratio(scored[0], scored[2], "displacement")
+    assert same.tolist() == pytest.approx([1, 1, 1], abs=0.02)
+    assert apart.high - apart.low > 0.2
+
+
+def test_the_ratio_covers_the_true_one():
+    hits = []
+    for seed in range(20):
+        few, many = (Simulator(samples=300, checkpoints=1, separation=s, seed=seed) for s in (1.0, 2.0))
+        truth = [float(METRICS["displacement"].of(one.truth("bayes"), None)) for one in (many, few)]
+        scored = [intervals.score_halves(one.run(20, seed), "bayes", only=["displacement"]) for one in (many, few)]
+        row = intervals.ratio(*scored, "displacement")
+        hits.append(row.low <= truth[0] / truth[1] <= row.high)
+    assert np.mean(hits) >= 0.8  # 20 models lean against a weak signal more than against a strong one
+
+
 def test_a_model_effect_widens_only_the_interval_over_models():
     errors = {}
     for effect in (0.0, 1.5):

@@ -55,7 +55,7 @@ def run_of(dataset, pool, strength, seed=0):
 def table_of(values):
     """Figures as of `campaign.figures`, each interval +- 5 %: run to {metric: value}."""
     rows = {
-        (run, metric): ["x", "", value, 0.95 * value, 1.05 * value, 0.001, 0.0005, 0.002, 0.01]
+        (run, metric): ["x", "", value, 0.95 * value, 1.05 * value, 0.05 * value / 1.96, 0.001, 0.0005, 0.002, 0.01]
         for run, metrics in values.items()
         for metric, value in metrics.items()
     }
@@ -146,7 +146,7 @@ def test_one_table_has_every_run_under_every_rule(runs, sets):
     figures = table_of({name: {"displacement": 10.0} for name in runs})
     table = side_by_side({"fpr@0.01": figures, "bayes": figures}, runs, ["displacement"])
     assert table.shape == (6, 4)
-    assert table.iloc[3].tolist() == ["10 [10, 10]", "0 to 0"] * 2
+    assert table.iloc[3].tolist() == ["10 [10, 10]", "0 to 0 (p = 0.01)"] * 2
 
 
 def test_progress_is_interpolated_between_checkpoints():

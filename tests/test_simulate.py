@@ -51,6 +51,17 @@ def test_equal_spreads_have_a_straight_score():
     np.testing.assert_allclose(curved.tpr[1:], straight.tpr[1:], atol=1e-3)
 
 
+@pytest.mark.parametrize(("rule", "rate"), [("fpr@0.1", 0.1), ("bayes", 0.5)])
+def test_without_a_signal_the_ideal_attack_flags_at_random(rule, rate):
+    truth = Simulator(samples=30, checkpoints=2, separation=0, spread_in=1).truth(rule)
+    np.testing.assert_array_equal(truth.tpr, rate)
+    np.testing.assert_array_equal(truth.fpr, rate)
+    spread = Simulator(samples=30, checkpoints=2, separation=0, spread_in=0.5).truth(rule)  # told by the spread alone
+    assert float(spread.advantage[-1].mean()) > 0.05
+    if rule != "bayes":
+        np.testing.assert_allclose(spread.fpr.mean("sample"), rate, atol=1e-6)
+
+
 def test_populations_share_samples_and_differ_in_models():
     simulator = Simulator(samples=300, checkpoints=2, effect=0.5)
     runs = [simulator.run(8, seed) for seed in (0, 0, 1)]

@@ -241,6 +241,11 @@ def test_rounded_prints_the_null_with_the_decimals_of_the_value():
     }
 
 
+def test_rounded_prints_the_p_value_beside_the_null():
+    null = pd.DataFrame({"value": [0.5], "low": [0.48], "high": [0.52], "p": [0.00498]}, index=["auc"])
+    assert rounded(frame("auc", 0.61, 0.57, 0.65), null).iloc[0]["no signal"] == "0.48 to 0.52 (p = 0.005)"
+
+
 def test_rounded_prints_every_metric(table, null):
     printed = rounded(table, null)
     assert printed.index.tolist() == table.label.tolist()

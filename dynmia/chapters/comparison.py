@@ -28,7 +28,7 @@ def accuracy(run: xr.Dataset) -> tuple[float, float, float]:
 def side_by_side(
     figures: Mapping[str, pd.DataFrame], runs: Mapping[str, xr.Dataset], metrics: Sequence[str]
 ) -> pd.DataFrame:
-    """One table: for each metric a row a run, for each decision rule ``value [interval]`` and the no-signal level with p.
+    """One table: for each metric a row a run, for each decision rule ``value [interval]`` and the no-signal level.
 
     Args:
         figures: rule to the table of :func:`dynmia.campaign.figures`.
