@@ -15,6 +15,8 @@ from .dynamics import Weights
 from .errors import UserError
 from .summary import bootstrap_weights
 
+TAILS = [0.025, 0.975]
+
 
 def rank_agreement(a: xr.Dataset, b: xr.Dataset, weights: Weights = None) -> xr.DataArray:
     """Spearman's correlation over samples between the two planes' dynamic vulnerability.
@@ -39,7 +41,7 @@ def overlap(a: xr.Dataset, b: xr.Dataset, weights: Weights = None) -> xr.DataArr
     return dyn.ratio(first & second, first | second, weights)
 
 
-def chance_overlap(a: xr.Dataset, b: xr.Dataset, level: float = 0.95) -> tuple[float, float, float]:
+def chance_overlap(a: xr.Dataset, b: xr.Dataset) -> tuple[float, float, float]:
     """Jaccard index of random sets of the same sizes: mean and interval, exact (hypergeometric intersection)."""
     sizes = [int(dyn.vulnerable(plane).isel(epoch=-1).sum()) for plane in _same(a, b)]
     if not sum(sizes):
@@ -47,11 +49,11 @@ def chance_overlap(a: xr.Dataset, b: xr.Dataset, level: float = 0.95) -> tuple[f
     common = hypergeom(a.sizes["sample"], *sizes)
     support = np.arange(min(sizes) + 1)
     jaccard = support / (sum(sizes) - support)
-    low, high = common.ppf([(1 - level) / 2, (1 + level) / 2]).astype(int)
+    low, high = common.ppf(TAILS).astype(int)
     return float(common.pmf(support) @ jaccard), float(jaccard[low]), float(jaccard[high])
 
 
-def agreement(a: xr.Dataset, b: xr.Dataset, *, draws: int = 200, seed: int = 0, level: float = 0.95) -> pd.DataFrame:
+def agreement(a: xr.Dataset, b: xr.Dataset, *, draws: int = 200) -> pd.DataFrame:
     """Both measures with their bootstrap interval over samples, and what unrelated planes would give.
 
     Two attacks on the *same* models also agree on noise; for that no-signal level call this on two planes of one
@@ -59,7 +61,7 @@ def agreement(a: xr.Dataset, b: xr.Dataset, *, draws: int = 200, seed: int = 0, 
 
     Args:
         a, b: planes on the same samples.
-        draws, seed, level: of the bootstrap.
+        draws: of the bootstrap.
 
     Returns:
         Index measure (spearman, jaccard); columns value, low, high, chance, chance_low, chance_high.
@@ -67,17 +69,13 @@ def agreement(a: xr.Dataset, b: xr.Dataset, *, draws: int = 200, seed: int = 0, 
     Raises:
         UserError: the planes are on other samples.
     """
-    weights = bootstrap_weights(a, draws, seed)
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    independent = norm.ppf(tails) / np.sqrt(a.sizes["sample"] - 1)
-    rows = {}
-    for name, of, chance in (
-        ("spearman", rank_agreement, (0.0, *independent)),
-        ("jaccard", overlap, chance_overlap(a, b, level)),
-    ):
+    weights, rows = bootstrap_weights(a, draws), {}
+    independent = norm.ppf(TAILS) / np.sqrt(a.sizes["sample"] - 1)
+    measures = [("spearman", rank_agreement, (0.0, *independent)), ("jaccard", overlap, chance_overlap(a, b))]
+    for name, of, chance in measures:
         drawn = of(a, b, weights).values
         known = drawn[np.isfinite(drawn)]
-        interval = np.quantile(known, tails) if len(known) else [np.nan, np.nan]
+        interval = np.quantile(known, TAILS) if len(known) else [np.nan, np.nan]
         rows[name] = [float(of(a, b)), *interval, *chance]
     columns = ["value", "low", "high", "chance", "chance_low", "chance_high"]
     return pd.DataFrame.from_dict(rows, "index", columns=columns).rename_axis("measure")

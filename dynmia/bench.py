@@ -5,19 +5,20 @@ python -m dynmia.bench RATE THREADS SECONDS     # one measuring process, used by
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from .cost import calibrate, random_pool, rate
+from .cost import SingleImages, calibrate, random_pool, rate, spread
 from .engine import train_pool
 from .pool import draw_keep
 from .runs import cores, provenance
@@ -27,8 +28,13 @@ from .study import Study
 SHAPE, CLASSES, SAMPLES = (3, 32, 32), 10, 2000
 STUDY = Study(model="cnn", optimizer="adamw", precision="float32")
 PAPER = Study.preset("paper-baseline")
-UNITS = {"sgemm": "GFLOP/s", "memory": "GB above the input", "paper_train_rate": "samples/s of one process",
-         "paper_evaluation_rate": "samples/s of one process"}  # fmt: skip
+UNITS = {  # of what is not measured in seconds
+    "sgemm": "GFLOP/s", "memory": "GB above the input", "busy_share": "of the cores",
+    **dict.fromkeys(("paper_train_rate", "paper_evaluation_rate"), "samples/s of one process"),
+    **dict.fromkeys(
+        ("pool_of_processes", "sequential_two_threads", "sequential_kept_memory", "dataloader_loop"), "samples/s"
+    ),
+}  # fmt: skip
 
 
 def bench(
@@ -54,11 +60,11 @@ def bench(
         "dataloader_loop": ("dataloader", 2, 1),
         "sgemm": ("sgemm", 1, count),
     }
-    values: dict[str, list[float]] = {}
+    values: defaultdict[str, list[float]] = defaultdict(list)
 
     def add(name: str, value: float) -> None:
-        values.setdefault(name, []).append(value)
-        report(f"{name}: {value:,.2f} {unit_of(name)}")
+        values[name].append(value)
+        report(f"{name}: {value:,.2f} {UNITS.get(name, 's')}")
 
     for _ in range(repeats):  # interleaved, so that a drifting machine is no difference
         for name, (kind, threads, processes) in measures.items():
@@ -68,36 +74,25 @@ def bench(
             add(f"paper_{part}_rate", value)
         for name, value in json.loads(_python("scoring", 1).communicate()[0]).items():
             add(name, value)
-    work = flops_a_sample() / 1e9
-    ratios = {  # numerator, denominator, factor
-        **{f"pool_of_processes / {name}": ("pool_of_processes", name, 1.0) for name in list(measures)[1:-1]},
-        "pool_of_processes / sgemm": ("pool_of_processes", "sgemm", work),
-        "lira_scipy_loop / lira_online_mean": ("lira_scipy_loop", "lira_online_mean", 1.0),
-        "lira_nan_loop / lira_online_mean": ("lira_nan_loop", "lira_online_mean", 1.0),
-        "lira_per_million_at_1000000 / at_10000": ("lira_per_million_at_1000000", "lira_per_million_at_10000", 1.0),
-    }
-    entries = {name: spread(found, unit_of(name)) for name, found in values.items()}
-    for name, (above, below, factor) in ratios.items():
+    entries = {name: spread(found, UNITS.get(name, "s")) for name, found in values.items()}
+
+    def ratio(above: str, below: str, name: str = "", factor: float = 1.0, unit: str = "x") -> None:
         pairs = [factor * a / b for a, b in zip(values[above], values[below])]
-        entries[name] = spread(pairs, "of the sgemm rate" if below == "sgemm" else "x")
+        entries[name or f"{above} / {below}"] = spread(pairs, unit)
+
+    for name in list(measures)[1:-1]:
+        ratio("pool_of_processes", name)
+    ratio("pool_of_processes", "sgemm", factor=flops_a_sample() / 1e9, unit="of the sgemm rate")
+    ratio("lira_scipy_loop", "lira_online_mean")
+    ratio("lira_nan_loop", "lira_online_mean")
+    at = "lira_per_million_at_{}".format
+    ratio(at(1000000), at(10000), f"{at(1000000)} / at_10000")
     whole = [a + b for a, b in zip(values["plane"], values["summarise_1000_draws"])]
     entries["plane + summarise_1000_draws"] = spread(whole, "s")
     variants = [values[name] for name in values if re.fullmatch(r"lira_.*_(mean|median)(_pooled)?", name)]
     entries["lira_slowest_variant"] = spread([max(times) for times in zip(*variants)], "s")
     about = provenance(command, "cpu", count)
     return about | {"model": STUDY.model, "batch_size": STUDY.batch_size, "repeats": repeats, "entries": entries}
-
-
-def unit_of(name: str) -> str:
-    """The unit of a measured value."""
-    if name in ("pool_of_processes", "sequential_two_threads", "sequential_kept_memory", "dataloader_loop"):
-        return "samples/s"
-    return UNITS.get(name, "of the cores" if name == "busy_share" else "s")
-
-
-def spread(values: list[float], unit: str) -> dict[str, Any]:
-    """An entry of a benchmark: median and range of repeated measurements."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values), "unit": unit}
 
 
 def busy_share(samples: float, models: int | None = None) -> float:
@@ -188,35 +183,22 @@ def sequential_step() -> Callable[[], None]:
 def dataloader_step() -> Callable[[], None]:
     """One step of the loop that public LiRA code writes: a data set of single images, ToTensor, DataLoader."""
     import torch
-    from torch.utils.data import DataLoader, Dataset
+    from torch.utils.data import DataLoader
     from torchvision.transforms import v2
 
     from .models import build_model
 
     pool = random_pool(SHAPE, CLASSES, SAMPLES)
-    transform = v2.Compose([
+    images = SingleImages(pool, v2.Compose([
         v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.25] * 3)
-    ])  # fmt: skip
-
-    class Images(Dataset):
-        def __len__(self) -> int:
-            return SAMPLES
-
-        def __getitem__(self, i: int):  # type: ignore[no-untyped-def]
-            return transform(pool.images[i]), int(pool.labels[i])
-
-    loader = DataLoader(Images(), batch_size=STUDY.batch_size, shuffle=True, drop_last=True)
+    ]))  # fmt: skip
+    loader = DataLoader(images, batch_size=STUDY.batch_size, shuffle=True, drop_last=True)
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))  # one epoch after another
     model = build_model("cnn", SHAPE, CLASSES)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=STUDY.weight_decay)
-    batches = iter(loader)
 
     def step() -> None:
-        nonlocal batches
-        try:
-            images, labels = next(batches)
-        except StopIteration:
-            batches = iter(loader)
-            images, labels = next(batches)
+        images, labels = next(batches)
         optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(model(images), labels)
         loss.backward()
@@ -224,6 +206,9 @@ def dataloader_step() -> Callable[[], None]:
         loss.item()
 
     return step
+
+
+STEPS = {"tuned": tuned_step, "sequential": sequential_step, "dataloader": dataloader_step, "sgemm": sgemm_step}
 
 
 def main(kind: str, threads: str, seconds: str) -> None:
@@ -236,10 +221,7 @@ def main(kind: str, threads: str, seconds: str) -> None:
 
         print(json.dumps(scoring()))
         return
-    steps = {
-        "tuned": tuned_step, "sequential": sequential_step, "dataloader": dataloader_step, "sgemm": sgemm_step
-    }  # fmt: skip
-    step = steps[kind]()
+    step = STEPS[kind]()
     for _ in range(3):
         step()
     print("ready", flush=True)

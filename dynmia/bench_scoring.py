@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 
 import numpy as np
 
@@ -34,11 +36,9 @@ def scoring() -> dict[str, float]:
         for part in phi:
             lira_scores(part, keep, attack=attack, centre=centre, variance=variance)
 
-    for centre in ("mean", "median"):
-        for attack in ATTACKS:
-            for variance in ("pooled", "per-sample"):
-                name = f"lira_{attack}_{centre}" + ("_pooled" if variance == "pooled" else "")
-                result[name] = timed(lambda a=attack, c=centre, v=variance: score(a, c, v))  # type: ignore[misc]
+    for centre, attack, variance in product(("mean", "median"), ATTACKS, ("pooled", "per-sample")):
+        name = f"lira_{attack}_{centre}" + ("_pooled" if variance == "pooled" else "")
+        result[name] = timed(partial(score, attack, centre, variance))
     tracemalloc.start()
     lira_scores(phi[-1], keep, variance="per-sample")
     result["memory"] = tracemalloc.get_traced_memory()[1] / 1e9
@@ -61,7 +61,7 @@ def scoring() -> dict[str, float]:
     for million in (0.01, 0.1, 1.0):
         count = int(1e6 * million)
         phi, keep = rng.standard_normal((1, models, count), np.float32), draw_keep(models, count)
-        seconds = [timed(lambda: score("online", "mean", "pooled")) for _ in range(3)]
+        seconds = [timed(partial(score, "online", "mean", "pooled")) for _ in range(3)]
         result[f"lira_per_million_at_{count}"] = statistics.median(seconds) / million
     return result
 

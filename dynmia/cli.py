@@ -23,26 +23,30 @@ DataDir = Annotated[str | None, typer.Option(help="folder of <name>.npz files (d
 Out = Annotated[str | None, typer.Option(help="run folder (default: runs/<title>-<identity>)")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda if there is one)")]
 Workers = Annotated[int | None, typer.Option(help="processes on a CPU (default: one a core), models at once on a GPU")]
+TimeBudget = Annotated[str | None, typer.Option(help="stop cleanly before this, for example 9m or 1h30m")]
+Quiet = Annotated[bool, typer.Option(help="no progress bar")]
+Csv = Annotated[str | None, typer.Option(help="also write the figures, not rounded, to this file")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+def listed(rows: dict[str, str], width: int) -> None:
+    """Print one line a row, its name in ``width`` columns."""
+    for name, text in rows.items():
+        typer.echo(f"{name:{width}}{text}")
 
 
 @app.command()
 def datasets() -> None:
     """List the data sets by name."""
-    for name, text in DATASETS.items():
-        typer.echo(f"{name:15}{text}")
-    typer.echo(
-        f"{'PATH':15}your own: a .npz file with train_images, train_labels, test_images, test_labels, or an image"
-    )
-    typer.echo(f"{'':15}folder with train/CLASS/*.png and test/CLASS/*.png")
+    own = "your own: a .npz file with train_images, train_labels, test_images, test_labels, or an image"
+    listed(DATASETS | {"PATH": own, "": "folder with train/CLASS/*.png and test/CLASS/*.png"}, 15)
 
 
 @app.command()
 def models() -> None:
     """List the architectures by name."""
-    for name, text in MODELS.items():
-        typer.echo(f"{name:15}{text}")
-    typer.echo(f"{'MODULE:FACTORY':15}your own: factory(shape=(C, H, W), classes=K) returns a torch.nn.Module")
+    own = "your own: factory(shape=(C, H, W), classes=K) returns a torch.nn.Module"
+    listed(MODELS | {"MODULE:FACTORY": own}, 15)
 
 
 @app.command()
@@ -58,15 +62,14 @@ def plan(
         typer.echo(json.dumps(result, indent=1))
         return
     typer.echo(f"{result['study']}: {study.shadow_models} models of {result['parameters']:,} parameters")
-    typer.echo(f"training samples   {result['training_samples']:,}")
-    typer.echo(f"evaluations        {result['evaluations']:,}")
-    typer.echo(f"FLOPs              {result['flops']:.3g}")
-    typer.echo(f"disk               {result['disk_bytes'] / 1e6:,.1f} MB")
-    typer.echo(
-        f"rate               {result['train_rate']:,.0f} training and {result['evaluation_rate']:,.0f} evaluation "
-        f"samples/s a process on {result['device']}, {result['workers']} at once"
-    )
-    typer.echo(f"time               {duration(result['seconds'])}")
+    rows = {
+        "training samples": f"{result['training_samples']:,}", "evaluations": f"{result['evaluations']:,}",
+        "FLOPs": f"{result['flops']:.3g}", "disk": f"{result['disk_bytes'] / 1e6:,.1f} MB",
+        "rate": f"{result['train_rate']:,.0f} training and {result['evaluation_rate']:,.0f} evaluation samples/s a "
+        f"process on {result['device']}, {result['workers']} at once",
+        "time": duration(result["seconds"]),
+    }  # fmt: skip
+    listed(rows, 19)
 
 
 @app.command()
@@ -81,10 +84,10 @@ def train(
     save: Annotated[str | None, typer.Option(help="also write the run as one released netCDF file")] = None,
     full_precision: Annotated[bool, typer.Option(help="keep float32 in --save instead of 16 bits")] = False,
     models: Annotated[str | None, typer.Option(help="just these shadow models, for example 0-4 or 0,3,7-9")] = None,
-    time_budget: Annotated[str | None, typer.Option(help="stop cleanly before this, for example 9m or 1h30m")] = None,
+    time_budget: TimeBudget = None,
     engine: Annotated[str, typer.Option(help="local, or ray: the extra dynmia[ray]")] = "local",
     address: Annotated[str | None, typer.Option(help="of a Ray cluster (default: one on this machine)")] = None,
-    quiet: Annotated[bool, typer.Option(help="no progress bar")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a population of shadow models, or what is missing of it; Ctrl-C stops it and the same command continues."""
     from . import runs
@@ -164,7 +167,7 @@ def summarise(
     variance: Annotated[str, typer.Option(help="auto, pooled or per-sample")] = "auto",
     draws: Annotated[int, typer.Option(help="bootstrap draws")] = 1000,
     null: Annotated[int, typer.Option(help="draws of the permutation null; 0 leaves it out")] = 20,
-    csv: Annotated[str | None, typer.Option(help="also write the figures, not rounded, to this file")] = None,
+    csv: Csv = None,
     as_json: AsJson = False,
 ) -> None:
     """Print every metric of a run with its interval and its no-signal level."""
@@ -191,7 +194,7 @@ def complexity(
     dataset: Annotated[list[str] | None, typer.Argument(help="data sets (default: all of `dynmia datasets`)")] = None,
     pool_size: Annotated[int, typer.Option(help="samples of each; digits take the pool of the quick preset")] = 4000,
     data_dir: DataDir = None,
-    csv: Annotated[str | None, typer.Option(help="also write the figures, not rounded, to this file")] = None,
+    csv: Csv = None,
 ) -> None:
     """Measure how complex the pools are, without a network: 1-NN error, intrinsic dimension, overlap, compression."""
     from .complexity import pool_complexity
@@ -249,11 +252,11 @@ def campaign(
     out: Annotated[str | None, typer.Option(help="folder (default: data, or runs/SCALE at another scale)")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="list the runs and what they cost here, and stop")] = False,
     null: Annotated[int, typer.Option(help="draws of the permutation null in figures.csv; 0: no figures")] = 200,
-    time_budget: Annotated[str | None, typer.Option(help="stop cleanly before this, for example 2h")] = None,
+    time_budget: TimeBudget = None,
     data_dir: DataDir = None,
     device: Device = None,
     workers: Workers = None,
-    quiet: Annotated[bool, typer.Option(help="no progress bar")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train the runs of data/campaign.yml that are missing, in order of value, and write the figures of all."""
     from .campaign import plan_campaign, run_campaign
@@ -263,17 +266,16 @@ def campaign(
         name, _, value = item.partition("=")
         changes[name] = yaml.safe_load(value)
     budget = None if time_budget is None else parse_duration(time_budget)
-    options: dict[str, Any] = {"data_dir": data_dir, "device": device, "workers": workers}
+    common: dict[str, Any] = dict(only=only, changes=changes, folder=out, data_dir=data_dir, device=device,
+                                  workers=workers)  # fmt: skip
     if plan:
         total = 0.0
-        for name, state, seconds in plan_campaign(scale, only=only, changes=changes, folder=out, **options):
+        for name, state, seconds in plan_campaign(scale, **common):
             total += seconds
             typer.echo(f"{name:32} {state:10} {duration(seconds)}")
         typer.echo(f"{'what is missing':32} {'':10} {duration(total)}")
         return
-    for line in run_campaign(
-        scale, only=only, changes=changes, folder=out, time_budget=budget, null=null, progress=not quiet, **options
-    ):
+    for line in run_campaign(scale, time_budget=budget, null=null, progress=not quiet, **common):
         typer.echo(line)
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
+import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch.utils.data import Dataset
 
 from .data import SIZES, load_dataset
 from .engine import pick_device
@@ -129,6 +132,25 @@ def random_pool(shape: tuple[int, int, int], classes: int, samples: int) -> Pool
     half, one = np.full(channels, 127.5, np.float32), np.full(channels, 64, np.float32)
     keep = np.ones((1, samples), bool)
     return Pool(images, labels, np.arange(samples), images[:1], labels[:1], keep, half, one, classes)
+
+
+@dataclass
+class SingleImages(Dataset):
+    """A data set of single images, as a plain ``DataLoader`` reads it."""
+
+    pool: Pool
+    transform: Callable[[np.ndarray], torch.Tensor]
+
+    def __len__(self) -> int:
+        return len(self.pool.labels)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        return self.transform(self.pool.images[i]), int(self.pool.labels[i])
+
+
+def spread(values: list[float], unit: str) -> dict[str, Any]:
+    """An entry of a benchmark: median and range of repeated measurements."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "unit": unit}
 
 
 def work(study: Study, samples: int, test: int) -> tuple[int, int]:

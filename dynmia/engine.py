@@ -38,27 +38,32 @@ from .study import Study
 from .training import DeviceData, train_shard
 from .worker import ARRAYS
 
+Folder = str | os.PathLike[str] | None
 COMPILE_FROM = 1e16  # FLOPs of training from which compiling, about a minute, pays
 
 
-def train(
-    study: Study,
-    *,
-    out: str | os.PathLike[str] | None = None,
-    data_dir: str | os.PathLike[str] | None = None,
-    device: str | None = None,
-    workers: int | None = None,
-    mode: str = "fast",
-    progress: bool = True,
-    command: str | None = None,
-    engine: str = "local",
-    address: str | None = None,
-) -> xr.Dataset:
+def train(study: Study, **options: Any) -> xr.Dataset:
     """Train the population of ``study``, or what is missing of it, and return the run (see :mod:`dynmia.runs`).
 
     Ctrl-C or a killed process loses about one epoch of each model in flight; the same call continues.
 
     Args:
+        options: those of :func:`train_part`: out, data_dir, device, workers, mode, progress, command, engine, address.
+    """
+    return finish(*train_part(study, **options))
+
+
+def train_part(
+    study: Study, *, models: list[int] | None = None, time_budget: float | None = None, out: Folder = None,
+    data_dir: Folder = None, device: str | None = None, workers: int | None = None, mode: str = "fast",
+    progress: bool = True, command: str | None = None, engine: str = "local", address: str | None = None,
+) -> tuple[Pool, RunStore]:  # fmt: skip
+    """Train what is missing of ``models`` as far as ``time_budget`` allows.
+
+    Args:
+        models: numbers of shadow models, 0 ... N - 1; None takes all.
+        time_budget: seconds from now; training stops cleanly before they are over and goes on by the next call, here or
+            elsewhere (:func:`dynmia.merge.merge`).
         out: the run's folder; default ``runs/<title>-<first 8 digits of the identity>``.
         data_dir: see :func:`dynmia.data.load_dataset`.
         device: ``cpu`` or ``cuda``; None takes CUDA if there is one.
@@ -68,35 +73,6 @@ def train(
         command: kept in the run as what reproduces it; None derives the ``dynmia train`` line.
         engine: ``local``, or ``ray`` (:mod:`dynmia.ray_engine`, the extra ``dynmia[ray]``).
         address: of a running Ray cluster.
-    """
-    pool, store = train_part(
-        study, out=out, data_dir=data_dir, device=device, workers=workers, mode=mode, progress=progress,
-        command=command, engine=engine, address=address,
-    )  # fmt: skip
-    return finish(pool, store)
-
-
-def train_part(
-    study: Study,
-    *,
-    models: list[int] | None = None,
-    time_budget: float | None = None,
-    out: str | os.PathLike[str] | None = None,
-    data_dir: str | os.PathLike[str] | None = None,
-    device: str | None = None,
-    workers: int | None = None,
-    mode: str = "fast",
-    progress: bool = True,
-    command: str | None = None,
-    engine: str = "local",
-    address: str | None = None,
-) -> tuple[Pool, RunStore]:
-    """Train what is missing of ``models`` as far as ``time_budget`` allows; other arguments as in :func:`train`.
-
-    Args:
-        models: numbers of shadow models, 0 ... N - 1; None takes all.
-        time_budget: seconds from now; training stops cleanly before they are over and goes on by the next call, here or
-            elsewhere (:func:`dynmia.merge.merge`).
 
     Returns:
         The pool and the run's folder; ``store.missing()`` says what is left.
@@ -144,15 +120,10 @@ def finish(pool: Pool, store: RunStore) -> xr.Dataset:
 
 
 def open_store(
-    study: Study,
-    *,
-    out: str | os.PathLike[str] | None = None,
-    data_dir: str | os.PathLike[str] | None = None,
-    device: str | None = None,
-    workers: int | None = None,
-    command: str | None = None,
-) -> tuple[Study, Pool, RunStore]:
-    """Load the data, check that the model fits them, and open (or make) the run's folder; arguments as in ``train``."""
+    study: Study, *, out: Folder = None, data_dir: Folder = None, device: str | None = None,
+    workers: int | None = None, command: str | None = None,
+) -> tuple[Study, Pool, RunStore]:  # fmt: skip
+    """Load the data, check that the model fits them, and open (or make) the run's folder; see :func:`train_part`."""
     if workers is not None and workers < 1:
         raise UserError(f"workers is {workers}: it must be at least 1.")
     device = pick_device(device)
@@ -179,24 +150,17 @@ def pick_device(device: str | None) -> str:
 def command_of(study: Study) -> str:
     """The ``dynmia train`` line that makes the run of ``study``."""
     default = Study.from_dict({"optimizer": study.optimizer}).to_dict()
-    options = [
-        f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
-        for name, value in study.to_dict().items()
-        if value is not None and (name in ("dataset", "model", "optimizer") or value != default[name])
-    ]
-    options = [text.removesuffix(" True") for text in options]
-    return " ".join(["dynmia train", *options])
+    words = ["dynmia train"]
+    for name, value in study.to_dict().items():
+        if value is not None and (name in ("dataset", "model", "optimizer") or value != default[name]):
+            words.append(f"--{name.replace('_', '-')} {shlex.quote(str(value))}".removesuffix(" True"))
+    return " ".join(words)
 
 
 def train_here(
-    study: Study,
-    pool: Pool,
-    store: RunStore,
-    models: Iterable[int],
-    report: Report,
-    device: str = "cpu",
+    study: Study, pool: Pool, store: RunStore, models: Iterable[int], report: Report, device: str = "cpu",
     deadline: float = math.inf,
-) -> None:
+) -> None:  # fmt: skip
     """Train ``models`` one after another in this process, on ``device``, until ``deadline``."""
     data = DeviceData.of(pool, device)
     for model in models:
@@ -205,16 +169,9 @@ def train_here(
 
 
 def train_cuda(
-    study: Study,
-    pool: Pool,
-    store: RunStore,
-    models: list[int],
-    report: Report,
-    device: str,
-    deadline: float,
-    lanes: int | None,
-    mode: str,
-) -> None:
+    study: Study, pool: Pool, store: RunStore, models: list[int], report: Report, device: str, deadline: float,
+    lanes: int | None, mode: str,
+) -> None:  # fmt: skip
     """Train ``models`` by captured steps (:mod:`dynmia.gpu`), compiled if there is enough to do, or else eagerly."""
     work = 3 * forward_flops(build_model(study.model, pool.shape, pool.classes), pool.shape)
     work *= int(pool.keep[models].sum()) * study.epochs
@@ -227,14 +184,9 @@ def train_cuda(
 
 
 def train_pool(
-    study: Study,
-    pool: Pool,
-    store: RunStore,
-    models: list[int],
-    workers: int,
-    report: Report,
+    study: Study, pool: Pool, store: RunStore, models: list[int], workers: int, report: Report,
     deadline: float = math.inf,
-) -> None:
+) -> None:  # fmt: skip
     """Train ``models`` in ``workers`` processes; a free process starts the next model at once.
 
     Raises:
@@ -253,17 +205,14 @@ def train_pool(
                      fingerprint=store.manifest["fingerprint"], deadline=deadline)  # fmt: skip
         (job / "job.json").write_text(json.dumps(about))
         events: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
-        processes: list[subprocess.Popen[str]] = []
-        forwarders: list[threading.Thread] = []
+        started: list[tuple[subprocess.Popen[str], threading.Thread]] = []
         try:
             for number in range(workers):
-                process, forwarder = _start(number, job, events)
-                processes.append(process)
-                forwarders.append(forwarder)
+                started.append(_start(number, job, events))
             waiting, flying = list(models), {}
 
             def next_model(number: int) -> None:
-                stdin = processes[number].stdin
+                stdin = started[number][0].stdin
                 assert stdin is not None
                 if waiting and time.time() < deadline:
                     flying[number] = waiting.pop(0)
@@ -279,7 +228,7 @@ def train_pool(
                 number, event = events.get()
                 if event is None:
                     if number in flying:
-                        _failed(processes[number], flying[number])
+                        _failed(started[number][0], flying[number])
                 elif "error" in event:
                     raise getattr(errors, event["kind"])(event["error"])
                 elif "free" in event:
@@ -289,9 +238,9 @@ def train_pool(
                 else:
                     report(event)
         finally:
-            for process in processes:
+            for process, _ in started:
                 process.terminate()
-            for forwarder in forwarders:  # it ends with its process, and reads the log: before the folder goes
+            for _, forwarder in started:  # it ends with its process, and reads the log: before the folder goes
                 forwarder.join()
 
 

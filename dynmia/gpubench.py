@@ -13,8 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .bench import spread
-from .cost import random_pool, rate
+from .cost import SingleImages, random_pool, rate, spread
 from .errors import reason
 from .gpu import open_lanes, run_epoch
 from .models import build_model, forward_flops
@@ -25,10 +24,7 @@ from .training import train_epoch
 
 DEVICE, MODEL, SHAPE, CLASSES = "cuda", "wrn-28-2", (3, 32, 32), 10
 STEPS = 60  # of an epoch, as long as a third of a second
-TRAFFIC = (
-    15e6,
-    21e6,
-)  # bytes of memory traffic an image, forward and backward in bf16: fused as far as can be, or less
+TRAFFIC = (15e6, 21e6)  # bytes of memory traffic an image, forward and backward in bf16: fully fused, or less
 CHECKPOINTS, EPOCHS, TRAINED, QUERIED = 41, 400, 25_000, 60_000  # of one model of the paper's baseline
 WORKERS = 8
 BASELINES = {
@@ -95,20 +91,14 @@ def queried(compiled: bool) -> Callable[[], float]:
 
 def dataloader(batch: int) -> Callable[[], float]:
     """Training images per second of the loop that public code writes."""
-    from torch.utils.data import DataLoader, Dataset
+    from torch.utils.data import DataLoader
 
-    pool = random_pool(SHAPE, CLASSES, STEPS * batch)
+    def normal(image: np.ndarray) -> torch.Tensor:
+        return (torch.from_numpy(image).permute(2, 0, 1).float().div(255) - 0.5) / 0.25
 
-    class Images(Dataset):
-        def __len__(self) -> int:
-            return STEPS * batch
-
-        def __getitem__(self, i: int):  # type: ignore[no-untyped-def]
-            image = torch.from_numpy(pool.images[i]).permute(2, 0, 1).float().div(255)
-            return (image - 0.5) / 0.25, int(pool.labels[i])
-
+    images = SingleImages(random_pool(SHAPE, CLASSES, STEPS * batch), normal)
     options = dict(num_workers=WORKERS, persistent_workers=WORKERS > 0, pin_memory=torch.cuda.is_available())
-    loader = DataLoader(Images(), batch, shuffle=True, drop_last=True, **options)  # type: ignore[arg-type]
+    loader = DataLoader(images, batch, shuffle=True, drop_last=True, **options)  # type: ignore[arg-type]
     model = build_model(MODEL, SHAPE, CLASSES).to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(model.parameters(), 0.05, 0.9, weight_decay=5e-4)
 

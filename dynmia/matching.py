@@ -44,9 +44,9 @@ def metrics_of(planes: Planes, names: Sequence[str], draws: int = 1000, seed: in
     return xr.concat(rows, pd.Index(list(planes), name="run"))
 
 
-def state_curves(planes: Planes, draws: int = 1000, seed: int = 0) -> dict[str, xr.Dataset]:
+def state_curves(planes: Planes, draws: int = 1000) -> dict[str, xr.Dataset]:
     """The metrics of ``STATE`` had training stopped at each checkpoint: for each run a data set (epoch, draw)."""
-    weights, curves = _weights(planes, draws, seed), {}
+    weights, curves = _weights(planes, draws), {}
     for run, plane in planes.items():
         plane = plane.assign(state=dyn.states(plane))
         values = {name: _unbiased(name, of(plane, weights)) for name, of in STATE.items()}
@@ -102,14 +102,15 @@ def ratio(above: xr.DataArray, below: xr.DataArray) -> xr.DataArray:
     return (above / below.where(below > 0)).fillna(np.inf if float(below[0]) > 0 else np.nan)
 
 
-def estimate(drawn: xr.DataArray, level: float = 0.95) -> pd.Series:
+def estimate(drawn: xr.DataArray) -> pd.Series:
     """Value, low and high of a metric, difference or ratio (draw): draw 0, and quantiles of the others."""
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    low, high = np.quantile(drawn[1:], tails, method="nearest")  # between draws nothing: ratios may be infinite
+    low, high = np.quantile(
+        drawn[1:], [0.025, 0.975], method="nearest"
+    )  # between draws nothing: ratios may be infinite
     return pd.Series({"value": float(drawn[0]), "low": low, "high": high})
 
 
-def _weights(planes: Planes, draws: int, seed: int) -> xr.DataArray:
+def _weights(planes: Planes, draws: int, seed: int = 0) -> xr.DataArray:
     """(draw, sample): ones, then bootstrap weights, the same for all runs."""
     first, *others = planes.values()
     if any(not np.array_equal(first.sample, plane.sample) for plane in others):

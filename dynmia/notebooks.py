@@ -17,12 +17,8 @@ import yaml
 from papermill.exceptions import PapermillExecutionError
 
 from .errors import UserError, choose, disk_error
-from .runs import project_root, resolve
-
-__all__ = [
-    "available", "check_parameters", "experiments", "project_root", "resolve", "run_experiments", "run_notebook",
-    "show", "source_line",
-]  # fmt: skip
+from .runs import project_root
+from .runs import resolve as resolve  # for the notebooks
 
 
 def available() -> dict[str, Path]:
@@ -38,13 +34,9 @@ def check_parameters(name: str, given: dict[str, Any]) -> dict[str, Any]:
     """
     notebooks = available()
     known = papermill.inspect_notebook(notebooks[choose(name, notebooks, "notebook")])
-    checked = {}
-    for key, value in given.items():
-        kind = known[choose(key, known, f"parameter of {name}:")]["inferred_type_name"]
-        default = ast.literal_eval(known[key]["default"])
-        kind = kind if kind != "None" else type(default).__name__
-        checked[key] = _typed(key, value, kind)
-    return checked
+    for key in given:
+        choose(key, known, f"parameter of {name}:")
+    return {key: _typed(key, value, known[key]["inferred_type_name"]) for key, value in given.items()}
 
 
 def _typed(key: str, value: Any, kind: str) -> Any:
@@ -65,23 +57,19 @@ def run_notebook(name: str, parameters: dict[str, Any], out: str | os.PathLike[s
     Raises:
         UserError: bad parameters, or a cell failed; the message holds the cell's error.
     """
-    checked = check_parameters(name, parameters)
-    out = Path(out)
+    checked, source, out = check_parameters(name, parameters), available()[name], Path(out)
     part = out.with_name(f".{out.name}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        papermill.execute_notebook(
-            available()[name], part, checked, cwd=project_root(), progress_bar=progress, log_output=False
-        )
+        papermill.execute_notebook(source, part, checked, cwd=project_root(), progress_bar=progress, log_output=False)
     except PapermillExecutionError as error:
         part.unlink(missing_ok=True)
-        raise UserError(
-            f"notebook {name}: cell {error.cell_index} failed with {error.ename}: {error.evalue}"
-        ) from error
+        what = f"cell {error.cell_index} failed with {error.ename}: {error.evalue}"
+        raise UserError(f"notebook {name}: {what}") from error
     except OSError as error:
         raise disk_error(error, out) from error
     notebook = nbformat.read(part, nbformat.NO_CONVERT)
-    known = papermill.inspect_notebook(available()[name])
+    known = papermill.inspect_notebook(source)
     clean(notebook, {key: ast.literal_eval(entry["default"]) for key, entry in known.items()} | checked)
     nbformat.write(notebook, part)
     os.replace(part, out)
@@ -137,11 +125,7 @@ def run_experiments(path: str | os.PathLike[str] | None = None, jobs: int = 2, o
     for entry in todo:
         check_parameters(entry["notebook"], entry["parameters"])
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [
-            pool.submit(run_notebook, entry["notebook"], entry["parameters"], entry["output"], False) for entry in todo
-        ]
-        for future in futures:
-            yield future.result()
+        yield from pool.map(lambda e: run_notebook(e["notebook"], e["parameters"], e["output"], False), todo)
 
 
 def show(figure: Any) -> None:

@@ -16,7 +16,7 @@ import xarray as xr
 from scipy.stats import chi2
 
 from . import dynamics as dyn
-from .agreement import chance_overlap, overlap
+from .agreement import TAILS, chance_overlap, overlap
 from .dynamics import Weights
 from .errors import UserError
 from .lira import lira_scores
@@ -145,13 +145,7 @@ def _cv(values: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
 
 
 def retest(
-    runs: Sequence[xr.Dataset],
-    planes: Sequence[xr.Dataset],
-    *,
-    draws: int = 200,
-    redraws: int = 20,
-    seed: int = 0,
-    level: float = 0.95,
+    runs: Sequence[xr.Dataset], planes: Sequence[xr.Dataset], *, draws: int = 200, redraws: int = 20
 ) -> pd.DataFrame:
     """Every statistic with its intervals, and what sampling noise alone and unrelated sets would give.
 
@@ -159,7 +153,6 @@ def retest(
         runs, planes: of populations on the same samples.
         draws: of the bootstrap over samples, which are drawn alike in all populations.
         redraws: of :func:`redrawn`.
-        seed, level: of both.
 
     Returns:
         Index as ``LABELS``; columns value; low, high, the bootstrap over samples: for these populations (it
@@ -174,13 +167,12 @@ def retest(
     if len(planes) < 2 or not all(np.array_equal(plane.sample, planes[0].sample) for plane in planes):
         raise UserError("test and retest needs at least two populations on the same samples in the same order.")
     value = statistics(planes).iloc[0]
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    low, high = statistics(planes, bootstrap_weights(planes[0], draws, seed)).quantile(tails).to_numpy()
-    noise = pd.concat([statistics(other) for other in redrawn(runs, planes, redraws, seed)])
+    low, high = statistics(planes, bootstrap_weights(planes[0], draws)).quantile(TAILS).to_numpy()
+    noise = pd.concat([statistics(other) for other in redrawn(runs, planes, redraws)])
     table = pd.DataFrame({"value": value, "low": low, "high": high})
     free = len(planes) - 1
-    for name, tail in (("population_low", tails[1]), ("population_high", tails[0])):
-        over = [key for key in table.index if key.startswith("cv_") and key != "cv_sample"]
+    over = [f"cv_{name}" for name in POPULATION]
+    for name, tail in zip(("population_low", "population_high"), TAILS[::-1]):
         table.loc[over, name] = value[over] * np.sqrt(free / chi2.ppf(tail, free))
     table = table.assign(noise=noise.mean(), noise_low=noise.min(), noise_high=noise.max())
     table.loc["jaccard", "chance"] = np.mean([chance_overlap(a, b)[0] for a, b in itertools.combinations(planes, 2)])

@@ -65,15 +65,9 @@ def halves(run: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
 
 
 def prediction(
-    plane: xr.Dataset,
-    outcome: xr.DataArray | None = None,
-    *,
-    scores: Sequence[str] = tuple(SCORES),
-    epochs: Sequence[int] | None = None,
-    draws: int = 200,
-    seed: int = 0,
-    level: float = 0.95,
-) -> xr.Dataset:
+    plane: xr.Dataset, outcome: xr.DataArray | None = None, *, scores: Sequence[str] = tuple(SCORES),
+    epochs: Sequence[int] | None = None, draws: int = 200,
+) -> xr.Dataset:  # fmt: skip
     """Average precision of predicting the finally vulnerable from the plane up to each checkpoint.
 
     The samples are split at random into two halves. A fitted score is fitted on one and judged on the other, both ways;
@@ -84,14 +78,14 @@ def prediction(
         outcome: bool (sample); default vulnerable at the plane's own end.
         scores: names of ``SCORES``.
         epochs: at which to predict; default all.
-        draws, seed, level: of the bootstrap over samples (the fits stay as they are), ``seed`` also of the split.
+        draws: of the bootstrap over samples (the fits stay as they are).
 
     Returns:
         value, low, high (score, epoch), and chance, chance_low, chance_high. NaN if nobody is finally vulnerable.
     """
     truth = (dyn.vulnerable(plane).isel(epoch=-1) if outcome is None else outcome).values
-    fold = np.random.default_rng([seed, 1]).permutation(len(truth)) < len(truth) // 2
-    weights = np.vstack([np.ones(len(truth)), bootstrap_weights(plane, draws, seed).values])
+    fold = np.random.default_rng([0, 1]).permutation(len(truth)) < len(truth) // 2
+    weights = np.vstack([np.ones(len(truth)), bootstrap_weights(plane, draws).values])
     at = plane.epoch.values if epochs is None else np.asarray(epochs)
     found = np.empty((len(scores), len(at), len(weights)))
     for t, epoch in enumerate(at):
@@ -102,19 +96,16 @@ def prediction(
                 [average_precision(truth[part], score[part], weights[:, part]) for part in (fold, ~fold)], 0
             )
     share = weights @ truth / weights.sum(1)
-    tails = [(1 - level) / 2, (1 + level) / 2]
+    tails = [0.025, 0.975]
     low, high = np.full((2, *found.shape[:2]), np.nan)
-    known = np.isfinite(found).any(-1) & truth.any()
-    if known.any():
-        low[known], high[known] = np.nanquantile(found[known], tails, -1)
+    if np.isfinite(found).any():  # else nobody is finally vulnerable
+        low, high = np.nanquantile(found, tails, -1)
     dims, coords = ("score", "epoch"), {"score": list(scores), "epoch": at}
     chance = dict(zip(("chance", "chance_low", "chance_high"), (share[0], *np.quantile(share, tails))))
     return xr.Dataset({"value": (dims, found[..., 0]), "low": (dims, low), "high": (dims, high), **chance}, coords)
 
 
-def control(
-    run: xr.Dataset, rule: str = "fpr@0.01", *, score: str = "average", draws: int = 200, seed: int = 0
-) -> xr.Dataset:
+def control(run: xr.Dataset, rule: str = "fpr@0.01", *, score: str = "average", draws: int = 200) -> xr.Dataset:
     """:func:`prediction` from one half of the models, of the end in the same half and in the other half of them.
 
     Returns:
@@ -125,7 +116,7 @@ def control(
     outcomes = [dyn.vulnerable(plane).isel(epoch=-1, drop=True) for plane in planes]
     kinds = []
     for ends in (outcomes, outcomes[::-1]):
-        ways = [prediction(p, end, scores=[score], draws=draws, seed=seed) for p, end in zip(planes, ends)]
+        ways = [prediction(p, end, scores=[score], draws=draws) for p, end in zip(planes, ends)]
         kinds.append(((ways[0] + ways[1]) / 2).isel(score=0, drop=True))
     both = xr.concat(kinds, "kind").assign_coords(kind=list(KINDS))
     return both.assign({name: kinds[0][name] for name in ("chance", "chance_low", "chance_high")})
@@ -153,38 +144,32 @@ def verdict(
     sentences = []
     for rule, runs in found.items():
         sides: dict[str, list[str]] = {"earlier than": [], "later than": [], "not told apart from": []}
-        gains, kept, seen = [], [], []
+        rows = []
         for name, part in runs.items():
             row = when.loc[("recall_epoch", rule, name)]
             sides[against(row, EARLY)].append(f"{words[name]} ({row.value:.2f} [{row.low:.2f}, {row.high:.2f}])")
             recall = when.loc[("early_recall", rule, name)]
-            seen.append(recall.low > recall.null_high)
-            now = part.sel(epoch=at[name])
-            gains.append(
-                (float(now.low.max()) > float(now.chance_high), str(now.score[int(now.value.argmax("score"))].values))
-            )
-            both = control[rule][name].sel(epoch=at[name])
+            now, both = part.sel(epoch=at[name]), control[rule][name].sel(epoch=at[name])
             same, other = (both.value - both.chance).values
-            kept.append((float(both.low[1]) > float(both.chance_high), other / same if same > 0 else np.nan))
+            rows.append({
+                "seen": recall.low > recall.null_high, "best": SCORES[str(now.value.idxmax("score").values)],
+                "gains": float(now.low.max()) > float(now.chance_high), "lasts": both.low[1] > both.chance_high,
+                "kept": 100 * other / same if same > 0 else np.nan,
+            })  # fmt: skip
+        table = pd.DataFrame(rows)
+        count, least, most = table[["seen", "gains", "lasts"]].sum(), table.kept.min(), table.kept.max()
         told = "; ".join(f"{side} 3/8 of training: {', '.join(names)}" for side, names in sides.items() if names)
-        sentences.append(f"`{rule}`: recall stays above 70 % {told}.")
-        sentences.append(
-            f"`{rule}`: recall at 3/8 of training lies above its no-signal level in {sum(seen)} of {len(seen)} runs; "
-            "noise that freezes early is recalled too, so elsewhere recall alone is no sign of leakage."
-        )
-        best = [SCORES[name] for _, name in gains]
-        sentences.append(
+        share = "no measurable part" if np.isnan(least) else f"{least:.0f} to {most:.0f} %"
+        sentences += [
+            f"`{rule}`: recall stays above 70 % {told}.",
+            f"`{rule}`: recall at 3/8 of training lies above its no-signal level in {count.seen} of {len(table)} runs; "
+            "noise that freezes early is recalled too, so elsewhere recall alone is no sign of leakage.",
             f"`{rule}`: at 3/8 of training the best score predicts the finally vulnerable above chance in "
-            f"{sum(above for above, _ in gains)} of {len(gains)} runs; most often the best is the "
-            f"{max(set(best), key=lambda name: (best.count(name), name))}."
-        )
-        shares = [share for _, share in kept if np.isfinite(share)]
-        sentences.append(
-            f"`{rule}`: for the outcome of models that it has not seen the prediction is above chance in "
-            f"{sum(above for above, _ in kept)} of {len(kept)} runs, and keeps "
-            + (f"{100 * min(shares):.0f} to {100 * max(shares):.0f} %" if shares else "no measurable part")
-            + " of its gain over chance: that part belongs to the samples, the rest to these models."
-        )
+            f"{count.gains} of {len(table)} runs; most often the best is the {table.best.mode().max()}.",
+            f"`{rule}`: for the outcome of models that it has not seen the prediction is above chance in {count.lasts} "
+            f"of {len(table)} runs, and keeps {share} of its gain over chance: that part belongs to the samples, the "
+            "rest to these models.",
+        ]
     return sentences
 
 

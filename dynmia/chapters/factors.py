@@ -35,14 +35,9 @@ def sizes(runs: Planes) -> pd.DataFrame:
 
 
 def contrasts(
-    planes: Planes,
-    reference: str,
-    *,
-    how: str = "difference",
-    nulls: Nulls | None = None,
-    share: float = 0.95,
+    planes: Planes, reference: str, *, how: str = "difference", nulls: Nulls | None = None, share: float = 0.95,
     draws: int = 1000,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """Every run minus (or over) the reference under every matching; accuracies are matched pair by pair.
 
     Args:
@@ -59,7 +54,6 @@ def contrasts(
         read (epoch, reference_epoch), what they are there (run_value, reference_value), and side: more, less or
         unresolved.
     """
-    neutral, of = (0.0, _difference) if how == "difference" else (1.0, _ratio)
     curves, rows = state_curves(planes, draws), {}
     noise = [state_curves(dict(zip(nulls, several)), 0) for several in zip(*nulls.values())] if nulls else []
     for run in [name for name in planes if name != reference]:
@@ -67,8 +61,8 @@ def contrasts(
         for matching in MATCHINGS:
             epochs = matched_epochs(pair, matching, share)
             both = at_epochs(curves, epochs)
-            found = of(both)
-            chance = [of(at_epochs(one, epochs)).isel(draw=0) for one in noise]
+            found = _set_against(both, how)
+            chance = [_set_against(at_epochs(one, epochs), how).isel(draw=0) for one in noise]
             for metric in STATE:
                 values = [float(one[metric]) for one in chance] or [np.nan]
                 rows[run, matching, metric] = {
@@ -77,20 +71,18 @@ def contrasts(
                     "run_value": float(both[metric][1, 0]), "reference_value": float(both[metric][0, 0]),
                 }  # fmt: skip
     table = pd.DataFrame.from_dict(rows, "index").rename_axis(["run", "matching", "metric"]).sort_index()
+    neutral = 0.0 if how == "difference" else 1.0
     above = table.low > table.null_high.fillna(neutral).clip(lower=neutral)
     below = table.high < table.null_low.fillna(neutral).clip(upper=neutral)
     return table.assign(side=np.select([above, below], ["more", "less"], "unresolved"))
 
 
-def _difference(pair: xr.Dataset) -> xr.Dataset:
-    """The second run minus the first."""
-    return pair.isel(run=1, drop=True) - pair.isel(run=0, drop=True)
-
-
-def _ratio(pair: xr.Dataset) -> xr.Dataset:
-    """The second run over the first."""
-    below, above = pair.isel(run=0, drop=True), pair.isel(run=1, drop=True)
-    return xr.Dataset({metric: ratio(above[metric], below[metric]) for metric in pair})
+def _set_against(pair: xr.Dataset, how: str) -> xr.Dataset:
+    """The second run minus, or over, the first."""
+    first, second = pair.isel(run=0, drop=True), pair.isel(run=1, drop=True)
+    if how == "difference":
+        return second - first
+    return xr.Dataset({metric: ratio(second[metric], first[metric]) for metric in pair})
 
 
 def written(metric: str, row: pd.Series, digits: int | None = None) -> str:
@@ -110,7 +102,7 @@ def leaks(table: pd.DataFrame, metrics: Sequence[str] = ("auc", "vulnerable")) -
     return pd.Series(words, sides.index)
 
 
-def held_out_gain(planes: Planes, reference: str, level: float = 0.95) -> pd.DataFrame:
+def held_out_gain(planes: Planes, reference: str) -> pd.DataFrame:
     """Best held-out accuracy of each run minus the reference's, in points: mean over models, paired t interval.
 
     Each run is read where its own mean over models is best; models of the same number share seed and half of the pool.
@@ -122,7 +114,7 @@ def held_out_gain(planes: Planes, reference: str, level: float = 0.95) -> pd.Dat
     rows = {}
     for run in [name for name in planes if name != reference]:
         apart = best[run] - best[reference]
-        low, high = t.interval(level, len(apart) - 1, apart.mean(), sem(apart)) if apart.std() else (apart.mean(),) * 2
+        low, high = t.interval(0.95, len(apart) - 1, apart.mean(), sem(apart)) if apart.std() else (apart.mean(),) * 2
         rows[run] = {"value": apart.mean(), "low": low, "high": high}
     return pd.DataFrame.from_dict(rows, "index")
 

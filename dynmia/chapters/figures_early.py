@@ -8,10 +8,11 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from .. import dynamics as dyn
-from ..compare import MARKERS, labels
+from ..compare import MARKERS, grid, labels, shaded
 from ..plots import COLOURS, INK, NULL, OTHER, STYLE, band
 from ..runs import study_of
 from ..summary import bootstrap_weights
@@ -34,6 +35,7 @@ def looks(planes: Mapping[str, xr.Dataset]) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
+@rc_context(STYLE)
 def early_panels(planes: Mapping[str, xr.Dataset], nulls: Sequence[xr.Dataset] = (), draws: int = 100) -> Figure:
     """Recall, precision, first entry and stay over epochs, one line a run with its band; grey is no signal."""
 
@@ -46,25 +48,24 @@ def early_panels(planes: Mapping[str, xr.Dataset], nulls: Sequence[xr.Dataset] =
         "entry: of the finally vulnerable, so once by now": of("entered"),
         "stay: of those that have entered, never leave": lambda plane, weights: 100 * stay(plane, weights),
     }
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(2, 2, figsize=(9.6, 6.6), sharex=True)
-        for axis, (label, value) in zip(axes.flat, panels.items()):
-            for name, look in looks(planes).items():
-                plane = planes[name]
-                line, drawn = value(plane, None), value(plane, bootstrap_weights(plane, draws))
-                axis.fill_between(line.epoch, *band(drawn), color=look["color"], alpha=0.15, lw=0)
-                axis.plot(line.epoch, line, ms=3, lw=1.2, **look)
-            if len(nulls):
-                noise = np.stack([value(plane, None).values for plane in nulls])
-                low, high = np.fmin.reduce(noise), np.fmax.reduce(noise)
-                axis.fill_between(nulls[0].epoch, low, high, color=NULL, alpha=0.3, lw=0, label="no signal", zorder=0)
-            axis.set(title=label, ylabel="samples (%)", xlabel="epoch", ylim=(-3, 103))
-            axis.label_outer()
-        axes[0, 0].axhline(70, color=INK, lw=0.8, ls=":")
-        axes[0, 0].legend()
+    figure, axes = plt.subplots(2, 2, figsize=(9.6, 6.6), sharex=True)
+    for axis, (label, value) in zip(axes.flat, panels.items()):
+        for name, look in looks(planes).items():
+            plane = planes[name]
+            line, drawn = value(plane, None), value(plane, bootstrap_weights(plane, draws))
+            shaded(axis, line.epoch, line, band(drawn), alpha=0.15, ms=3, lw=1.2, **look)
+        if len(nulls):
+            noise = np.stack([value(plane, None).values for plane in nulls])
+            low, high = np.fmin.reduce(noise), np.fmax.reduce(noise)
+            axis.fill_between(nulls[0].epoch, low, high, color=NULL, alpha=0.3, lw=0, label="no signal", zorder=0)
+        axis.set(title=label, ylabel="samples (%)", xlabel="epoch", ylim=(-3, 103))
+        axis.label_outer()
+    axes[0, 0].axhline(70, color=INK, lw=0.8, ls=":")
+    axes[0, 0].legend()
     return figure
 
 
+@rc_context(STYLE)
 def prediction_panels(panels: Mapping[str, Mapping[str, xr.Dataset]]) -> Figure:
     """Average precision over epochs, one panel a run and one line a score; dotted is the chance level.
 
@@ -72,20 +73,14 @@ def prediction_panels(panels: Mapping[str, Mapping[str, xr.Dataset]]) -> Figure:
         panels: for each panel title, for each line, value, low and high over epoch, and chance.
     """
     columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    with plt.rc_context(STYLE):
-        size = 3.4 * columns + 0.4, 2.9 * rows + 0.3
-        figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
-        for axis, (title, lines) in zip(axes.flat, panels.items()):
-            for number, (name, line) in enumerate(lines.items()):
-                shade = SHADES[number]
-                axis.fill_between(line.epoch, line.low, line.high, color=shade, alpha=0.2, lw=0)
-                axis.plot(line.epoch, line.value, color=shade, ls=["-", "--", "-.", ":"][number], lw=1.3, label=name)
-            axis.axhline(float(line.chance), color=INK, lw=0.9, ls=":", label="chance")
-            axis.set(title=title, ylim=(0, 1.03), xlabel="epoch")
-        for axis in axes[:, 0]:
-            axis.set_ylabel("average precision")
-        axes[0, 0].legend(loc="lower right")
-        for axis in axes.flat[len(panels) :]:
-            axis.set_visible(False)
+    figure, axes = grid(len(panels), columns, (3.4, 2.9), (0.4, 0.3), sharey=True)
+    for axis, (title, lines) in zip(axes.flat, panels.items()):
+        for number, (name, line) in enumerate(lines.items()):
+            look = dict[str, Any](color=SHADES[number], ls=["-", "--", "-.", ":"][number], lw=1.3, label=name)
+            shaded(axis, line.epoch, line.value, (line.low, line.high), **look)
+        axis.axhline(float(line.chance), color=INK, lw=0.9, ls=":", label="chance")
+        axis.set(title=title, ylim=(0, 1.03), xlabel="epoch")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("average precision")
+    axes[0, 0].legend(loc="lower right")
     return figure

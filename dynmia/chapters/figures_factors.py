@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 import matplotlib.pyplot as plt
 import pandas as pd
 import xarray as xr
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from .. import dynamics as dyn
-from ..compare import MARKERS, colours, labels
+from ..compare import MARKERS, colours, errors, labels, shaded
 from ..matching import MATCHINGS
 from ..plots import INK, NULL, STYLE, band
 from ..summary import METRICS, bootstrap_weights
@@ -29,6 +30,7 @@ def axis_label(metric: str) -> str:
     return f"{short}\n({unit})" if unit else short
 
 
+@rc_context(STYLE)
 def against_size(tables: Mapping[str, pd.DataFrame], size: pd.DataFrame, words: Mapping[str, str]) -> Figure:
     """Metrics against depth (upper row) and parameters (lower row), with intervals and no-signal levels.
 
@@ -40,32 +42,32 @@ def against_size(tables: Mapping[str, pd.DataFrame], size: pd.DataFrame, words: 
     """
     first = next(iter(tables.values()))
     metrics = list(dict.fromkeys(first.index.get_level_values("metric")))
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(2, len(metrics), figsize=(2.5 * len(metrics), 6.6), sharex="row", squeeze=False)
-        for row, (what, unit) in enumerate((("depth", "weight layers"), ("parameters", "parameters"))):
-            for axis, metric in zip(axes[row], metrics):
-                for number, (when, table) in enumerate(tables.items()):
-                    if metric not in table.index.get_level_values("metric"):
-                        continue
-                    some = table.xs(metric, level="metric").loc[size.index]
-                    if "null_low" in some:
-                        axis.vlines(size[what], some.null_low, some.null_high, color=NULL, lw=6, label="no signal")
-                    axis.errorbar(
-                        size[what], some.value, yerr=[some.value - some.low, some.high - some.value], ls="",
-                        marker=MARKERS[number], ms=5, capsize=2, color=SHADES[number], label=when,
-                        mfc=SHADES[number] if number == 0 else "w",
-                    )  # fmt: skip
-                axis.set(xlabel=unit, ylabel=axis_label(metric))
-                axis.margins(x=0.15)
-                if what == "parameters":
-                    axis.set_xscale("log")
-                names = axis.secondary_xaxis("top")
-                names.set_xticks(size[what], [words[run] for run in size.index], rotation=60, ha="left", fontsize=7)
-                names.minorticks_off()
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    figure, axes = plt.subplots(2, len(metrics), figsize=(2.5 * len(metrics), 6.6), sharex="row", squeeze=False)
+    for row, (what, unit) in enumerate((("depth", "weight layers"), ("parameters", "parameters"))):
+        for axis, metric in zip(axes[row], metrics):
+            for number, (when, table) in enumerate(tables.items()):
+                if metric not in table.index.get_level_values("metric"):
+                    continue
+                some = table.xs(metric, level="metric").loc[size.index]
+                if "null_low" in some:
+                    axis.vlines(size[what], some.null_low, some.null_high, color=NULL, lw=6, label="no signal")
+                axis.errorbar(
+                    size[what], some.value, yerr=errors(some), ls="",
+                    marker=MARKERS[number], ms=5, capsize=2, color=SHADES[number], label=when,
+                    mfc=SHADES[number] if number == 0 else "w",
+                )  # fmt: skip
+            axis.set(xlabel=unit, ylabel=axis_label(metric))
+            axis.margins(x=0.15)
+            if what == "parameters":
+                axis.set_xscale("log")
+            names = axis.secondary_xaxis("top")
+            names.set_xticks(size[what], [words[run] for run in size.index], rotation=60, ha="left", fontsize=7)
+            names.minorticks_off()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
 
 
+@rc_context(STYLE)
 def against_fit(planes: Mapping[str, xr.Dataset], nulls: Mapping[str, list[xr.Dataset]] | None = None) -> Figure:
     """Leakage against epoch, mean train accuracy and mean held-out accuracy: one point a checkpoint, 95 % bands."""
     words, shades = labels(planes), colours(planes)
@@ -74,28 +76,26 @@ def against_fit(planes: Mapping[str, xr.Dataset], nulls: Mapping[str, list[xr.Da
         "train accuracy (%)": lambda plane: 100 * plane.train_accuracy.mean("model"),
         "held-out accuracy (%)": lambda plane: 100 * plane.test_accuracy.mean("model"),
     }
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(len(LEAKAGE), 3, figsize=(10.5, 3.1 * len(LEAKAGE)), sharex="col", sharey="row")
-        for number, (name, plane) in enumerate(planes.items()):
-            weights = bootstrap_weights(plane)
-            for row, (label, of) in zip(axes, LEAKAGE.items()):
-                value, (low, high) = of(plane, None), band(of(plane, weights))
-                for axis, clock in zip(row, clocks.values()):
-                    mark = MARKERS[number % len(MARKERS)]
-                    axis.plot(clock(plane), value, color=shades[name], marker=mark, ms=3, lw=1, label=words[name])
-                    axis.fill_between(clock(plane), low, high, color=shades[name], alpha=0.15, lw=0)
-                row[0].set_ylabel(label)
-        for row, of in zip(axes, LEAKAGE.values()):
-            values = [float(of(noise, None)[t]) for some in (nulls or {}).values() for noise in some for t in (0, -1)]
-            if values:
-                for axis in row:
-                    axis.axhspan(min(values), max(values), color=NULL, alpha=0.5, lw=0, label="no signal")
-        for axis, label in zip(axes[-1], clocks):
-            axis.set_xlabel(label)
-        axes[0, 0].legend()
+    figure, axes = plt.subplots(len(LEAKAGE), 3, figsize=(10.5, 3.1 * len(LEAKAGE)), sharex="col", sharey="row")
+    for number, (name, plane) in enumerate(planes.items()):
+        weights = bootstrap_weights(plane)
+        look = dict(color=shades[name], marker=MARKERS[number % len(MARKERS)], label=words[name])
+        for row, (label, of) in zip(axes, LEAKAGE.items()):
+            value, drawn = of(plane, None), band(of(plane, weights))
+            for axis, clock in zip(row, clocks.values()):
+                shaded(axis, clock(plane), value, drawn, alpha=0.15, ms=3, lw=1, **look)
+            row[0].set_ylabel(label)
+    for row, of in zip(axes, LEAKAGE.values()):
+        values = [float(of(noise, None)[t]) for some in (nulls or {}).values() for noise in some for t in (0, -1)]
+        for axis in row if values else []:
+            axis.axhspan(min(values), max(values), color=NULL, alpha=0.5, lw=0, label="no signal")
+    for axis, label in zip(axes[-1], clocks):
+        axis.set_xlabel(label)
+    axes[0, 0].legend()
     return figure
 
 
+@rc_context(STYLE)
 def dose_response(table: pd.DataFrame, rho: Mapping[str, float], metrics: tuple[str, ...], reference: str) -> Figure:
     """Difference from the reference against SAM's rho, one line a matching, with intervals and no-signal bands.
 
@@ -106,20 +106,17 @@ def dose_response(table: pd.DataFrame, rho: Mapping[str, float], metrics: tuple[
         reference: its name in words.
     """
     runs = sorted(rho, key=lambda run: rho[run])
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(metrics), figsize=(2.9 * len(metrics), 3.6), sharex=True, squeeze=False)
-        for axis, metric in zip(axes[0], metrics):
-            axis.axhline(0, color=INK, lw=0.8, ls=":")
-            for number, (matching, when) in enumerate(MATCHINGS.items()):
-                some = table.xs((matching, metric), level=("matching", "metric")).loc[runs]
-                place = [number / 5 - 0.3 + k for k in range(len(runs))]
-                axis.vlines(place, some.null_low, some.null_high, color=NULL, lw=5, alpha=0.6)
-                axis.errorbar(
-                    place, some.value, [some.value - some.low, some.high - some.value], color=SHADES[number],
-                    marker=MARKERS[number], ms=4, lw=0.8, capsize=2, label=when,
-                )  # fmt: skip
-            axis.set_xticks(range(len(runs)), [f"{rho[run]:g}" for run in runs])
-            name = axis_label(metric).replace("(%)", "(points)")
-            axis.set(xlabel="rho", ylabel=f"{name}\nSAM minus {reference}")
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(MATCHINGS))
+    figure, axes = plt.subplots(1, len(metrics), figsize=(2.9 * len(metrics), 3.6), sharex=True, squeeze=False)
+    for axis, metric in zip(axes[0], metrics):
+        axis.axhline(0, color=INK, lw=0.8, ls=":")
+        for number, (matching, when) in enumerate(MATCHINGS.items()):
+            some = table.xs((matching, metric), level=("matching", "metric")).loc[runs]
+            place = [number / 5 - 0.3 + k for k in range(len(runs))]
+            axis.vlines(place, some.null_low, some.null_high, color=NULL, lw=5, alpha=0.6)
+            look = dict(color=SHADES[number], marker=MARKERS[number], ms=4, lw=0.8, capsize=2, label=when)
+            axis.errorbar(place, some.value, errors(some), **look)
+        axis.set_xticks(range(len(runs)), [f"{rho[run]:g}" for run in runs])
+        name = axis_label(metric).replace("(%)", "(points)")
+        axis.set(xlabel="rho", ylabel=f"{name}\nSAM minus {reference}")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(MATCHINGS))
     return figure

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import xarray as xr
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from .. import dynamics as dyn
-from ..compare import DATASETS, MARKERS, curves
+from ..compare import DATASETS, MARKERS, curves, errors, grid, shaded
 from ..complexity import MEASURES
 from ..plots import COLOURS, INK, NULL, STYLE
 from ..summary import METRICS
 from ..trends import Law, rank_trend
 
 
+@rc_context(STYLE)
 def against_complexity(
     figures: pd.DataFrame, complexity: pd.DataFrame, metrics: Sequence[str], measures: Sequence[str]
 ) -> Figure:
@@ -31,45 +34,41 @@ def against_complexity(
         metrics, measures: which.
     """
     names = list(dict.fromkeys(figures.index.get_level_values(0)))
-    with plt.rc_context(STYLE):
-        size = (2.6 * len(measures) + 0.6, 2.5 * len(metrics) + 0.5)
-        figure, axes = plt.subplots(
-            len(metrics), len(measures), figsize=size, sharex="col", sharey="row", squeeze=False
-        )
-        for (row, metric), (column, measure) in [(r, c) for r in enumerate(metrics) for c in enumerate(measures)]:
-            axis = axes[row, column]
-            y = pd.DataFrame([figures.loc[(name, metric)] for name in names])
-            x = pd.DataFrame([complexity.loc[(name, measure)] for name in names])
-            axis.axhspan(y.null_low.min(), y.null_high.max(), color=NULL, alpha=0.5, lw=0)
-            for number, name in enumerate(names):
-                axis.errorbar(
-                    x.value.iloc[number], y.value.iloc[number], xerr=_error(x.iloc[[number]]),
-                    yerr=_error(y.iloc[[number]]), color=COLOURS[name], marker=MARKERS[number], ms=5, capsize=2,
-                    label=DATASETS[name],
-                )  # fmt: skip
-            rho, p = rank_trend(x.value.to_numpy(), y.value.to_numpy())
-            axis.set_title(f"rank correlation {rho:.1f}, p = {p:.3f}", fontsize=8)
-            label, unit, _ = MEASURES[measure]
-            axis.set(xlabel=f"{label}\n({unit})".replace("\n()", "") if row == len(metrics) - 1 else "")
-            axis.set(ylabel=_name(metric) if column == 0 else "")
-        handles, words = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, words, loc="outside upper center", ncols=len(names))
+    panels = len(metrics) * len(measures)
+    figure, axes = grid(panels, len(measures), (2.6, 2.5), (0.6, 0.5), sharex="col", sharey="row")
+    for axis, (metric, measure) in zip(axes.flat, itertools.product(metrics, measures)):
+        y = pd.DataFrame([figures.loc[(name, metric)] for name in names])
+        x = pd.DataFrame([complexity.loc[(name, measure)] for name in names])
+        axis.axhspan(y.null_low.min(), y.null_high.max(), color=NULL, alpha=0.5, lw=0)
+        for number, name in enumerate(names):
+            axis.errorbar(
+                x.value.iloc[number], y.value.iloc[number], xerr=errors(x.iloc[[number]]),
+                yerr=errors(y.iloc[[number]]), color=COLOURS[name], marker=MARKERS[number], ms=5, capsize=2,
+                label=DATASETS[name],
+            )  # fmt: skip
+        rho, p = rank_trend(x.value.to_numpy(), y.value.to_numpy())
+        axis.set_title(f"rank correlation {rho:.1f}, p = {p:.3f}", fontsize=8)
+        label, unit, _ = MEASURES[measure]
+        axis.set(xlabel=f"{label}\n({unit})".replace("\n()", ""), ylabel=_name(metric))
+        axis.label_outer(remove_inner_ticks=False)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(names))
     return figure
 
 
+@rc_context(STYLE)
 def displacement_curves(
     members: Mapping[str, Mapping[str, xr.Dataset]], nulls: Mapping[str, Sequence[xr.Dataset]]
 ) -> Figure:
     """Displacement over epochs, one panel a data set, one curve a population of ``members`` (data set, name)."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(members), figsize=(4.6 * len(members), 3.5), squeeze=False)
-        for axis, (name, planes) in zip(axes.flat, members.items()):
-            curves(planes, dyn.displacement, _name("displacement"), {n: nulls[n] for n in planes}, axis)
-            axis.set_title(DATASETS.get(name, name))
-            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
+    figure, axes = plt.subplots(1, len(members), figsize=(4.6 * len(members), 3.5), squeeze=False)
+    for axis, (name, planes) in zip(axes.flat, members.items()):
+        curves(planes, dyn.displacement, _name("displacement"), {n: nulls[n] for n in planes}, axis)
+        axis.set_title(DATASETS.get(name, name))
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
     return figure
 
 
+@rc_context(STYLE)
 def over_pool_size(
     tables: Mapping[str, Mapping[str, pd.DataFrame]],
     laws: Mapping[str, Mapping[str, Law]],
@@ -84,58 +83,53 @@ def over_pool_size(
         target: the paper's pool size.
         paper: metric, data set to the paper's value, drawn as a star at ``target``.
     """
-    with plt.rc_context(STYLE):
-        rows = -(-len(tables) // 2)
-        figure, axes = plt.subplots(rows, 2, figsize=(8.6, 3.2 * rows), sharex=True, squeeze=False)
-        for axis, (metric, sets) in zip(axes.flat, tables.items()):
-            for number, (name, table) in enumerate(sets.items()):
-                table = table[table.value > 0]
-                sizes, colour = table.index.to_numpy(), COLOURS.get(name, INK)
-                law = laws.get(metric, {}).get(name)
-                if law:
-                    line = np.geomspace(sizes.min(), max(target, sizes.max()), 60)
-                    middle, low, high = law.predict(line)
-                    axis.plot(line, middle, color=colour, lw=1.2)
-                    axis.fill_between(line, low, high, color=colour, alpha=0.15, lw=0)
-                axis.errorbar(
-                    sizes, table.value, _error(table), color=colour, ls="", marker=MARKERS[number], ms=5, capsize=2,
-                    label=DATASETS.get(name, name),
+    figure, axes = grid(len(tables), 2, (4.3, 3.2), sharex=True)
+    for axis, (metric, sets) in zip(axes.flat, tables.items()):
+        for number, (name, table) in enumerate(sets.items()):
+            table = table[table.value > 0]
+            sizes, colour = table.index.to_numpy(), COLOURS.get(name, INK)
+            law = laws.get(metric, {}).get(name)
+            if law:
+                line = np.geomspace(sizes.min(), max(target, sizes.max()), 60)
+                middle, *interval = law.predict(line)
+                shaded(axis, line, middle, interval, alpha=0.15, color=colour, lw=1.2)
+            axis.errorbar(
+                sizes, table.value, errors(table), color=colour, ls="", marker=MARKERS[number], ms=5, capsize=2,
+                label=DATASETS.get(name, name),
+            )  # fmt: skip
+            if name in paper.get(metric, {}) and paper[metric][name] > 0:
+                axis.plot(
+                    target, paper[metric][name], marker="*", ms=12, mfc="none", mec=colour, ls="",
+                    label=f"paper, {DATASETS.get(name, name)}",
                 )  # fmt: skip
-                if name in paper.get(metric, {}) and paper[metric][name] > 0:
-                    axis.plot(
-                        target, paper[metric][name], marker="*", ms=12, mfc="none", mec=colour, ls="",
-                        label=f"paper, {DATASETS.get(name, name)}",
-                    )  # fmt: skip
-            noise = pd.concat(sets.values()).groupby(level=0).null_high.max()
-            bottom = 0.3 * min(float(t.value[t.value > 0].min()) for t in sets.values())
-            if (noise > bottom).any():
-                label = "no signal, and below"
-                axis.fill_between(noise.index, bottom, noise.clip(bottom), color=NULL, alpha=0.5, lw=0, label=label)
-            _log_axes(axis)
-            axis.set_ylabel(_name(metric))
-            axis.legend()
-        for axis in axes.flat[len(tables) :]:
-            axis.set_visible(False)
+        noise = pd.concat(sets.values()).groupby(level=0).null_high.max()
+        bottom = 0.3 * min(float(t.value[t.value > 0].min()) for t in sets.values())
+        if (noise > bottom).any():
+            label = "no signal, and below"
+            axis.fill_between(noise.index, bottom, noise.clip(bottom), color=NULL, alpha=0.5, lw=0, label=label)
+        _log_axes(axis)
+        axis.set_ylabel(_name(metric))
+        axis.legend()
     return figure
 
 
+@rc_context(STYLE)
 def equal_progress(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
     """Displacement over the pool size at equal epochs, equal steps and equal accuracy, one panel a data set.
 
     Args:
         tables: data set, kind of equality to a table with index pool size and columns value, low, high.
     """
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(tables), figsize=(4.3 * len(tables), 3.4), sharey=True, squeeze=False)
-        for axis, (name, kinds) in zip(axes.flat, tables.items()):
-            for number, (kind, table) in enumerate(kinds.items()):
-                axis.errorbar(
-                    table.index, table.value, _error(table), color=COLOURS.get(name, INK), ls=("-", "--", ":")[number],
-                    marker=MARKERS[number], mfc=(None, "w", "w")[number], ms=5, capsize=2, label=f"equal {kind}",
-                )  # fmt: skip
-            _log_axes(axis)
-            axis.set(title=DATASETS.get(name, name), ylabel=_name("displacement") if axis is axes[0, 0] else "")
-            axis.legend()
+    figure, axes = plt.subplots(1, len(tables), figsize=(4.3 * len(tables), 3.4), sharey=True, squeeze=False)
+    for axis, (name, kinds) in zip(axes.flat, tables.items()):
+        for number, (kind, table) in enumerate(kinds.items()):
+            axis.errorbar(
+                table.index, table.value, errors(table), color=COLOURS.get(name, INK), ls=("-", "--", ":")[number],
+                marker=MARKERS[number], mfc=(None, "w", "w")[number], ms=5, capsize=2, label=f"equal {kind}",
+            )  # fmt: skip
+        _log_axes(axis)
+        axis.set(title=DATASETS.get(name, name), ylabel=_name("displacement") if axis is axes[0, 0] else "")
+        axis.legend()
     return figure
 
 
@@ -147,11 +141,6 @@ def _log_axes(axis: Axes) -> None:
         one.set_major_locator(LogLocator(subs=subs))
         one.set_major_formatter(StrMethodFormatter("{x:,g}"))
         one.set_minor_formatter(NullFormatter())
-
-
-def _error(table: pd.DataFrame) -> np.ndarray:
-    """Distances to the ends of the interval, (2, n); never negative."""
-    return np.maximum([table.value - table.low, table.high - table.value], 0)
 
 
 def _name(metric: str) -> str:

@@ -89,16 +89,16 @@ def survival(
     reference = next(iter(tables.values()))
     expected, _ = order({name: reference[name].loc["displacement"] for name in alike})
     rows = {}
+    at = reference[main].loc["transition_peak_epoch"]
     for attack, runs in tables.items():
         ranked, sure = order({name: runs[name].loc["displacement"] for name in alike})
         row = ["same" + (", sure" if sure else "") if ranked == expected else "other"]
         for metric in ("entropy_change", "vulnerable"):
-            sides = [compare(table.loc[metric], _null(table.loc[metric])) for table in runs.values()]
-            row.append(f"{sides.count('above')} of {len(sides)}")
-            if below := sides.count("below"):
-                row[-1] += f", {below} below"
-        table, at = runs[main], reference[main].loc["transition_peak_epoch"]
-        leaks = compare(table.loc["vulnerable"], _null(table.loc["vulnerable"])) == "above"
+            sides = [_side(table.loc[metric]) for table in runs.values()]
+            below = f", {sides.count('below')} below" if "below" in sides else ""
+            row.append(f"{sides.count('above')} of {len(sides)}{below}")
+        table = runs[main]
+        leaks = _side(table.loc["vulnerable"]) == "above"
         peak, early = table.loc["transition_peak_epoch"], table.loc["early_recall"]
         near = peak.low <= at.high + step and peak.high >= at.low - step
         row.append(("same" if near else "other") + f", epoch {peak.value:.0f}" if leaks else "no one leaks")
@@ -140,26 +140,19 @@ def verdict(
         f"under {those('70 % early', 'no,')}; undecided under {those('70 % early', 'undecided')}.",
     ]
     first = next(iter(tables))
-    closer = []
-    for attack in list(tables)[1:]:
-        row = agree.loc[(first, attack, "spearman")]
-        noise = [float(rank_agreement(a, b)) for a, b in zip(nulls[first], nulls[attack])]
-        if row.low > max(noise):
-            closer.append(NAMES.get(attack, attack))
-    sentences.append(
+    noise = {a: max(map(float, map(rank_agreement, nulls[first], nulls[a]))) for a in list(tables)[1:]}
+    ranks, sets = (agree.xs(measure, level="measure").loc[first] for measure in ("spearman", "jaccard"))
+    closer = [NAMES.get(a, a) for a, largest in noise.items() if ranks.low[a] > largest]
+    above = [NAMES.get(str(a), a) for a, row in sets.iterrows() if row.low > row.chance_high]
+    return [
+        *sentences,
         "Samples rank alike, more than the noise that two attacks on the same models share explains, under LiRA and "
-        + ("; ".join(closer) if closer else "no other attack")
-        + "."
-    )
-    best = agree.xs("jaccard", level="measure").loc[first]
-    above = [NAMES.get(name, name) for name, row in best.iterrows() if row.low > row.chance_high]
-    sentences.append(
+        f"{'; '.join(closer) or 'no other attack'}.",
         "The finally vulnerable of LiRA overlap, above chance for sets of their sizes, with those of "
-        + ("; ".join(above) if above else "no other attack")
-        + "."
-    )
-    return sentences
+        f"{'; '.join(above) or 'no other attack'}.",
+    ]
 
 
-def _null(row: pd.Series) -> pd.Series:
-    return pd.Series({name: row[f"null_{name}"] for name in ("value", "low", "high")})
+def _side(row: pd.Series) -> str:
+    """:func:`dynmia.verdict.compare` with the no-signal level of the same row."""
+    return compare(row, pd.Series({"low": row.null_low, "high": row.null_high}))
