@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dynmia.chapters import figures_smoothing, smoothing
+from dynmia.chapters import smoothing
 from dynmia.plane import vulnerability_plane
 from dynmia.simulate import Simulator
 
@@ -73,10 +73,10 @@ def test_the_recommendation_follows_its_rule(ratios, shift, best):
 
 
 def test_figures_take_the_errors(few):
-    figure = figures_smoothing.ratios(few)
+    figure = smoothing.ratios(few)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["normal, N = 10"]
     planes = smoothing.estimates(smoothing.SCENARIOS["skewed"].run(10, 0), ["bayes"])["bayes"]
-    assert len(figures_smoothing.clouds({"simulated": planes}).axes) == 4
+    assert len(smoothing.clouds({"simulated": planes}).axes) == 4
 
 
 def test_the_released_errors_are_complete():

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
-from ..plots import INK, NULL, STYLE
+from ..plots import INK, NULL
 from ..precision import AGREEMENT, WANTED, required_shadow_models, spread_law
 from ..retest import LABELS
 from ..summary import METRICS
+from ._shared import log_axis, panels
 from .how_many import CHECK, Z, effect, looks
 
 SHADES = {"fpr@0.01": "#D55E00", "bayes": "#0072B2"}
@@ -21,20 +21,17 @@ SHADES = {"fpr@0.01": "#D55E00", "bayes": "#0072B2"}
 
 def bias_panels(tables: Mapping[str, pd.DataFrame], rule: str) -> Figure:
     """Every metric over the number of models: mean over subsets, 1.96 spreads, and the value of all models."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(2, 4, figsize=(11, 5.2), sharex=True)
+    with panels(2, 4, (11, 5.2), sharex=True) as (figure, axes):
         for axis, name in zip(axes.flat, WANTED):
-            for number, (run, look) in enumerate(looks(list(tables)).items()):
+            for number, (run, look) in enumerate(looks(tables).items()):
                 part = tables[run].loc[rule, name, :]
-                x = part.index.get_level_values("models").to_numpy() * (1.04 if number else 0.96)
+                sizes = part.index.get_level_values("models")
+                at = sizes.to_numpy() * (1.04 if number else 0.96)  # side by side
                 axis.axhline(part.full.iloc[0], color=look["color"], lw=1, ls="--")
-                axis.errorbar(
-                    x, part.full + part.bias, Z * part.spread, fmt="os"[number], ms=4, capsize=2, lw=1.1, **look
-                )
-            unit = METRICS[name].unit
-            axis.set(title=METRICS[name].label.replace(" that are", "\nthat are"), ylabel=unit, xscale="log")
-            axis.set_xticks(sizes := [int(size) for size in part.index.get_level_values("models")], sizes)
-            axis.minorticks_off()
+                style = {"fmt": "os"[number], "ms": 4, "capsize": 2, "lw": 1.1} | look
+                axis.errorbar(at, part.full + part.bias, Z * part.spread, **style)
+            log_axis(axis, sizes)
+            axis.set(title=METRICS[name].label.replace(" that are", "\nthat are"), ylabel=METRICS[name].unit)
         for axis in axes[1]:
             axis.set_xlabel("shadow models N")
         axes[0, 0].legend()
@@ -43,27 +40,24 @@ def bias_panels(tables: Mapping[str, pd.DataFrame], rule: str) -> Figure:
 
 def agreement_panels(measured: pd.DataFrame) -> Figure:
     """Rank agreement and changed labels over the number of models: between disjoint subsets, and with the whole."""
-    rules, measured = measured.index.unique("rule"), measured.sort_index()
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(len(rules), 3, figsize=(10.5, 3.1 * len(rules)), sharex=True, sharey="col")
-        for line, rule in zip(np.atleast_2d(axes), rules):
+    means = measured.groupby(level=["run", "rule", "models"], sort=False).mean().sort_index()
+    rules = measured.index.unique("rule")
+    with panels(len(rules), 3, (10.5, 3.1 * len(rules)), sharex=True, sharey="col") as (figure, axes):
+        for line, rule in zip(axes, rules):
             for axis, (name, label) in zip(line, AGREEMENT.items()):
-                for run, look in looks(list(measured.index.unique("run"))).items():
-                    mean = measured.loc[run, rule].groupby(level="models").mean()
+                for run, look in looks(measured.index.unique("run")).items():
+                    mean = means.loc[run, rule]
                     for other, ls, word in (("disjoint", "-", "disjoint"), ("full", "--", "with the whole")):
                         values = mean[f"{name}_{other}"].dropna()
                         style = {"color": look["color"], "ls": ls, "label": f"{look['label']}, {word}"}
                         axis.plot(values.index, values, marker="o", ms=4, mfc=None if ls == "-" else "w", **style)
-                axis.set(
-                    title=f"{rule}",
-                    ylabel=label.replace(" of dyn", "\nof dyn").replace(" 'v", "\n'v").replace(" that", "\nthat"),
-                    xscale="log",
-                )
-                axis.set_xticks(sizes := [int(s) for s in mean.index if s < max(mean.index)], sizes)
-                axis.minorticks_off()
-        for axis in np.atleast_2d(axes)[-1]:
+                log_axis(axis, mean.index[:-1])
+                for word in (" of dyn", " 'v", " that"):
+                    label = label.replace(word, "\n" + word[1:])
+                axis.set(title=rule, ylabel=label)
+        for axis in axes[-1]:
             axis.set_xlabel("shadow models N")
-        np.atleast_2d(axes)[0, 0].legend()
+        axes[0, 0].legend()
     return figure
 
 
@@ -72,15 +66,13 @@ def required_panels(
 ) -> Figure:
     """Half-width of a sample's advantage and of two metrics over the number of models, with what was measured."""
     grid, measured = np.geomspace(4, 1000, 60), measured.sort_index()
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 3, figsize=(11, 3.7))
+    with panels(1, 3, (11, 3.7)) as (figure, [axes]):
         axes[0].plot(grid, Z * np.sqrt(1 / grid), color=INK, ls=":", label="worst case, independent")
-        for run, look in looks(list(tables)).items():
+        for run, look in looks(tables).items():
             deff = effect(measured, run, rule)[1]
             # invert the function at a half-width of 0.02: N grows with its inverse square
-            scale = 0.02 * np.sqrt(
-                [required_shadow_models(0.02, plane=planes[run], design_effect=d) for d in (1.0, deff)]
-            )
+            needed = [required_shadow_models(0.02, plane=planes[run], design_effect=d) for d in (1.0, deff)]
+            scale = 0.02 * np.sqrt(needed)
             noise = (measured.loc[run, rule].noise_disjoint.dropna() ** 2).groupby(level="models").mean() ** 0.5
             axes[0].plot(grid, scale[0] / np.sqrt(grid), color=look["color"], ls="--", lw=1)
             axes[0].plot(grid, scale[1] / np.sqrt(grid), **look)
@@ -92,8 +84,7 @@ def required_panels(
                 for corrected, part in tables[run].loc[rule, name, :].groupby("corrected"):
                     x = part.index.get_level_values("models")
                     axis.plot(x, Z * part.spread, "o", color=look["color"], mfc="w" if corrected else None, ms=5)
-                metric = METRICS[name]
-                axis.set(title=metric.label, ylabel=f"half-width ({metric.unit})")
+                axis.set(title=METRICS[name].label, ylabel=f"half-width ({METRICS[name].unit})")
         axes[0].set(title="a sample's advantage", ylabel="half-width")
         for axis in axes:
             axis.set(xscale="log", yscale="log", xlabel="shadow models N")
@@ -104,16 +95,14 @@ def required_panels(
 
 def retest_panels(found: Mapping[str, pd.DataFrame]) -> Figure:
     """Measured statistics of test and retest with their intervals, beside what sampling noise alone gives."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(1, 0.8))
+    with panels(1, 2, (11, 4.2), width_ratios=(1, 0.8)) as (figure, [axes]):
         for axis, over in zip(axes, (True, False)):
             names = [name for name in LABELS if name.startswith("cv_") == over][::-1]
             for number, (rule, table) in enumerate(found.items()):
                 rows, colour = table.loc[names], SHADES.get(rule, INK)
                 y = np.arange(len(names)) + (0.16 - 0.32 * number)
-                axis.hlines(
-                    y, rows.noise_low, rows.noise_high, color=NULL, lw=6, alpha=0.7, label=None if number else "noise"
-                )
+                look = {"color": NULL, "lw": 6, "alpha": 0.7, "label": None if number else "noise"}
+                axis.hlines(y, rows.noise_low, rows.noise_high, **look)
                 low, high = rows[["low", "population_low"]].min(axis=1), rows[["high", "population_high"]].max(axis=1)
                 axis.hlines(y, low, high, color=colour, lw=1.2)
                 axis.plot(rows.value, y, "o" if not number else "s", color=colour, ms=4, label=rule)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -15,9 +14,10 @@ from scipy import stats
 from ..compare import MARKERS
 from ..intervals import figures, some_models
 from ..plane import vulnerability_plane
-from ..plots import INK, NULL, STYLE
+from ..plots import INK, NULL
 from ..runs import resolve
 from ..summary import METRICS, cell
+from ._shared import legend_outside, panels, titled
 
 LOW, HIGH = 0.93, 0.97  # a 95 % interval holds if its coverage lies here
 SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -37,19 +37,12 @@ def judge(row: pd.Series) -> str:
     return word + ("?" if word != "holds" and near else "")
 
 
-def _label(name: str, width: int, unit: bool = False) -> str:
-    metric = METRICS[name]
-    return textwrap.fill(metric.label + (f" ({metric.unit})" if unit and metric.unit else ""), width)
-
-
 def coverage_panels(table: pd.DataFrame) -> Figure:
     """Coverage of the interval from halves: a panel for what it is over, a row a metric, a mark a scenario."""
-    scenarios = list(dict.fromkeys(table.index.get_level_values("scenario")))
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(OVERS), figsize=(10.5, 4.8), sharey=True, sharex=True)
-        for axis, over in zip(axes, OVERS):
+    with panels(1, len(OVERS), (10.5, 4.8), sharey=True, sharex=True) as (figure, axes):
+        for axis, over in zip(axes.flat, OVERS):
             part = table.xs((over, "halves"), level=("over", "method"))
-            metrics = list(dict.fromkeys(part.index.get_level_values("metric")))
+            metrics, scenarios = part.index.unique("metric"), part.index.unique("scenario")
             axis.axvspan(100 * LOW, 100 * HIGH, color=NULL, alpha=0.3, lw=0)
             for k, name in enumerate(scenarios):
                 rows = part.loc[name].loc[metrics]
@@ -57,17 +50,15 @@ def coverage_panels(table: pd.DataFrame) -> Figure:
                 axis.errorbar(100 * rows.coverage, y, xerr=200 * rows.error, color=SHADES[k], marker=MARKERS[k], ms=4,
                               ls="", elinewidth=1, label=name)  # fmt: skip
             axis.set(title=f"over {over}", xlabel="coverage (%)", ylim=(len(metrics) - 0.5, -0.5))
-            axis.set_yticks(range(len(metrics)), [_label(name, 34) for name in metrics])
-        handles, names = axes[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper center", ncols=len(names))
+            axis.set_yticks(range(len(metrics)), [textwrap.fill(METRICS[name].label, 34) for name in metrics])
+        legend_outside(figure, axes[0, 0])
     return figure
 
 
 def run_panels(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
     """Values with all three intervals, ``tables[run][over]``: a panel a metric, a row a run."""
     metrics = list(next(iter(next(iter(tables.values())).values())).index)
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(2, -(-len(metrics) // 2), figsize=(11, 5.0), sharey=True, squeeze=False)
+    with panels(2, -(-len(metrics) // 2), (11, 5.0), sharey=True) as (figure, axes):
         for axis, name in zip(axes.flat, metrics):
             for y, found in enumerate(tables.values()):
                 for k, over in enumerate(OVERS):
@@ -75,26 +66,23 @@ def run_panels(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
                     label = f"over {over}" if y == 0 else None
                     axis.plot([row.low, row.high], [at, at], color=SHADES[k], lw=2, label=label)
                     axis.plot(row.value, at, color=INK, marker="o", ms=3)
-            axis.set_xlabel(_label(name, 32, unit=True), fontsize=8)
+            axis.set_xlabel(textwrap.fill(titled(name), 32), fontsize=8)
             axis.set_yticks(range(len(tables)), list(tables))
             axis.set_ylim(len(tables) - 0.5, -0.5)
-        handles, names = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper center", ncols=len(names))
+        legend_outside(figure, axes[0, 0])
     return figure
 
 
 def population_panels(tables: Sequence[pd.DataFrame]) -> Figure:
     """Populations of other models on the same samples, each with its interval over models; dotted: their mean."""
-    metrics = list(tables[0].index)
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(2, -(-len(metrics) // 2), figsize=(11, 5.0), sharex=True, squeeze=False)
+    metrics, at = list(tables[0].index), np.arange(1, len(tables) + 1)
+    with panels(2, -(-len(metrics) // 2), (11, 5.0), sharex=True) as (figure, axes):
         for axis, name in zip(axes.flat, metrics):
-            rows = pd.DataFrame([table.loc[name] for table in tables])
-            at = np.arange(1, len(tables) + 1)
-            axis.vlines(at, rows.low.astype(float), rows.high.astype(float), color=SHADES[1], lw=2)
+            rows = pd.DataFrame([table.loc[name, ["value", "low", "high"]] for table in tables]).astype(float)
+            axis.vlines(at, rows.low, rows.high, color=SHADES[1], lw=2)
             axis.plot(at, rows.value, color=INK, marker="o", ms=4, ls="")
             axis.axhline(rows.value.mean(), color=INK, lw=0.9, ls=":")
-            axis.set_ylabel(_label(name, 28, unit=True), fontsize=8)
+            axis.set_ylabel(textwrap.fill(titled(name), 28), fontsize=8)
             axis.set_xticks(at)
         for axis in axes[-1]:
             axis.set_xlabel("population")
@@ -129,26 +117,23 @@ def spread(tables: Sequence[pd.DataFrame], dealt: pd.Series, level: float = 0.95
         taken as known), ratio_regrouped, and covered, the populations whose interval holds the mean of the others,
         widened by that mean's own error.
     """
-    count, rows = len(tables), {}
-    for name in tables[0].index:
-        part = pd.DataFrame([table.loc[name] for table in tables])
-        value, error = part.value.to_numpy(float), part.error.to_numpy(float)
-        observed, claimed = value.std(ddof=1), np.sqrt((error**2).mean())
-        ends = np.sqrt(stats.chi2.ppf([(1 - level) / 2, (1 + level) / 2], count - 1) / (count - 1))
-        others = (value.sum() - value) / (count - 1)
-        half = (part.high - part.low).to_numpy(float) / 2 * np.sqrt(1 + 1 / (count - 1))
-        covered = int((np.abs(value - others) <= half).sum())
-        rows[name] = {
-            "observed": observed, "regrouped": dealt[name], "claimed": claimed, "ratio": claimed / observed,
-            "low": claimed / observed * ends[0], "high": claimed / observed * ends[1],
-            "ratio_regrouped": claimed / dealt[name], "covered": covered,
-        }  # fmt: skip
-    return pd.DataFrame.from_dict(rows, "index").rename_axis("metric")
+    each = pd.concat(dict(enumerate(tables)))[["value", "error", "low", "high"]].astype(float)
+    value, error, low, high = (column.unstack(sort=False) for _, column in each.items())  # (population, metric)
+    count, observed, claimed = len(tables), value.std(), (error**2).mean() ** 0.5
+    ends = np.sqrt(stats.chi2.ppf([(1 - level) / 2, (1 + level) / 2], count - 1) / (count - 1))
+    others = (value.sum() - value) / (count - 1)
+    covered = (value - others).abs() <= (high - low) / 2 * np.sqrt(1 + 1 / (count - 1))
+    ratio = claimed / observed
+    return pd.DataFrame({
+        "observed": observed, "regrouped": dealt[observed.index], "claimed": claimed, "ratio": ratio,
+        "low": ratio * ends[0], "high": ratio * ends[1], "ratio_regrouped": claimed / dealt[observed.index],
+        "covered": covered.sum(),
+    }).rename_axis("metric")  # fmt: skip
 
 
 def coverage_table(table: pd.DataFrame) -> pd.DataFrame:
     """Coverage in per cent with two standard errors, a row a metric and method, a column a scenario."""
-    part = table[table.index.get_level_values("over") != "one sample"]
+    part = table.drop("one sample", level="over")
     text = part.apply(lambda row: f"{100 * row.coverage:.1f} ± {200 * row.error:.1f}, {judge(row)}", axis=1)
     return text.unstack("scenario", sort=False).rename_axis(columns=None)
 
@@ -173,20 +158,20 @@ def recommended(part: pd.DataFrame) -> str:
 
 def verdict(table: pd.DataFrame, found: pd.DataFrame, populations: int) -> list[str]:
     """Sentences, computed: which intervals hold, what the others do, and what the populations say."""
-    lines = []
-    several = table[table.index.get_level_values("over") != "one sample"]
+    lines, several = [], table.drop("one sample", level="over")
     for (over, method), part in several.groupby(["over", "method"], sort=False):
         words = part.apply(judge, axis=1)
-        unsure = int(words.str.endswith("?").sum())
-        words = words.str.rstrip("?")
-        lowest, highest = part.coverage.idxmin(), part.coverage.idxmax()
+        count = words.str.rstrip("?").value_counts()
+        lowest, highest = (
+            f"{100 * part.coverage[case]:.1f} % ({METRICS[case[-1]].label}; {case[0]})"
+            for case in (part.coverage.idxmin(), part.coverage.idxmax())
+        )
         lines.append(
-            f"Over {over}, {method}: coverage holds (93 to 97 %) in {(words == 'holds').sum()} of {len(part)} cases, "
-            f"is higher in {(words == 'wide').sum()} and lower in {(words == 'narrow').sum()} (of these {unsure} "
-            "within two standard errors of that range); lowest "
-            f"{100 * part.coverage.min():.1f} % ({METRICS[lowest[-1]].label}; {lowest[0]}), highest "
-            f"{100 * part.coverage.max():.1f} % ({METRICS[highest[-1]].label}; {highest[0]}); the claimed standard "
-            f"error is {part.ratio.min():.2f} to {part.ratio.max():.2f} of the true one."
+            f"Over {over}, {method}: coverage holds (93 to 97 %) in {count.get('holds', 0)} of {len(part)} cases, is "
+            f"higher in {count.get('wide', 0)} and lower in {count.get('narrow', 0)} (of these "
+            f"{words.str.endswith('?').sum()} within two standard errors of that range); lowest {lowest}, highest "
+            f"{highest}; the claimed standard error is {part.ratio.min():.2f} to {part.ratio.max():.2f} of the true "
+            "one."
         )
     for over in OVERS[:2]:  # over both there is one only
         lines.append(f"Recommended over {over}: {recommended(several.xs(over, level='over'))}.")
@@ -199,20 +184,19 @@ def verdict(table: pd.DataFrame, found: pd.DataFrame, populations: int) -> list[
     )
     for method, part in table.xs("one sample", level="over").groupby("method"):
         for rate in ("tpr", "fpr"):
-            row = part.xs(f"{rate} all", level="metric")
+            row = 100 * part.xs(f"{rate} all", level="metric")[["coverage", "binomial"]]
             lines.append(
-                f"One sample's {rate.upper()}, {method}: coverage {100 * row.coverage.min():.1f} to "
-                f"{100 * row.coverage.max():.1f} %, where independent flags would give "
-                f"{100 * row.binomial.min():.1f} to {100 * row.binomial.max():.1f} %."
+                f"One sample's {rate.upper()}, {method}: coverage {row.coverage.min():.1f} to {row.coverage.max():.1f} "
+                f"%, where independent flags would give {row.binomial.min():.1f} to {row.binomial.max():.1f} %."
             )
-    good = (found.low <= 1) & (found.high >= 1)
+    smaller, larger = (found.high < 1).sum(), (found.low > 1).sum()
     lines.append(
         f"{populations} real populations on the same samples: the interval over models claims a spread that agrees "
-        f"with theirs for {int(good.sum())} of {len(found)} figures (the ratio's interval holds 1), is smaller for "
-        f"{int((found.high < 1).sum())} and larger for {int((found.low > 1).sum())}; "
-        f"{int(found.covered.sum())} of {populations * len(found)} intervals hold the mean of the other populations. "
-        f"Against all their models dealt anew into populations, which is surer, the claimed standard error is "
-        f"{found.ratio_regrouped.min():.2f} to {found.ratio_regrouped.max():.2f} of the true one."
+        f"with theirs for {len(found) - smaller - larger} of {len(found)} figures (the ratio's interval holds 1), is "
+        f"smaller for {smaller} and larger for {larger}; {found.covered.sum()} of {populations * len(found)} intervals "
+        "hold the mean of the other populations. Against all their models dealt anew into populations, which is surer, "
+        f"the claimed standard error is {found.ratio_regrouped.min():.2f} to {found.ratio_regrouped.max():.2f} of the "
+        "true one."
     )
     return lines
 

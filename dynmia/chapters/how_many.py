@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -14,15 +14,20 @@ from ..plots import COLOURS
 from ..precision import AGREEMENT, WANTED, design_effects, required_shadow_models, spread_law
 from ..retest import LEAK
 from ..summary import METRICS, cell
+from ._shared import said, titled
 
 Z = 1.96
 CHECK = 0.15  # the paper's: coefficient of variation of advantage over populations
 
 
-def looks(names: list[str]) -> dict[str, dict]:
+def label(run: str) -> str:
+    """The name of a run's data set."""
+    return DATASETS[run.split("-")[0]]
+
+
+def looks(names: Iterable[str]) -> dict[str, dict]:
     """Colour and label of each run, by its data set."""
-    sets = {name: name.split("-")[0] for name in names}
-    return {name: {"color": COLOURS[data], "label": DATASETS[data]} for name, data in sets.items()}
+    return {name: {"color": COLOURS[name.split("-")[0]], "label": label(name)} for name in names}
 
 
 def effect(measured: pd.DataFrame, run: str, rule: str) -> tuple[int, float]:
@@ -36,12 +41,11 @@ def metric_table(tables: Mapping[str, pd.DataFrame], rule: str) -> pd.DataFrame:
     rows = {}
     for run, table in tables.items():
         for name in WANTED:
-            part, metric = table.loc[rule, name, :], METRICS[name]
-            digits = metric.digits + 1
-            key = looks([run])[run]["label"], f"{metric.label} ({metric.unit})".replace(" ()", "")
-            rows[key] = {"all models": f"{part.full.iloc[0]:.{digits}f}"}
-            for models, row in part.iterrows():
-                rows[key][f"N = {models}"] = f"{cell(row.bias, row.low, row.high, digits)}; {row.spread:.{digits}f}"
+            part, digits = table.loc[rule, name, :], METRICS[name].digits + 1
+            rows[label(run), titled(name)] = {"all models": f"{part.full.iloc[0]:.{digits}f}"} | {
+                f"N = {models}": f"{cell(row.bias, row.low, row.high, digits)}; {row.spread:.{digits}f}"
+                for models, row in part.iterrows()
+            }
     return pd.DataFrame.from_dict(rows, "index").rename_axis(["run", "metric"])
 
 
@@ -49,22 +53,24 @@ def agreement_table(measured: pd.DataFrame) -> pd.DataFrame:
     """Means over subsets: scored share, agreement with the whole and between disjoint subsets, design effect."""
     rows = {}
     for run, here in measured.groupby(level="run", sort=False):
-        effects, label = design_effects(here.droplevel("run")), looks([run])[run]["label"]
+        effects = design_effects(here.droplevel("run"))
         for (rule, models), part in here.groupby(level=["rule", "models"], sort=False):
             mean = part.mean()
-            if np.isnan(mean.rank_full):
+            if np.isnan(mean.rank_full):  # the whole itself, which comes first
                 total = mean.samples
                 continue
-            both = {  # a dash: no two disjoint subsets
-                name: f"{mean[name + '_full']:.{digits}f}; "
-                + ("–" if np.isnan(mean[name + "_disjoint"]) else f"{mean[name + '_disjoint']:.{digits}f}")
-                for name, digits in zip(AGREEMENT, (2, 1, 0))
+            row = {"left out (%)": f"{100 * (1 - mean.samples / total):.1f}"}
+            for (name, words), digits in zip(AGREEMENT.items(), (2, 1, 0)):
+                row[words] = "; ".join(_number(mean[f"{name}_{other}"], digits) for other in ("full", "disjoint"))
+            rows[label(str(run)), rule, models] = row | {
+                "design effect": _number(effects.get((rule, models), np.nan), 2)
             }
-            rows[label, rule, models] = {"left out (%)": f"{100 * (1 - mean.samples / total):.1f}"}
-            rows[label, rule, models] |= {AGREEMENT[name]: text for name, text in both.items()}
-            known = (rule, models) in effects.index
-            rows[label, rule, models]["design effect"] = f"{effects[rule, models]:.2f}" if known else "–"
     return pd.DataFrame.from_dict(rows, "index").rename_axis(["run", "rule", "N"])
+
+
+def _number(value: float, digits: int) -> str:
+    """The number, or a dash: no two disjoint subsets."""
+    return "–" if np.isnan(value) else f"{value:.{digits}f}"
 
 
 def required_table(
@@ -83,7 +89,7 @@ def required_table(
             deff = effect(measured, run, rule)[1]
             leaking = plane.isel(sample=np.flatnonzero(plane.advantage[-1] >= LEAK))
             for width in widths:
-                rows[rule, looks([run])[run]["label"], f"{width:g}"] = {
+                rows[rule, label(run), f"{width:g}"] = {
                     "worst case": required_shadow_models(width),
                     "all samples": required_shadow_models(width, plane=plane),
                     "all samples, design effect": required_shadow_models(width, plane=plane, design_effect=deff),
@@ -101,10 +107,9 @@ def held_back(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     rows = {}
     for run, table in tables.items():
         for (rule, metric), part in table.groupby(level=["rule", "metric"], sort=False):
-            for (_, _, models), row in part.iterrows():
-                if (part.spread > 0).all():
-                    value, low, high = spread_law(table, rule, metric, leave_out=models).predict(models)[:, 0]
-                    rows[run, rule, metric, models] = {"ratio": row.spread / value, "inside": low <= row.spread <= high}
+            for (_, _, models), row in (part if (part.spread > 0).all() else part.iloc[:0]).iterrows():
+                value, low, high = spread_law(table, rule, metric, leave_out=models).predict(models)[:, 0]
+                rows[run, rule, metric, models] = {"ratio": row.spread / value, "inside": low <= row.spread <= high}
     return pd.DataFrame.from_dict(rows, "index").rename_axis(["run", "rule", "metric", "models"])
 
 
@@ -123,20 +128,18 @@ def verdict(
     sentences, laws, measured = [], held_back(tables), measured.sort_index()
     for rule, several in planes.items():
         for run, plane in several.items():
-            name, table = f"{looks([run])[run]['label']}, `{rule}`", tables[run].loc[rule].xs(at, level="models")
-            large = [METRICS[m].label for m, row in table.iterrows() if abs(row.bias) > Z * row.spread]
-            sentences.append(
-                f"{name}: at N = {at} the bias is larger than {Z} spreads for "
-                + (f"{len(large)} of {len(table)} metrics ({'; '.join(large)})." if large else "no metric.")
-            )
-            mean, whole = measured.loc[run, rule, at].mean(), measured.loc[run, rule]
-            rank = mean.rank_disjoint
+            name, table = f"{label(run)}, `{rule}`", tables[run].loc[rule].xs(at, level="models")
+            large = [METRICS[m].label for m in table.index[table.bias.abs() > Z * table.spread]]
+            which = f"{len(large)} of {len(table)} metrics ({'; '.join(large)})" if large else "no metric"
+            sentences.append(f"{name}: at N = {at} the bias is larger than {Z} spreads for {which}.")
+            whole = measured.loc[run, rule].dropna(subset="rank_disjoint").groupby("models").mean()
+            rank, last = whole.rank_disjoint[at], whole.index[-1]
             word = "well" if rank >= 0.8 else "in part" if rank >= 0.5 else "poorly"
-            last = max(whole.dropna(subset="rank_disjoint").index.get_level_values("models"))
+            share = float((dyn.states(plane).isel(epoch=-1) == dyn.VULNERABLE).mean())
             sentences.append(
                 f"{name}: two disjoint sets of {at} models rank samples alike {word} (Spearman correlation {rank:.2f}; "
-                f"{whole.loc[last].rank_disjoint.mean():.2f} at N = {last}), and {mean.lost_disjoint:.0f} % of their "
-                f"'vulnerable' labels are not shared; labels at random would lose {100 - 100 * _share(plane):.0f} %."
+                f"{whole.rank_disjoint[last]:.2f} at N = {last}), and {whole.lost_disjoint[at]:.0f} % of their "
+                f"'vulnerable' labels are not shared; labels at random would lose {100 - 100 * share:.0f} %."
             )
             size, deff = effect(measured, run, rule)
             alone, needed = (required_shadow_models(width, plane=plane, design_effect=d) for d in (1.0, deff))
@@ -144,19 +147,16 @@ def verdict(
                 f"{name}: a sample's advantage varies {deff:.1f} times as much between disjoint sets as independent "
                 f"trials would (N = {size}), so a half-width of {width:g} takes {needed} models instead of {alone}."
             )
-    ends = laws.xs(size := max(laws.index.get_level_values("models")), level="models")
-    least = np.sqrt(1 - size / max(measured.index.get_level_values("models")))
+    size, most = (max(table.index.get_level_values("models")) for table in (laws, measured))
+    ends = laws.xs(size, level="models")
+    ratio = ends.ratio.median()
     sentences.append(
         f"The power laws, fitted on smaller subsets alone, hold the spread at N = {size} within their prediction "
-        f"interval for {int(ends.inside.sum())} of {len(ends)} metrics; the median ratio of measured to foretold is "
-        f"{ends.ratio.median():.2f} with the finite-population correction, which can be too large, and "
-        f"{least * ends.ratio.median():.2f} without, which is too small."
+        f"interval for {ends.inside.sum()} of {len(ends)} metrics; the median ratio of measured to foretold is "
+        f"{ratio:.2f} with the finite-population correction, which can be too large, and "
+        f"{np.sqrt(1 - size / most) * ratio:.2f} without, which is too small."
     )
     return sentences
-
-
-def _share(plane: xr.Dataset) -> float:
-    return float((dyn.states(plane).isel(epoch=-1) == dyn.VULNERABLE).mean())
 
 
 def retest_verdict(found: Mapping[str, pd.DataFrame]) -> list[str]:
@@ -166,29 +166,24 @@ def retest_verdict(found: Mapping[str, pd.DataFrame]) -> list[str]:
     """
     sentences = []
     for rule, table in found.items():
-        row, one = table.loc["cv_advantage"], table.loc["cv_sample"]
-        below, above = row.population_high < CHECK, row.population_low > CHECK
+        row = table.loc["cv_advantage"]
+        low, high = row.population_low, row.population_high
         sentences.append(
-            f"`{rule}`: the coefficient of variation of the mean advantage is "
-            f"{cell(row.value, row.population_low, row.population_high, 3)} over populations; below {CHECK}: "
-            f"{'yes' if below else 'no' if above else 'open'}. That of a single leaking sample is "
-            f"{cell(one.value, one.low, one.high, 3)} at the median."
+            f"`{rule}`: the coefficient of variation of the mean advantage is {cell(row.value, low, high, 3)} over "
+            f"populations; below {CHECK}: {'yes' if high < CHECK else 'no' if low > CHECK else 'open'}. That of a "
+            f"single leaking sample is {said(table.loc['cv_sample'], 3)} at the median."
         )
         for name, word in (("icc_advantage", "final advantage"), ("icc_dynamic", "dynamic vulnerability")):
             row = table.loc[name]
-            side = (
-                "less agreement than sampling noise alone leaves" if row.high < row.noise_low
-                else "more agreement than sampling noise alone leaves" if row.low > row.noise_high
-                else "what sampling noise alone leaves"
-            )  # fmt: skip
+            less, more = row.high < row.noise_low, row.low > row.noise_high
+            side = "less agreement than" if less else "more agreement than" if more else "what"
             sentences.append(
-                f"`{rule}`: the intraclass correlation of {word} is {cell(row.value, row.low, row.high, 2)}, {side} "
-                f"({row.noise_low:.2f} to {row.noise_high:.2f})."
+                f"`{rule}`: the intraclass correlation of {word} is {said(row, 2)}, "
+                f"{side} sampling noise alone leaves ({row.noise_low:.2f} to {row.noise_high:.2f})."
             )
-        row, kappa = table.loc["jaccard"], table.loc["kappa"]
+        row = table.loc["jaccard"]
         sentences.append(
-            f"`{rule}`: two populations share {cell(row.value, row.low, row.high, 2)} of their vulnerable sets "
-            f"(Jaccard index; chance {row.chance:.2f}, sampling noise alone {row.noise:.2f}); kappa "
-            f"{cell(kappa.value, kappa.low, kappa.high, 2)}."
+            f"`{rule}`: two populations share {said(row, 2)} of their vulnerable sets (Jaccard index; chance "
+            f"{row.chance:.2f}, sampling noise alone {row.noise:.2f}); kappa {said(table.loc['kappa'], 2)}."
         )
     return sentences

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from platform import python_version
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy
 import xarray as xr
+from matplotlib.figure import Figure
 
 from ..plane import vulnerability_planes
+from ..plots import INK
 from ..runs import open_run, resolve
 from ..simulate import Simulator
 from ..smooth import ESTIMATES, smooth
-from ..store import write_atomic
 from ..summary import METRICS
+from ._shared import bars, panels, release, released
 
 RULES = ("fpr@0.01", "bayes")
 COUNTS = "counts"
@@ -34,6 +37,7 @@ RATES = ("tpr", "fpr", "advantage")  # of a sample
 FIGURES = ("advantage", "displacement", "entropy_change", "vulnerable")  # of METRICS, of a population
 INDEX = ["population", "models", "rule", "of", "quantity", "truth", "estimate"]
 COLUMNS = ["bias", "sd", "mse", "ratio", "low", "high"]
+SHADES = {"plug-in": "#D55E00", "shrunken": "#E69F00", "rao-blackwell": "#0072B2", COUNTS: "#9A9A9A"}
 SAFE = 0.01  # the most by which an estimate may shift the mean advantage where there is no signal
 
 
@@ -60,32 +64,23 @@ def simulated(name: str, models: int, populations: int, rules: Sequence[str] = R
     """
     simulator = SCENARIOS[name]
     drawn = [estimates(simulator.run(models, seed), rules) for seed in range(populations)]
-    rows: dict[tuple, list[float]] = {}
+    parts = {}
     for rule in rules:
-        planes = {e: _together([d[rule][e] for d in drawn]) for e in (COUNTS, *ESTIMATES)}
-        found = {quantity: {e: _figure(plane, quantity) for e, plane in planes.items()} for quantity in FIGURES}
-        truths = {"attack": planes[COUNTS].mean("population")}
+        planes = _together(drawn, rule)
+        rates, figures = _rates(planes), _figures(planes)
+        counts = planes.sel(estimate=COUNTS, drop=True)
+        truths = {"attack": counts.mean("population")}
         if name != NOTHING:
             truths["ideal"] = simulator.truth(rule)
         for truth, exact in truths.items():
-            exact = exact.assign(n_in=planes[COUNTS].n_in.isel(population=0))
-            for quantity in RATES:
-                errors: dict[str, Sequence] = {}
-                for e, plane in planes.items():
-                    noisy = plane[quantity] - (planes[COUNTS][quantity] if truth == "attack" else 0.0)
-                    bias = (plane[quantity] - exact[quantity]).mean("population")
-                    variance = plane[quantity].var("population", ddof=1)
-                    square = bias**2 + variance - noisy.var("population", ddof=1) / populations
-                    errors[e] = [part.isel(epoch=slice(1, None)).mean("epoch") for part in (bias, variance, square)]
-                rows |= _compared(errors, (name, models, rule, "sample", quantity, truth))
-            for quantity in FIGURES:
-                value = float(METRICS[quantity].of(exact, None))
-                errors = {
-                    e: [drew - value, (drew - drew.mean()) ** 2, (drew - value) ** 2]
-                    for e, drew in found[quantity].items()
-                }
-                rows |= _compared(errors, (name, models, rule, "population", quantity, truth))
-    return _table(rows)
+            noisy = rates - _rates(counts) if truth == "attack" else rates
+            bias, variance = (rates - _rates(exact)).mean("population"), rates.var("population", ddof=1)
+            square = bias**2 + variance - noisy.var("population", ddof=1) / populations
+            parts[name, models, rule, "sample", truth] = _compared(bias, variance, square)
+            bias = figures - _figures(exact.assign(n_in=counts.n_in.isel(population=0)))
+            variance = (figures - figures.mean("population")) ** 2
+            parts[name, models, rule, "population", truth] = _compared(bias, variance, bias**2)
+    return _table(parts)
 
 
 def measured(name: str, run: xr.Dataset, rules: Sequence[str] = RULES, size: int = GROUP) -> pd.DataFrame:
@@ -103,32 +98,79 @@ def measured(name: str, run: xr.Dataset, rules: Sequence[str] = RULES, size: int
     inside = np.stack([run.keep.values[group].sum(0) for group in groups])
     enough = ((inside >= 2) & (size - inside >= 2)).all(0)
     drawn = [estimates(run.isel(model=group, sample=enough), rules) for group in groups]
-    rows: dict[tuple, list[float]] = {}
-    many = len(groups)
+    parts, many = {}, len(groups)
     for rule in rules:
-        planes = {e: _together([d[rule][e] for d in drawn]).isel(epoch=slice(1, None)) for e in (COUNTS, *ESTIMATES)}
-        for quantity in RATES:
-            counted = planes[COUNTS][quantity]
-            errors: dict[str, Sequence] = {}
-            for e, plane in planes.items():
-                squares = []
-                for g in range(many):
-                    others = counted.isel(population=[h for h in range(many) if h != g])
-                    mean, spread = others.mean("population"), others.var("population", ddof=1)
-                    squares.append((plane[quantity].isel(population=g) - mean) ** 2 - spread / (many - 1))
-                shift, variance = (
-                    (plane[quantity] - counted).mean("population"),
-                    plane[quantity].var("population", ddof=1),
-                )
-                parts = shift, variance, xr.concat(squares, "population").mean("population")
-                errors[e] = [part.mean("epoch") for part in parts]
-            rows |= _compared(errors, (name, size, rule, "sample", quantity, "others"))
-    return _table(rows)
+        rates, squares = _rates(_together(drawn, rule)), []
+        counts = rates.sel(estimate=COUNTS, drop=True)
+        for g in range(many):
+            others = counts.isel(population=[h for h in range(many) if h != g])
+            error = rates.isel(population=g) - others.mean("population")
+            squares.append(error**2 - others.var("population", ddof=1) / (many - 1))
+        bias, variance = (rates - counts).mean("population"), rates.var("population", ddof=1)
+        square = xr.concat(squares, "population").mean("population")
+        parts[name, size, rule, "sample", "others"] = _compared(bias, variance, square)
+    return _table(parts)
+
+
+def _together(drawn: Sequence[Mapping[str, Mapping[str, xr.Dataset]]], rule: str) -> xr.Dataset:
+    """Planes of all populations under one rule: rates on dims estimate, population, epoch, sample."""
+    same: Any = {"coords": "minimal", "compat": "override", "join": "override", "combine_attrs": "drop"}
+    names = [COUNTS, *ESTIMATES]
+    each = [xr.concat([planes[rule][e][[*RATES, "n_in"]] for planes in drawn], "population", **same) for e in names]
+    return xr.concat(each, pd.Index(names, name="estimate"), **same)
+
+
+def _rates(plane: xr.Dataset) -> xr.DataArray:
+    """``RATES`` at the trained checkpoints, on a dim quantity."""
+    return plane[[*RATES]].isel(epoch=slice(1, None)).to_array("quantity")
+
+
+def _figures(plane: xr.Dataset) -> xr.DataArray:
+    """``FIGURES`` of one plane, or of all planes along estimate and population, on a dim quantity."""
+    found = {name: METRICS[name].of(plane, None) for name in FIGURES if name != "entropy_change"}
+    entropy = METRICS["entropy_change"].of
+    if "population" in plane.dims:  # an entropy is of one plane at a time
+        each = [
+            [float(entropy(plane.isel(estimate=e, population=k), None)) for k in range(plane.sizes["population"])]
+            for e in range(plane.sizes["estimate"])
+        ]
+        found["entropy_change"] = xr.DataArray(each, dims=("estimate", "population"))
+    else:
+        found["entropy_change"] = entropy(plane, None)
+    return xr.Dataset(found).to_array("quantity")
+
+
+def _compared(bias: xr.DataArray, variance: xr.DataArray, square: xr.DataArray) -> pd.DataFrame:
+    """``COLUMNS`` by quantity and estimate: means over samples or populations, and ratios to the counts' square."""
+    unit = "sample" if "sample" in square.dims else "population"
+
+    def mean(values: xr.DataArray, *but: str) -> xr.DataArray:
+        return values.mean([dim for dim in values.dims if dim not in ("quantity", "estimate", *but)])
+
+    square, size = mean(square, unit), square.sizes[unit]
+    times = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), 500)
+    mse, drawn = mean(square), xr.dot(square, xr.DataArray(times, dims=("draw", unit)), dim=unit) / size
+    below, drawn_below = (x.sel(estimate=COUNTS, drop=True) for x in (mse, drawn))
+    known = (below > 0) & (drawn_below.min("draw") > 0)
+    low, high = (drawn / drawn_below.where(known)).quantile([0.025, 0.975], "draw", skipna=False)
+    columns = mean(bias), mean(variance) ** 0.5, mse, mse / below.where(known), low, high
+    return pd.DataFrame({name: x.to_series() for name, x in zip(COLUMNS, columns)})
+
+
+def _table(parts: Mapping[tuple, pd.DataFrame]) -> pd.DataFrame:
+    keys = ["population", "models", "rule", "of", "truth"]
+    return pd.concat(parts, names=keys).reorder_levels(INDEX).sort_index()
 
 
 def table() -> pd.DataFrame:
     """The released errors, ``data/plane-error.csv``."""
-    return pd.read_csv(resolve("data/plane-error.csv"), comment="#", index_col=INDEX).sort_index()
+    return released("plane-error.csv", "smoothing", index=INDEX)
+
+
+def _own(errors: pd.DataFrame) -> pd.DataFrame:
+    """Errors of a sample's advantage against what the attack itself attains."""
+    own = errors[errors.index.get_level_values("truth") != "ideal"]
+    return own.xs(("sample", "advantage"), level=["of", "quantity"])
 
 
 def judge(errors: pd.DataFrame) -> pd.DataFrame:
@@ -139,21 +181,17 @@ def judge(errors: pd.DataFrame) -> pd.DataFrame:
     is within ``SAFE`` of that of the counts.
 
     Returns:
-        Index (models, rule, estimate); columns lower, cases, best, worst (the extreme ratios), shift (without a
-        signal), mean (of the ratios), passes.
+        Index (models, rule, estimate); columns lower, cases, best, worst (the extreme ratios), mean (of the ratios),
+        shift (without a signal), passes.
     """
-    own = errors[errors.index.get_level_values("truth") != "ideal"].xs(
-        ("sample", "advantage"), level=["of", "quantity"]
-    )
-    rows: dict[tuple, list[float]] = {}
-    for key, of in own.drop(COUNTS, level="estimate").groupby(["models", "rule", "estimate"]):
-        shift, lower = of.xs(NOTHING, level="population").bias.iloc[0], (of.high < 1).sum()
-        good = lower == len(of) and abs(shift) <= SAFE
-        rows[key] = [lower, len(of), of.ratio.min(), of.ratio.max(), shift, of.ratio.mean(), good]
-    columns = ["lower", "cases", "best", "worst", "shift", "mean", "passes"]
-    frame = pd.DataFrame.from_dict(rows, "index", columns=columns)
-    frame.index = pd.MultiIndex.from_tuples(frame.index, names=["models", "rule", "estimate"])
-    return frame
+    own, keys = _own(errors).drop(COUNTS, level="estimate"), ["models", "rule", "estimate"]
+    judged = own.assign(below=own.high < 1).groupby(keys).agg(
+        lower=("below", "sum"), cases=("ratio", "size"), best=("ratio", "min"), worst=("ratio", "max"),
+        mean=("ratio", "mean"),
+    )  # fmt: skip
+    judged["shift"] = own.xs(NOTHING, level="population").bias.groupby(keys).first()
+    judged["passes"] = (judged.lower == judged.cases) & (judged["shift"].abs() <= SAFE)
+    return judged
 
 
 def recommended(judged: pd.DataFrame) -> dict[int, str]:
@@ -195,52 +233,52 @@ def verdict(errors: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def _together(planes: Sequence[xr.Dataset]) -> xr.Dataset:
-    return xr.concat(
-        [plane[[*RATES, "n_in"]] for plane in planes],
-        "population",
-        coords="minimal",
-        compat="override",
-        join="override",
-        combine_attrs="drop",
-    )
+def ratios(errors: pd.DataFrame, rules: Sequence[str] = RULES) -> Figure:
+    """Mean squared error of a sample's advantage as a share of the counts', one row a population and N."""
+    own = _own(errors).droplevel("truth")
+    cases = [(name, n) for name in (*SCENARIOS, *REAL) for n in POPULATIONS]
+    wanted = [case for case in cases if case in own.index.droplevel(["rule", "estimate"])]
+    with panels(1, len(rules), (9.6, 0.26 * len(wanted) + 1.4), sharey=True) as (figure, axes):
+        for axis, rule in zip(axes.flat, rules):
+            for number, (name, marker) in enumerate(zip(ESTIMATES, "osD")):
+                part = own.xs((rule, name), level=["rule", "estimate"]).loc[wanted].rename(columns={"ratio": "value"})
+                look: Any = {"fmt": marker, "ms": 4, "lw": 1, "color": SHADES[name], "label": name}
+                axis.errorbar(part.value, np.arange(len(wanted)) + 0.22 * (number - 1), xerr=bars(part), **look)
+            axis.axvline(1, color=INK, lw=0.9, ls=":")
+            axis.set(title=f"rule {rule}", xlabel="mean squared error / that of counts", xlim=(-0.03, None))
+        axes[0, 0].set_yticks(range(len(wanted)), [f"{name}, N = {n}" for name, n in wanted])
+        axes[0, 0].invert_yaxis()
+        axes[0, -1].legend()
+    return figure
 
 
-def _figure(planes: xr.Dataset, name: str) -> np.ndarray:
-    """A figure of ``METRICS`` of each population."""
-    if name == "entropy_change":
-        count = planes.sizes["population"]
-        return np.array([float(METRICS[name].of(planes.isel(population=k), None)) for k in range(count)])
-    return METRICS[name].of(planes, None).values
+def clouds(planes: Mapping[str, Mapping[str, xr.Dataset]], seed: int = 0) -> Figure:
+    """The cloud at the last checkpoint: one row a population, one column a plane; counts are jittered a little."""
+    rows, columns = len(planes), max(len(part) for part in planes.values())
+    rng = np.random.default_rng(seed)
+    with panels(rows, columns, (2.9 * columns, 2.8 * rows + 0.2), sharex=True, sharey=True) as (figure, axes):
+        for line, (population, part) in zip(axes, planes.items()):
+            for axis, (name, plane) in zip(line, part.items()):
+                now = plane.isel(epoch=-1)
+                jitter = rng.uniform(-0.015, 0.015, (2, now.sizes["sample"])) * (name == COUNTS)
+                shade = SHADES.get(name, INK)
+                axis.scatter(now.fpr + jitter[0], now.tpr + jitter[1], s=6, alpha=0.5, lw=0, color=shade)
+                axis.axline((0, 0), slope=1, color=INK, lw=0.7, ls=":")
+                axis.set(title=f"{population}: {name}", xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))
+            line[0].set_ylabel("TPR")
+        for axis in axes[-1]:
+            axis.set_xlabel("FPR")
+    return figure
 
 
-def _compared(errors: Mapping[str, Sequence], key: tuple) -> dict[tuple, list[float]]:
-    """Means of bias, variance and squared error of each estimate, and the ratio of the last to that of the counts."""
-    squares = {name: np.asarray(part[2], float) for name, part in errors.items()}
-    size, rng, rows = len(squares[COUNTS]), np.random.default_rng(0), {}
-    times = rng.multinomial(size, np.full(size, 1 / size), 500)
-    below, drawn_below = squares[COUNTS].mean(), times @ squares[COUNTS] / size
-    for name, (bias, variance, _) in errors.items():
-        ratio, low, high = [np.nan] * 3
-        if below > 0 and drawn_below.min() > 0:
-            ratio = squares[name].mean() / below
-            low, high = np.quantile(times @ squares[name] / size / drawn_below, [0.025, 0.975])
-        spread = np.sqrt(float(np.mean(variance)))
-        rows[(*key, name)] = [float(np.mean(bias)), spread, squares[name].mean(), ratio, low, high]
-    return rows
-
-
-def _table(rows: Mapping[tuple, list[float]]) -> pd.DataFrame:
-    frame = pd.DataFrame.from_dict(rows, "index", columns=COLUMNS)
-    frame.index = pd.MultiIndex.from_tuples(frame.index, names=INDEX)
-    return frame.sort_index()
-
-
-if __name__ == "__main__":  # two minutes on one core
+def main() -> None:
+    """Measure and write all errors; two minutes on one core."""
     parts = [simulated(name, n, many) for name in SCENARIOS for n, many in POPULATIONS.items()]
     parts += [measured(name, open_run(resolve(f"data/{name}.nc")), size=size) for name in REAL for size in GROUPS]
-    made = (
-        f"# made by: python -m dynmia.chapters.smoothing; seeds 0 to {max(POPULATIONS.values()) - 1} (populations), 0 "
-    )
-    made += f"(groups, bootstrap); Python {python_version()}, numpy {np.__version__}, scipy {scipy.__version__}\n"
-    write_atomic(resolve("data/plane-error.csv"), (made + pd.concat(parts).to_csv(float_format="%.5g")).encode())
+    seeds = f"seeds 0 to {max(POPULATIONS.values()) - 1} (populations), 0 (groups, bootstrap)"
+    versions = f"Python {python_version()}, numpy {np.__version__}, scipy {scipy.__version__}"
+    release(pd.concat(parts), "plane-error.csv", f"smoothing; {seeds}; {versions}", digits=5)
+
+
+if __name__ == "__main__":
+    main()
