@@ -112,13 +112,19 @@ def ratio(above: Scored, below: Scored, metric: str, level: float = 0.95) -> pd.
         value, low, high; a ratio to a figure that is not positive is undefined, NaN.
     """
     value = centre = np.array([scored[0][metric] for scored in (above, below)])
-    covariance, draws = np.zeros((2, 2)), 0
-    for dim in above[1]:
-        drawn = np.array([scored[1][dim][metric] for scored in (above, below)])
-        covariance, draws = covariance + np.cov(drawn, ddof=0), drawn.shape[1]
-        if dim == "sample" and METRICS[metric].interval == "basic":
-            centre = 2 * value - drawn.mean(1)
-    low, high = fieller(centre, covariance, stats.t.ppf((1 + level) / 2, draws // 2))
+    drawn = {dim: np.array([scored[1][dim][metric] for scored in (above, below)]) for dim in above[1]}
+    if "sample" in drawn and METRICS[metric].interval == "basic":
+        centre = 2 * value - drawn["sample"].mean(1)
+    return quotient(value, list(drawn.values()), centre, level)
+
+
+def quotient(
+    value: np.ndarray, drawn: Sequence[np.ndarray], centre: np.ndarray | None = None, level: float = 0.95
+) -> pd.Series:
+    """Ratio of two figures (2,) with Fieller's interval from those of their halves along each dimension, (2, draws)."""
+    covariance = np.sum([np.cov(part, ddof=0) for part in drawn], 0)
+    quantile = stats.t.ppf((1 + level) / 2, drawn[0].shape[1] // 2)
+    low, high = fieller(value if centre is None else centre, covariance, quantile)
     return pd.Series({"value": value[0] / value[1] if value[1] > 0 else np.nan, "low": low, "high": high})
 
 
@@ -160,8 +166,13 @@ def halved(
     run: xr.Dataset, rule: str, dim: str, *, only: Collection[str] = CHOSEN, draws: int = 20, seed: int = 0
 ) -> pd.DataFrame:
     """The metrics of ``draws`` halves along ``dim`` (``sample`` or ``model``), one row each; see :func:`halves`."""
-    variance = "pooled" if run.sizes["model"] < 64 else "per-sample"  # the whole's rule, not that of its half
+    variance = pooled_or_not(run)
     return figures([vulnerability_plane(part, rule, variance=variance) for part in halves(run, dim, draws, seed)], only)
+
+
+def pooled_or_not(run: xr.Dataset) -> str:
+    """The variance of ``auto`` for the whole run, which its halves keep."""
+    return "pooled" if run.sizes["model"] < 64 else "per-sample"
 
 
 def halves(run: xr.Dataset, dim: str, draws: int, seed: int = 0) -> Iterator[xr.Dataset]:

@@ -1,9 +1,10 @@
-"""Runs on the same pool compared at the same epoch, or at the same fit, with intervals that pair the samples.
+"""Runs on the same pool compared at the same epoch, or at the same fit, with intervals that pair what runs share.
 
 A run that fits more slowly leaks less at an equal epoch even if it leaks as much for what it has learnt. So every
 figure is also read at the moment when the mean accuracy over the models first reaches a level that all runs reach.
-Draw 0 of every result is the estimate itself, the others are bootstrap draws over samples that all runs share, so that
-differences and ratios of runs are plain arithmetic; :func:`estimate` turns what comes out into a value and interval.
+Draw 0 of every result is the run itself; the others are its halves of models and then its halves of samples
+(:mod:`dynmia.intervals`), taken alike from all runs, so that differences are plain arithmetic. :func:`estimate` turns
+what comes out into a value with its interval over models and samples.
 """
 
 from __future__ import annotations
@@ -13,18 +14,22 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy import stats
 
 from . import dynamics as dyn
 from .errors import UserError, choose
-from .summary import METRICS, bootstrap_weights
+from .intervals import halves, pooled_or_not, quotient
+from .plane import vulnerability_plane
+from .summary import METRICS
 
 Planes = Mapping[str, xr.Dataset]
+Halved = Mapping[str, Sequence[xr.Dataset]]  # for each run what with_halves returns, or its plane alone
 STATE: dict[str, Callable[..., xr.DataArray]] = {  # metrics of summary.METRICS that a moment has, over epoch
     "auc": dyn.auc,
-    "advantage": lambda plane, weights: 1000 * dyn.population_mean(plane.advantage, weights),
+    "advantage": lambda plane: 1000 * plane.advantage.mean("sample"),
     "displacement": dyn.displacement,
-    "entropy_change": lambda plane, weights: (h := dyn.spatial_entropy(plane, weights)) - h.isel(epoch=0),
-    "vulnerable": lambda plane, weights: 100 * dyn.population_mean(dyn.vulnerable(plane), weights),
+    "entropy_change": lambda plane: (h := dyn.spatial_entropy(plane)) - h.isel(epoch=0),
+    "vulnerable": lambda plane: 100 * dyn.vulnerable(plane).mean("sample"),
 }
 MATCHINGS = {
     "epoch": "at the last epoch",
@@ -34,24 +39,34 @@ MATCHINGS = {
 }
 
 
-def metrics_of(planes: Planes, names: Sequence[str], draws: int = 1000, seed: int = 0) -> xr.Dataset:
-    """Metrics of ``summary.METRICS`` of whole runs, dims (run, draw); a UserError if they are not on the same pool."""
-    weights = _weights(planes, draws, seed)
-    rows = [
-        xr.Dataset({name: _unbiased(name, METRICS[name].of(plane, weights)) for name in names})
-        for plane in planes.values()
-    ]
-    return xr.concat(rows, pd.Index(list(planes), name="run"))
+def with_halves(runs: Planes, rule: str, draws: int = 20) -> dict[str, list[xr.Dataset]]:
+    """For each run its plane, those of ``draws`` halves of its models, and those of ``draws`` halves of its samples."""
+    first, *others = runs.values()
+    if any(not np.array_equal(first.sample, run.sample) for run in others):
+        raise UserError(f"{', '.join(runs)} are not on the same pool: their samples cannot be paired.")
+    found = {}
+    for name, run in runs.items():
+        parts = [run, *halves(run, "model", draws), *halves(run, "sample", draws)]
+        variance = pooled_or_not(run)
+        planes = [vulnerability_plane(part, rule, variance=variance) for part in parts]
+        found[name] = [plane.drop_vars("hits").assign(state=dyn.states(plane)) for plane in planes]
+    return found
 
 
-def state_curves(planes: Planes, draws: int = 1000) -> dict[str, xr.Dataset]:
-    """The metrics of ``STATE`` had training stopped at each checkpoint: for each run a data set (epoch, draw)."""
-    weights, curves = _weights(planes, draws), {}
-    for run, plane in planes.items():
-        plane = plane.assign(state=dyn.states(plane))
-        values = {name: _unbiased(name, of(plane, weights)) for name, of in STATE.items()}
-        curves[run] = xr.Dataset(values).transpose("epoch", "draw")
-    return curves
+def metrics_of(planes: Halved, names: Sequence[str]) -> xr.Dataset:
+    """Metrics of ``summary.METRICS`` of whole runs, dims (run, draw)."""
+    rows = {name: [[METRICS[name].of(part, None) for part in parts] for parts in planes.values()] for name in names}
+    return xr.Dataset({name: (("run", "draw"), np.array(row, float)) for name, row in rows.items()}).assign_coords(
+        run=list(planes)
+    )
+
+
+def state_curves(planes: Halved) -> dict[str, xr.Dataset]:
+    """The metrics of ``STATE`` had training stopped at each checkpoint: for each run a data set (draw, epoch)."""
+    return {
+        run: xr.concat([xr.Dataset({name: of(part) for name, of in STATE.items()}) for part in parts], "draw")
+        for run, parts in planes.items()
+    }
 
 
 def at_epochs(curves: Planes, epochs: Mapping[str, float]) -> xr.Dataset:
@@ -97,29 +112,20 @@ def matched_epochs(planes: Planes, matching: str, share: float = 0.95) -> dict[s
     return {run: epoch_at(plane, matching, level) for run, plane in planes.items()}
 
 
-def ratio(above: xr.DataArray, below: xr.DataArray) -> xr.DataArray:
-    """Ratio of two runs, draw by draw: infinite where ``below`` is not positive, NaN if its estimate is not."""
-    return (above / below.where(below > 0)).fillna(np.inf if float(below[0]) > 0 else np.nan)
+def estimate(drawn: xr.DataArray, level: float = 0.95) -> pd.Series:
+    """Value, low and high of a metric or difference (draw), by the variance over halves of models and of samples."""
+    value, models, samples = _parts(drawn)
+    half = stats.t.ppf((1 + level) / 2, models.size // 2) * np.sqrt(models.var() + samples.var())
+    return pd.Series({"value": value, "low": value - half, "high": value + half})
 
 
-def estimate(drawn: xr.DataArray) -> pd.Series:
-    """Value, low and high of a metric, difference or ratio (draw): draw 0, and quantiles of the others."""
-    low, high = np.quantile(
-        drawn[1:], [0.025, 0.975], method="nearest"
-    )  # between draws nothing: ratios may be infinite
-    return pd.Series({"value": float(drawn[0]), "low": low, "high": high})
+def ratio(above: xr.DataArray, below: xr.DataArray, level: float = 0.95) -> pd.Series:
+    """Value, low and high of the ratio of two metrics (draw): :func:`dynmia.intervals.quotient`."""
+    value, *drawn = (np.array(pair) for pair in zip(_parts(above), _parts(below)))
+    return quotient(value, drawn, level=level)
 
 
-def _weights(planes: Planes, draws: int, seed: int = 0) -> xr.DataArray:
-    """(draw, sample): ones, then bootstrap weights, the same for all runs."""
-    first, *others = planes.values()
-    if any(not np.array_equal(first.sample, plane.sample) for plane in others):
-        raise UserError(f"{', '.join(planes)} are not on the same pool: their samples cannot be paired.")
-    ones = xr.DataArray(np.ones((1, first.sizes["sample"])), dims=("draw", "sample"))
-    return xr.concat([ones, bootstrap_weights(first, draws, seed)], "draw") if draws else ones
-
-
-def _unbiased(name: str, drawn: xr.DataArray) -> xr.DataArray:
-    """Where a metric's interval is basic, its draws reflected about the estimate, to undo their bias."""
-    metric = METRICS[name]
-    return (2 * drawn.isel(draw=0) - drawn).clip(metric.floor) if metric.interval == "basic" else drawn
+def _parts(drawn: xr.DataArray) -> tuple[float, np.ndarray, np.ndarray]:
+    """The figure of a run, of its halves of models, and of its halves of samples."""
+    half = drawn.size // 2
+    return float(drawn[0]), drawn.values[1 : half + 1], drawn.values[half + 1 :]

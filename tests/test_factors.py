@@ -22,7 +22,7 @@ from dynmia.chapters.factors import (
     written,
 )  # fmt: skip
 from dynmia.chapters.figures_factors import against_fit, against_size, dose_response
-from dynmia.matching import MATCHINGS, STATE
+from dynmia.matching import MATCHINGS, STATE, with_halves
 from dynmia.models import build_model, depth
 
 
@@ -52,8 +52,13 @@ def nulls(runs):
 
 
 @pytest.fixture(scope="module")
-def table(planes, nulls):
-    return contrasts(planes, "sgd", nulls=nulls, draws=100)
+def halved(runs):
+    return with_halves(runs, "fpr@0.01")
+
+
+@pytest.fixture(scope="module")
+def table(halved, nulls):
+    return contrasts(halved, "sgd", nulls=nulls)
 
 
 @pytest.mark.parametrize(("name", "layers"), [
@@ -86,17 +91,17 @@ def test_a_leaky_run_leaks_more_under_every_matching(table):
     assert (leaks(table)["leaky"] == "more").all()
 
 
-def test_a_side_needs_zero_and_the_null_band_cleared(planes, nulls):
-    wide = contrasts(planes, "sgd", draws=50)
+def test_a_side_needs_zero_and_the_null_band_cleared(halved, planes, nulls):
+    wide = contrasts(halved, "sgd")
     assert wide.null_low.isna().all()
     assert (wide.side == np.select([wide.low > 0, wide.high < 0], ["more", "less"], "unresolved")).all()
     noisy = {"sgd": nulls["sgd"], "slow": nulls["slow"], "leaky": [planes["leaky"]] * 3}  # as far off as the run itself
-    band = contrasts(planes, "sgd", nulls=noisy, draws=50).loc["leaky"]
+    band = contrasts(halved, "sgd", nulls=noisy).loc["leaky"]
     assert (band.drop("entropy_change", level="metric").side == "unresolved").all()
 
 
-def test_ratios_are_set_against_one(planes):
-    table = contrasts(planes, "sgd", how="ratio", draws=50)
+def test_ratios_are_set_against_one(halved, planes):
+    table = contrasts(halved, "sgd", how="ratio")
     end = table.xs(("epoch", "displacement"), level=("matching", "metric"))
     moved = {name: np.hypot(*[plane[a].mean("sample")[-1] - plane[a].mean("sample")[0] for a in ("tpr", "fpr")])
              for name, plane in planes.items()}  # fmt: skip

@@ -3,9 +3,10 @@ import json
 import numpy as np
 import pytest
 import xarray as xr
+from scipy import stats
 
 from dynmia import Study, UserError, summarise, vulnerability_plane
-from dynmia import dynamics as dyn
+from dynmia.intervals import interval
 from dynmia.matching import (
     MATCHINGS,
     STATE,
@@ -18,9 +19,9 @@ from dynmia.matching import (
     metrics_of,
     ratio,
     state_curves,
+    with_halves,
 )
 from dynmia.pool import draw_keep
-from dynmia.summary import bootstrap_weights
 
 STRENGTHS = (0, 0.5, 1, 2, 3, 4)
 ACCURACY = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -50,19 +51,27 @@ def plane_of(**changes):
     return vulnerability_plane(run_of(**changes))
 
 
+def halved_of(**changes):
+    return with_halves({"run": run_of(**changes)}, "fpr@0.01")["run"]
+
+
+DELAYED = dict(strengths=(0, 0, *STRENGTHS[:-2]), accuracy=(0.1, 0.1, *ACCURACY[:-2]))
+
+
 @pytest.fixture(scope="module")
 def fast():
-    return plane_of()
+    return halved_of()
 
 
 @pytest.fixture(scope="module")
 def delayed():
     """The same run two checkpoints late; at the end it is where the fast one is two checkpoints before its end."""
-    return plane_of(strengths=(0, 0, *STRENGTHS[:-2]), accuracy=(0.1, 0.1, *ACCURACY[:-2]))
+    return halved_of(**DELAYED)
 
 
-def difference(planes, matching, draws=50, share=0.95):
-    found = at_epochs(state_curves(planes, draws), matched_epochs(planes, matching, share))
+def difference(halved, matching, share=0.95):
+    planes = {name: parts[0] for name, parts in halved.items()}
+    found = at_epochs(state_curves(halved), matched_epochs(planes, matching, share))
     first, second = planes
     return found.sel(run=second) - found.sel(run=first)
 
@@ -73,7 +82,7 @@ def test_a_delayed_run_is_behind_at_equal_epoch(fast, delayed):
         row = estimate(behind[metric])
         assert row.high < 0, metric
     before = vulnerability_plane(run_of()).isel(epoch=-3)
-    wanted = 1000 * float(before.advantage.mean() - fast.advantage.isel(epoch=-1).mean())
+    wanted = 1000 * float(before.advantage.mean() - fast[0].advantage.isel(epoch=-1).mean())
     assert float(behind.advantage[0]) == pytest.approx(wanted, rel=1e-12)
 
 
@@ -83,22 +92,22 @@ def test_a_delayed_run_is_the_same_at_equal_accuracy(fast, delayed, matching, sh
     planes = {"fast": fast, "delayed": delayed}
     for metric, drawn in difference(planes, matching, share=share).items():
         np.testing.assert_allclose(drawn, 0, atol=1e-9, err_msg=metric)
-    epochs = matched_epochs(planes, matching, share)
+    epochs = matched_epochs({name: parts[0] for name, parts in planes.items()}, matching, share)
     assert epochs["delayed"] - epochs["fast"] == pytest.approx(4)
 
 
 def test_a_run_of_half_the_speed_on_other_checkpoints_is_the_same_at_equal_accuracy(fast):
-    slow = plane_of(every=4)
-    planes = {"fast": fast, "slow": slow}
+    planes = {"fast": fast, "slow": halved_of(every=4)}
     for share in (0.3, 0.95):
         for metric, drawn in difference(planes, "train", share=share).items():
             np.testing.assert_allclose(drawn, 0, atol=1e-9, err_msg=metric)
-    assert matched_epochs(planes, "train")["slow"] == pytest.approx(2 * matched_epochs(planes, "train")["fast"])
+    epochs = matched_epochs({name: parts[0] for name, parts in planes.items()}, "train")
+    assert epochs["slow"] == pytest.approx(2 * epochs["fast"])
     assert estimate(difference(planes, "epoch").advantage).high < 0  # both are read at the end of the shorter one
 
 
 def test_a_run_that_leaks_more_for_what_it_has_learnt_is_ahead_at_equal_accuracy(fast):
-    leaky = plane_of(strengths=(0, *STRENGTHS[2:], 6))
+    leaky = halved_of(strengths=(0, *STRENGTHS[2:], 6))
     for matching in ("train", "test"):
         row = estimate(difference({"fast": fast, "leaky": leaky}, matching).advantage)
         assert row.low > 0
@@ -114,7 +123,8 @@ def test_epochs_by_hand_on_the_envelope():
     assert np.isnan(epoch_at(plane, "train", 0.05))
 
 
-def test_common_level_lies_in_the_rise_of_all(fast, delayed):
+def test_common_level_lies_in_the_rise_of_all():
+    fast, delayed = plane_of(), plane_of(**DELAYED)
     # both start at 0.1; the delayed one ends at 0.7
     assert common_level({"a": fast, "b": delayed}, "train") == pytest.approx(0.1 + 0.95 * 0.6)
     assert common_level({"a": fast, "b": delayed}, "train", 0.5) == pytest.approx(0.4)
@@ -126,59 +136,58 @@ def test_common_level_lies_in_the_rise_of_all(fast, delayed):
         common_level({"a": late, "b": late}, "own")
 
 
-def test_best_held_out_accuracy_is_each_runs_own(fast):
+def test_best_held_out_accuracy_is_each_runs_own():
+    fast = plane_of()
     peaked = plane_of(held_out=(0.1, 0.3, 0.6, 0.5, 0.6, 0.4))  # the first of two equal peaks
     assert matched_epochs({"fast": fast, "peaked": peaked}, "best") == {"fast": 10, "peaked": 4}
     with pytest.raises(UserError, match="unknown matching 'loss'"):
         matched_epochs({"fast": fast}, "loss")
 
 
-def test_state_curves_end_where_the_summary_does(fast):
+def test_state_curves_end_where_the_summary_does():
+    fast = plane_of()
     table = summarise(fast, draws=20)
-    last = state_curves({"fast": fast}, 0)["fast"].isel(epoch=-1, draw=0)
+    last = state_curves({"fast": [fast]})["fast"].isel(epoch=-1, draw=0)
     assert set(STATE) <= set(table.index)
     for metric in STATE:
         assert float(last[metric]) == pytest.approx(table.value[metric], rel=1e-12)
-    peak = metrics_of({"fast": fast}, ["transition_peak"], 0).transition_peak
+    peak = metrics_of({"fast": [fast]}, ["transition_peak"]).transition_peak
     assert peak.item() == table.value["transition_peak"]
 
 
-def test_paired_interval_of_a_mean_difference_is_the_closed_form_one(fast):
-    other = plane_of(fresh=1)
-    row = estimate(difference({"a": fast, "b": other}, "epoch", draws=2000).advantage)
-    apart = 1000 * (other.advantage - fast.advantage).isel(epoch=-1)
-    half = 1.96 * float(apart.std(ddof=1)) / np.sqrt(apart.size)
-    assert row.value == pytest.approx(float(apart.mean()), abs=1e-9)
-    assert (row.high - row.low) / 2 == pytest.approx(half, rel=0.06)
-    alone = [1000 * plane.advantage.isel(epoch=-1).std("sample", ddof=1) for plane in (fast, other)]
-    unpaired = 1.96 * float(np.hypot(*alone)) / np.sqrt(apart.size)
-    assert half < 0.9 * unpaired  # susceptible samples are so in both runs
+def test_the_interval_is_that_of_the_package(fast):
+    row = estimate(state_curves({"fast": fast})["fast"].advantage.isel(epoch=-1))
+    ours = interval(run_of(), over="both", only=["advantage"]).loc["advantage"]
+    half = stats.t.ppf(0.975, 10) * ours.error
+    np.testing.assert_allclose(row, [ours.value, ours.value - half, ours.value + half], rtol=1e-9)
 
 
-def test_entropy_draws_are_reflected(fast):
-    curves = state_curves({"fast": fast}, 100)["fast"].entropy_change.isel(epoch=-1)
-    entropy = dyn.spatial_entropy(fast, bootstrap_weights(fast, 100))
-    change = (entropy.isel(epoch=-1) - entropy.isel(epoch=0)).values
-    np.testing.assert_allclose(curves[1:], 2 * float(curves[0]) - change, atol=1e-12)
-    assert curves[1:].mean() > change.mean()
+def test_pairing_takes_out_what_runs_share(fast):
+    other = halved_of(fresh=1)
+    paired = estimate(difference({"a": fast, "b": other}, "epoch").advantage)
+    alone = [estimate(state_curves({"a": parts})["a"].advantage.isel(epoch=-1)) for parts in (fast, other)]
+    assert paired.high - paired.low < 0.9 * np.hypot(*[row.high - row.low for row in alone])
+    same = estimate(difference({"a": fast, "b": fast}, "epoch").advantage)
+    assert same.tolist() == [0, 0, 0]
 
 
-def test_runs_on_different_pools_are_not_paired(fast):
+def test_runs_on_different_pools_are_not_paired():
+    run = run_of()
     with pytest.raises(UserError, match="a, b are not on the same pool"):
-        state_curves({"a": fast, "b": fast.assign_coords(sample=fast.sample + 1)}, 5)
+        with_halves({"a": run, "b": run.assign_coords(sample=run.sample + 1)}, "bayes")
 
 
 def test_ratio_of_a_run_to_itself_is_one_and_needs_a_positive_base():
-    a = xr.DataArray([2.0, 3.0, 4.0], dims="draw")
-    np.testing.assert_array_equal(ratio(a, a), 1)
-    b = xr.DataArray([1.0, 0.0, -1.0], dims="draw")
-    np.testing.assert_array_equal(ratio(a, b), [2, np.inf, np.inf])
-    assert estimate(ratio(a, b)).high == np.inf
-    assert np.isnan(estimate(ratio(a, -b)).value)
+    a = xr.DataArray([20.0, 20.1, 19.9, 20.2, 19.8], dims="draw")
+    np.testing.assert_allclose(ratio(a, a), 1)
+    assert ratio(2 * a, a).value == 2
+    b = xr.DataArray([1.0, 2.0, -1.0, 2.5, -2.0], dims="draw")
+    assert ratio(a, b).high == np.inf
+    assert np.isnan(ratio(a, -b).value)
 
 
-def test_every_matching_reads_each_run_at_a_moment_of_its_own(fast, delayed):
-    planes = {"fast": fast, "delayed": delayed}
+def test_every_matching_reads_each_run_at_a_moment_of_its_own():
+    planes = {"fast": plane_of(), "delayed": plane_of(**DELAYED)}
     for matching in MATCHINGS:
         for run, epoch in matched_epochs(planes, matching).items():
             assert 0 < epoch <= planes[run].epoch[-1]

@@ -14,7 +14,7 @@ import xarray as xr
 from scipy.stats import rankdata, sem, t
 
 from ..data import SIZES
-from ..matching import MATCHINGS, STATE, Planes, at_epochs, estimate, matched_epochs, ratio, state_curves
+from ..matching import MATCHINGS, STATE, Halved, Planes, at_epochs, estimate, matched_epochs, ratio, state_curves
 from ..runs import study_of
 from ..summary import METRICS, cell
 
@@ -35,38 +35,39 @@ def sizes(runs: Planes) -> pd.DataFrame:
 
 
 def contrasts(
-    planes: Planes, reference: str, *, how: str = "difference", nulls: Nulls | None = None, share: float = 0.95,
-    draws: int = 1000,
-) -> pd.DataFrame:  # fmt: skip
+    halved: Halved, reference: str, *, how: str = "difference", nulls: Nulls | None = None, share: float = 0.95
+) -> pd.DataFrame:
     """Every run minus (or over) the reference under every matching; accuracies are matched pair by pair.
 
     Args:
-        planes: by name, all on the same pool.
+        halved: by name, from :func:`dynmia.matching.with_halves`; moments are those of the whole runs.
         reference: the run that the others are set against.
         how: ``difference`` or ``ratio``.
-        nulls: for each run the planes of its permutation null (:func:`dynmia.summary.null_planes`), the same redrawn
-            masks for all.
+        nulls: of differences only: for each run the planes of its permutation null
+            (:func:`dynmia.summary.null_planes`), the same redrawn masks for all.
         share: of the common rise of accuracy at which runs are matched (:func:`dynmia.matching.common_level`).
-        draws: bootstrap draws over samples, paired.
 
     Returns:
         Index (run, matching, metric); columns value, low, high, null_low, null_high, the epochs at which the two are
         read (epoch, reference_epoch), what they are there (run_value, reference_value), and side: more, less or
         unresolved.
     """
-    curves, rows = state_curves(planes, draws), {}
-    noise = [state_curves(dict(zip(nulls, several)), 0) for several in zip(*nulls.values())] if nulls else []
+    planes = {name: parts[0] for name, parts in halved.items()}
+    curves, rows = state_curves(halved), {}
+    redrawn = zip(*nulls.values()) if nulls else ()
+    noise = [state_curves({run: [plane] for run, plane in zip(nulls, one)}) for one in redrawn] if nulls else []
     for run in [name for name in planes if name != reference]:
         pair = {reference: planes[reference], run: planes[run]}
         for matching in MATCHINGS:
             epochs = matched_epochs(pair, matching, share)
             both = at_epochs(curves, epochs)
-            found = _set_against(both, how)
-            chance = [_set_against(at_epochs(one, epochs), how).isel(draw=0) for one in noise]
+            chance = [at_epochs(one, epochs).isel(draw=0) for one in noise]
             for metric in STATE:
-                values = [float(one[metric]) for one in chance] or [np.nan]
+                first, second = both[metric]
+                found = estimate(second - first) if how == "difference" else ratio(second, first)
+                values = [float(one[metric][1] - one[metric][0]) for one in chance] or [np.nan]
                 rows[run, matching, metric] = {
-                    **estimate(found[metric]), "null_low": min(values), "null_high": max(values),
+                    **found, "null_low": min(values), "null_high": max(values),
                     "epoch": epochs[run], "reference_epoch": epochs[reference],
                     "run_value": float(both[metric][1, 0]), "reference_value": float(both[metric][0, 0]),
                 }  # fmt: skip
@@ -75,14 +76,6 @@ def contrasts(
     above = table.low > table.null_high.fillna(neutral).clip(lower=neutral)
     below = table.high < table.null_low.fillna(neutral).clip(upper=neutral)
     return table.assign(side=np.select([above, below], ["more", "less"], "unresolved"))
-
-
-def _set_against(pair: xr.Dataset, how: str) -> xr.Dataset:
-    """The second run minus, or over, the first."""
-    first, second = pair.isel(run=0, drop=True), pair.isel(run=1, drop=True)
-    if how == "difference":
-        return second - first
-    return xr.Dataset({metric: ratio(second[metric], first[metric]) for metric in pair})
 
 
 def written(metric: str, row: pd.Series, digits: int | None = None) -> str:

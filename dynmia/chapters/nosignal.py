@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..noise import CHEAP, LEVEL, expected_rates
+from ..noise import CALIBRATED, CHEAP, LEVEL, expected_rates
 from ..plots import COLOURS, INK, NULL
 from ..summary import METRICS
 from ._shared import bars, log_axis, panels, said
@@ -85,7 +85,7 @@ def level_table(rates: pd.DataFrame) -> pd.DataFrame:
     """The rejection rates as they are printed, and whether each is where it has to be."""
     rows = {}
     for (rule, name), row in rates.iterrows():
-        rows[rule, METRICS[name].label] = {
+        rows[rule, CALIBRATED[name]] = {
             "rejected (%)": _rate(row) if row.defined else "–",
             "ties allow (%)": f"{row.attainable:.1f}" if np.isfinite(row.attainable) else "–",
             "populations where it is defined": int(row.defined),
@@ -149,7 +149,7 @@ def verdict(tables: Mapping[str, pd.DataFrame], bias: pd.DataFrame, rates: pd.Da
     continuous = rates.attainable >= DISCRETE
     held, discrete = rates[continuous], rates[~continuous]
     outside = "; ".join(
-        f"{METRICS[name].label} (`{rule}`, {_rate(row)} %: {_finding(row).split(', ')[1]})"
+        f"{CALIBRATED[name]} (`{rule}`, {_rate(row)} %: {_finding(row).split(', ')[1]})"
         for (rule, name), row in held[~held.value.between(*WITHIN)].iterrows()
     )
     sentences.append(
@@ -217,7 +217,7 @@ def level_figure(rates: pd.DataFrame) -> Figure:
             axis.plot(part.attainable, at, "|", color=COLOURS["cifar10"], ms=12, mew=2, label="what ties allow")
             look = {"fmt": "o", "ms": 4, "lw": 1, "color": COLOURS["mnist"], "label": "measured, 95 %"}
             axis.errorbar(part.value, at, xerr=bars(part), **look)
-            axis.set_yticks(at, [METRICS[name].label for name in part.index])
+            axis.set_yticks(at, [CALIBRATED[name] for name in part.index])
             axis.set(title=f"rule {rule}", xlabel="rejected on noise at p ≤ 0.05 (%)")
         axes[0, 0].legend(loc="upper left")
     return figure
