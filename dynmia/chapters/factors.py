@@ -54,8 +54,8 @@ def contrasts(
     """
     planes = {name: parts[0] for name, parts in halved.items()}
     curves, rows = state_curves(halved), {}
-    redrawn = zip(*nulls.values()) if nulls else ()
-    noise = [state_curves({run: [plane] for run, plane in zip(nulls, one)}) for one in redrawn] if nulls else []
+    nulls = nulls or {}
+    noise = [state_curves({run: [plane] for run, plane in zip(nulls, one)}) for one in zip(*nulls.values())]
     for run in [name for name in planes if name != reference]:
         pair = {reference: planes[reference], run: planes[run]}
         for matching in MATCHINGS:

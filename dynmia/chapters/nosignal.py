@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..noise import CALIBRATED, CHEAP, LEVEL, expected_rates
+from ..noise import CALIBRATED, LEVEL, expected_rates
 from ..plots import COLOURS, INK, NULL
 from ..summary import METRICS
 from ._shared import bars, log_axis, panels, said
@@ -211,7 +211,7 @@ def level_figure(rates: pd.DataFrame) -> Figure:
     rules = rates.index.unique("rule")
     with panels(1, len(rules), (11, 4.6), sharex=True, sharey=True) as (figure, axes):
         for axis, rule in zip(axes.flat, rules):
-            part = rates.loc[rule].loc[CHEAP[::-1]]
+            part = rates.loc[rule].iloc[::-1]
             part, at = part.where(part.defined > 0), np.arange(len(part))
             axis.axvspan(*WITHIN, color=NULL, alpha=0.3, lw=0)
             axis.plot(part.attainable, at, "|", color=COLOURS["cifar10"], ms=12, mew=2, label="what ties allow")
