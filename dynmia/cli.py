@@ -165,20 +165,19 @@ def summarise(
     ] = "online",
     centre: Annotated[str, typer.Option(help="mean or median")] = "mean",
     variance: Annotated[str, typer.Option(help="auto, pooled or per-sample")] = "auto",
-    draws: Annotated[int, typer.Option(help="bootstrap draws")] = 1000,
+    draws: Annotated[int, typer.Option(help="halves of models, and of samples, behind the intervals")] = 20,
     null: Annotated[int, typer.Option(help="draws of the permutation null; 0 leaves it out")] = 20,
     csv: Csv = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print every metric of a run with its interval and its no-signal level."""
-    from .plane import vulnerability_plane
+    """Print every metric of a run with its interval over models and samples and its no-signal level."""
+    from .intervals import every
     from .runs import open_run
     from .summary import null_summary, rounded
-    from .summary import summarise as summary
 
     data = open_run(run)
     options: dict[str, Any] = {"attack": attack, "centre": centre, "variance": variance}
-    table = summary(vulnerability_plane(data, rule, **options), draws=draws)
+    table = every(data, rule, draws=draws, **options)
     noise = null_summary(data, rule, draws=null, value=table.value, **options) if null else None
     whole = table if noise is None else table.join(noise.add_prefix("null_"))
     if csv:

@@ -11,6 +11,7 @@ is. No model is drawn twice, so no copy of a target sits in its own reference se
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -43,8 +44,9 @@ def interval(
     draws: int = 20,
     seed: int = 0,
     level: float = 0.95,
+    **options: Any,
 ) -> pd.DataFrame:
-    """Metrics of the online attack with a Student-t interval over samples, over models, or over both.
+    """Metrics of an attack with a Student-t interval over samples, over models, or over both.
 
     Over samples the figure is that of the same models on infinitely many samples, so an entropy or a peak, which few
     samples bias, is corrected by the halves: 2 x value - mean over halves. Over models it is the mean over populations
@@ -52,7 +54,7 @@ def interval(
     to one model on one sample is in either of them, so the sum is too large by it once (Owen 2007).
 
     Args:
-        run, rule: as for :func:`dynmia.plane.vulnerability_plane`.
+        run, rule, options: as for :func:`dynmia.plane.vulnerability_plane`.
         over: a name of ``OVER``.
         only: names of metrics; those that are epochs are steps, for which no t interval holds.
         draws: halves, two by two the complements of each other. Degrees of freedom: draws / 2, or the models (samples)
@@ -67,7 +69,7 @@ def interval(
     Raises:
         UserError: an unknown name, fewer than 20 draws, or fewer than 12 models to halve.
     """
-    value, drawn = score_halves(run, rule, over, only=only, draws=draws, seed=seed)
+    value, drawn = score_halves(run, rule, over, only=only, draws=draws, seed=seed, **options)
     return from_halves(value, drawn, run.sizes, level)
 
 
@@ -75,18 +77,19 @@ Scored = tuple[pd.Series, dict[str, pd.DataFrame]]  # metrics of a run, and of i
 
 
 def score_halves(
-    run: xr.Dataset, rule: str, over: str = "both", *, only: Collection[str] = CHOSEN, draws: int = 20, seed: int = 0
-) -> Scored:
+    run: xr.Dataset, rule: str, over: str = "both", *, only: Collection[str] = CHOSEN, draws: int = 20, seed: int = 0,
+    **options: Any,
+) -> Scored:  # fmt: skip
     """What :func:`interval` and :func:`ratio` are made of; arguments and errors as there."""
     if draws < 20:
         raise UserError(f"draws is {draws}: an interval from halves needs at least 20.")
     metrics = [choose(name, METRICS, "metric") for name in only]
     _, dims = OVER[choose(over, OVER, "interval")]
-    drawn = {dim: halved(run, rule, dim, only=metrics, draws=draws, seed=seed) for dim in dims}
-    return figures([vulnerability_plane(run, rule)], metrics).iloc[0], drawn
+    drawn = {dim: halved(run, rule, dim, only=metrics, draws=draws, seed=seed, **options) for dim in dims}
+    return figures([vulnerability_plane(run, rule, **options)], metrics).iloc[0], drawn
 
 
-def every(run: xr.Dataset, rule: str = "fpr@0.01", *, seed: int = 0) -> pd.DataFrame:
+def every(run: xr.Dataset, rule: str = "fpr@0.01", *, draws: int = 20, seed: int = 0, **options: Any) -> pd.DataFrame:
     """All of ``METRICS`` with the intervals that the book prints.
 
     They are over both, models and samples, or over samples where the models are too few to halve. No t interval holds
@@ -97,8 +100,10 @@ def every(run: xr.Dataset, rule: str = "fpr@0.01", *, seed: int = 0) -> pd.DataF
     """
     steps = [name for name, metric in METRICS.items() if metric.unit == "epoch"]
     over = "both" if run.sizes["model"] >= LEAST else "samples"
-    table = interval(run, rule, over, only=[name for name in METRICS if name not in steps], seed=seed)
-    table = pd.concat([table, summarise(vulnerability_plane(run, rule), draws=200, only=steps, seed=seed)])
+    rest = [name for name in METRICS if name not in steps]
+    table = interval(run, rule, over, only=rest, draws=draws, seed=seed, **options)
+    dates = summarise(vulnerability_plane(run, rule, **options), draws=200, only=steps, seed=seed)
+    table = pd.concat([table, dates])
     return table.loc[list(METRICS)].rename_axis("metric")
 
 
@@ -163,11 +168,13 @@ def from_halves(
 
 
 def halved(
-    run: xr.Dataset, rule: str, dim: str, *, only: Collection[str] = CHOSEN, draws: int = 20, seed: int = 0
-) -> pd.DataFrame:
+    run: xr.Dataset, rule: str, dim: str, *, only: Collection[str] = CHOSEN, draws: int = 20, seed: int = 0,
+    **options: Any,
+) -> pd.DataFrame:  # fmt: skip
     """The metrics of ``draws`` halves along ``dim`` (``sample`` or ``model``), one row each; see :func:`halves`."""
-    variance = pooled_or_not(run)
-    return figures([vulnerability_plane(part, rule, variance=variance) for part in halves(run, dim, draws, seed)], only)
+    if options.get("variance", "auto") == "auto":
+        options["variance"] = pooled_or_not(run)
+    return figures([vulnerability_plane(part, rule, **options) for part in halves(run, dim, draws, seed)], only)
 
 
 def pooled_or_not(run: xr.Dataset) -> str:
