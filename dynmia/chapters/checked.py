@@ -72,13 +72,8 @@ def comparisons(run: xr.Dataset) -> pd.DataFrame:
     coarse = run.assign(phi=run.phi.isel(epoch=[-1]).round())  # whole numbers: many ties
     tied, values = vulnerability_plane(coarse.isel(epoch=[-1]), attack="loss"), np.round(phi).ravel()
     fpr, tpr, _ = sk.roc_curve(keep.ravel(), values)
-    row(
-        "AUC, tied scores",
-        "dynamics.auc",
-        "sklearn roc_auc_score",
-        dyn.auc(tied),
-        sk.roc_auc_score(keep.ravel(), values),
-    )
+    row("AUC, tied scores", "dynamics.auc", "sklearn roc_auc_score", dyn.auc(tied),
+        sk.roc_auc_score(keep.ravel(), values))  # fmt: skip
     row("TPR at 0.1, 1 and 10 % FPR, tied scores", "tpr_at_fpr", "sklearn roc_curve",
         [dyn.tpr_at_fpr(tied, a)[0] for a in LEVELS], [tpr[fpr <= a].max() for a in LEVELS])  # fmt: skip
 
@@ -121,12 +116,10 @@ def beside_published(theirs: ModuleType, phi: np.ndarray, keep: np.ndarray) -> p
     for attack, (centre, variance) in product(("online", "offline-density"), OPTIONS):
         ours = lira_scores(phi, keep, attack=attack, centre=centre, variance=variance)
         raw, unbiased = (
-            oracles.published_scores(theirs, phi, keep, attack, centre, variance, u) for u in (False, True)
+            oracles.published_scores(theirs, phi, keep, attack, centre, variance, stretch) for stretch in (False, True)
         )
-        rows[attack, centre, variance] = [
-            np.abs(unbiased - ours).max(), np.abs(raw - ours).max(),
-            *(sk.roc_auc_score(keep.ravel(), score.ravel()) for score in (ours, raw)),
-        ]  # fmt: skip
+        aucs = [sk.roc_auc_score(keep.ravel(), score.ravel()) for score in (ours, raw)]
+        rows[attack, centre, variance] = [np.abs(unbiased - ours).max(), np.abs(raw - ours).max(), *aucs]
     table = pd.DataFrame(rows, index=["unbiased", "as published", "AUC, ours", "AUC, theirs"]).T
     return table.rename_axis(["attack", "centre", "variance"])
 
@@ -147,13 +140,13 @@ def verdict(table: pd.DataFrame, beside: pd.DataFrame | None) -> list[str]:
     ]
     if beside is not None:
         same = beside.unbiased <= TOLERANCE
-        others = ["{} with {} and {} variance".format(*key) for key in beside.index[~same]]
+        others = "; ".join("{} with {} and {} variance".format(*key) for key in beside.index[~same])
         gap = (beside["AUC, ours"] - beside["AUC, theirs"]).abs().max()
         lines.append(
-            f"The published LiRA gives our scores to rounding in {int(same.sum())} of {len(beside)} variants once its "
-            "variances divide by m - 1" + (f" (not in {'; '.join(others)})." if others else ".")
-            + f" Taken as it is published, its AUC differs from ours by at most {gap:.4f}."
-        )  # fmt: skip
+            f"The published LiRA gives our scores to rounding in {same.sum()} of {len(beside)} variants once its "
+            f"variances divide by m - 1{f' (not in {others})' if others else ''}. Taken as it is published, its AUC "
+            f"differs from ours by at most {gap:.4f}."
+        )
     return lines
 
 
@@ -170,18 +163,11 @@ def pencil() -> xr.Dataset:
 
 def written_out(plane: xr.Dataset) -> pd.DataFrame:
     """TPR, FPR and state of each sample, one column a checkpoint."""
-    state = dyn.states(plane)
-    return pd.DataFrame(
-        {
-            f"epoch {int(t)}": [
-                f"{int(plane.tp.sel(epoch=t, sample=z))}/10, {int(plane.fp.sel(epoch=t, sample=z))}/10: "
-                f"{dyn.STATES[int(state.sel(epoch=t, sample=z))]}"
-                for z in plane.sample
-            ]
-            for t in plane.epoch
-        },
-        index=pd.Index(plane.sample.values, name="TPR, FPR: state"),
-    )
+    state, columns = dyn.states(plane).values, {}
+    for t, epoch in enumerate(plane.epoch.values):
+        counts = zip(plane.tp.values[t], plane.fp.values[t], state[t])
+        columns[f"epoch {epoch}"] = [f"{tp}/10, {fp}/10: {dyn.STATES[s]}" for tp, fp, s in counts]
+    return pd.DataFrame(columns, pd.Index(plane.sample.values, name="TPR, FPR: state"))
 
 
 def by_hand(plane: xr.Dataset) -> pd.DataFrame:
