@@ -78,7 +78,6 @@ def measure(
     *,
     only: Collection[str] = DEPENDS["reference"],
     keep: np.ndarray | None = None,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Every metric under every choice of it, in every bootstrap draw over samples.
 
@@ -88,7 +87,7 @@ def measure(
     Args:
         run: a run.
         among: choices; designs are left out, they are other runs.
-        draws, seed: of the bootstrap; with 0 draws the estimate only.
+        draws: of the bootstrap; with 0 draws the estimate only.
         only: metrics that are wanted.
         keep: another inclusion mask, for permutation nulls.
 
@@ -96,7 +95,7 @@ def measure(
         Row 0 the estimate, then one row a draw; columns (label of the choice, metric).
     """
     weights = xr.DataArray(np.ones((1, run.sizes["sample"])), dims=("draw", "sample"))
-    weights = xr.concat([weights, bootstrap_weights(run, draws, seed)], "draw") if draws else weights
+    weights = xr.concat([weights, bootstrap_weights(run, draws)], "draw") if draws else weights
     among = [choice for choice in among if not choice.run and set(DEPENDS[choice.kind]) & set(only)]
     columns = {}
     for variance, centre in dict.fromkeys((choice.variance, choice.centre) for choice in among):

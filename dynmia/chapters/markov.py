@@ -43,7 +43,7 @@ def share(test: pd.Series, name: str = "bits") -> float:
     return 100 * float(test[name] / test.entropy) if test.entropy > 0 else np.nan
 
 
-def measure(run: xr.Dataset, rules: Iterable[str] = RULES, *, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
+def measure(run: xr.Dataset, rules: Iterable[str] = RULES, *, draws: int = DRAWS) -> pd.DataFrame:
     """All tests and times of ``run``: one row a decision rule.
 
     Columns: those of :func:`dynmia.markov.order_test`; share, share_low, share_high (:func:`share`); p_homogeneous;
@@ -53,24 +53,24 @@ def measure(run: xr.Dataset, rules: Iterable[str] = RULES, *, draws: int = DRAWS
     vulnerable is off; hitting, the expected epochs to the vulnerable state if the pooled matrix held for ever.
     """
     rules = list(rules)
-    noise = [vulnerability_planes(run, rules, keep=keep) for keep in null_masks(run, NULLS, seed)]
+    noise = [vulnerability_planes(run, rules, keep=keep) for keep in null_masks(run, NULLS)]
     rows = {}
     for rule, plane in vulnerability_planes(run, rules).items():
         states = paths(plane)
-        test = markov.order_test(states, draws=draws, seed=seed)
-        blank = pd.DataFrame([markov.order_test(paths(planes[rule]), draws=draws, seed=seed) for planes in noise])
+        test = markov.order_test(states, draws=draws)
+        blank = pd.DataFrame([markov.order_test(paths(planes[rule]), draws=draws) for planes in noise])
         rows[rule] = {
             **test, **{f"share{end}": share(test, f"bits{end}") for end in ("", "_low", "_high")},
-            "p_homogeneous": markov.homogeneity_test(states, draws=draws, seed=seed),
+            "p_homogeneous": markov.homogeneity_test(states, draws=draws),
             "noise_bits": blank.bits.mean(), "noise_p": blank.p_lr.min(), "noise_share": share(blank.mean()),
-            **times(plane, seed=seed),
+            **times(plane),
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, "index").rename_axis("rule")
 
 
-def times(plane: xr.Dataset, *, draws: int = 200, seed: int = 0) -> dict[str, float]:
-    """The times of :func:`measure`, with intervals from ``draws`` bootstrap draws over samples."""
-    states, weights = dyn.states(plane), bootstrap_weights(plane, draws, seed)
+def times(plane: xr.Dataset) -> dict[str, float]:
+    """The times of :func:`measure`, with intervals from ``DRAWS`` bootstrap draws over samples."""
+    states, weights = dyn.states(plane), bootstrap_weights(plane, DRAWS)
     point, drawn = markov.passage(states), markov.passage(states, weights)
     values: dict[str, tuple[Any, ...]] = {
         f"{source}_{name}": tuple(scale * found[name].sel(source=source) for found in (point, drawn))
@@ -127,13 +127,13 @@ def _p_values(triples: np.ndarray, draws: int, rng: np.random.Generator) -> dict
     return found
 
 
-def through_noise(states: np.ndarray, models: int, seed: int = 0) -> np.ndarray:
+def through_noise(states: np.ndarray, models: int) -> np.ndarray:
     """The states seen if the true ones are ``states``: each rate at its cell's middle, drawn anew at each checkpoint.
 
     Args:
         states: (T, n), the truth; models: a side, trials of each binomial draw.
     """
-    rng = np.random.default_rng([seed, models])
+    rng = np.random.default_rng([0, models])
     tpr, fpr = (rng.binomial(models, (2 * part + 1) / 6) / models for part in (states // 3, states % 3))
     thirds = [(rate >= 1 / 3).astype(int) + (rate > 2 / 3) for rate in (tpr, fpr)]
     return 3 * thirds[0] + thirds[1]

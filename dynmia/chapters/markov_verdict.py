@@ -115,13 +115,13 @@ def run_verdict(table: pd.DataFrame, rule: str) -> list[str]:
     apart = int(((off.off_low > 0) | (off.off_high < 0)).sum())
     gaps = {name: (off[f"chain_{name}"] - off[f"observed_{name}"]).median() for name in ("entry", "stay")}
     pooled = (100 * (off.pooled_ever / off.observed_ever - 1)).median()
-    return [
-        f"`{rule}`: order 1 is rejected in {rejected['p_lr']} of {n} runs by the likelihood ratio and in "
+    lines = [
+        f"order 1 is rejected in {rejected['p_lr']} of {n} runs by the likelihood ratio and in "
         f"{rejected['p_ck']} by Chapman-Kolmogorov; one matrix for all checkpoints in {rejected['p_homogeneous']}.",
-        f"`{rule}`: the state before the present one takes away {table.share.min():.1f} to {table.share.max():.1f} % "
+        f"the state before the present one takes away {table.share.min():.1f} to {table.share.max():.1f} % "
         f"of what is open about the next (median {table.share.median():.1f} %). By our rule (whole interval above "
         f"{MATTERS:g} %) that matters in {many} of {n} runs.",
-        f"`{rule}`: without any signal order 1 is rejected too, in {noisy} of {n} runs (in at least one of {NULLS} "
+        f"without any signal order 1 is rejected too, in {noisy} of {n} runs (in at least one of {NULLS} "
         f"redraws). Noise adds {table.noise_bits.median():.3f} bits a transition, the runs {table.bits.median():.3f} "
         f"(medians), and in {alike} of the {len(known)} runs where the noise moves samples at all, its share is at "
         "least the lower bound of the run's own: "
@@ -130,12 +130,13 @@ def run_verdict(table: pd.DataFrame, rule: str) -> list[str]:
             if alike >= len(known) / 2
             else "per unit of movement, there is more memory where membership is encoded."
         ),
-        f"`{rule}`: read as a chain with a matrix a checkpoint, the share of samples ever vulnerable is off by "
+        f"read as a chain with a matrix a checkpoint, the share of samples ever vulnerable is off by "
         f"{off.off.min():+.1f} to {off.off.max():+.1f} % (median {off.off.median():+.1f} %; zero is outside the "
         f"interval in {apart} of {len(off)} runs), the first entry by {gaps['entry']:+.1f} epochs and the first stay "
         f"by {gaps['stay']:+.1f} epochs (medians); with one matrix for all checkpoints, the share by {pooled:+.1f} %.",
-        f"`{rule}`: hence {READINGS[reading(table)]}.",
+        f"hence {READINGS[reading(table)]}.",
     ]
+    return [f"`{rule}`: {line}" for line in lines]
 
 
 def curve_verdict(curves: pd.DataFrame, intervals: Mapping[str, pd.DataFrame], table: pd.DataFrame) -> list[str]:

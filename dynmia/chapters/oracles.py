@@ -103,13 +103,13 @@ class Second:
     state: list[list[tuple[str, str]]]
 
     @classmethod
-    def of(cls, phi: np.ndarray, keep: np.ndarray, epochs: np.ndarray, level: float = 0.01) -> Second:
-        """From phi (T, N, n) under the rule ``fpr@level``."""
+    def of(cls, phi: np.ndarray, keep: np.ndarray, epochs: np.ndarray) -> Second:
+        """From phi (T, N, n) under the rule ``fpr@0.01``."""
         scores = [lira_loop(x, keep, "online", "mean", "pooled") for x in phi]
         place, state = [], []
         for score in scores:
             fpr, _, cuts = sk.roc_curve(keep.ravel(), score.ravel(), drop_intermediate=False)
-            flag = score >= cuts[fpr <= level][-1]
+            flag = score >= cuts[fpr <= 0.01][-1]
             counts = [[(int(f[k == s].sum()), int((k == s).sum())) for s in (0, 1)] for f, k in zip(flag.T, keep.T)]
             rates = [[Fraction(hits, size) for hits, size in sides] for sides in counts]
             place.append(np.array(rates, float))
