@@ -61,16 +61,13 @@ def pairs(calibrated: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
         Index estimator; columns predictor, mixed (over in- and out-models), ece, ece_low, ece_high, r, r_low, r_high.
     """
     last = calibrated.groupby("predictor").tail(1).droplevel("epoch")
-    rows = {}
+    rows, ends = {}, ["value", "low", "high"]
     for predictor, error in last.iterrows():
         for name in PREDICTORS[str(predictor)][2]:
             row = table.loc[name, "all", "all models", "spearman"]
-            rows[name] = {"predictor": predictor, "mixed": name in MIXED} | {
-                f"{word}{end}": values[column]
-                for word, values in (("ece", error), ("r", row))
-                for column, end in (("value", ""), ("low", "_low"), ("high", "_high"))
-            }
-    return pd.DataFrame.from_dict(rows, "index")
+            rows[name] = [predictor, name in MIXED, *error[ends], *row[ends]]
+    columns = ["predictor", "mixed", "ece", "ece_low", "ece_high", "r", "r_low", "r_high"]
+    return pd.DataFrame.from_dict(rows, "index", columns=columns)
 
 
 def verdict(found: pd.DataFrame) -> str:

@@ -10,7 +10,6 @@ import importlib
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise, product
 from types import ModuleType
@@ -89,32 +88,25 @@ def loss_torch(phi: np.ndarray) -> np.ndarray:
     return -loss.numpy().reshape(phi.shape)
 
 
-@dataclass
 class Second:
     """A population's plane built a second time: scores by loops, thresholds by scikit-learn, exact fractions as rates.
 
-    place is (epoch, sample, 2), FPR and TPR; state holds (TPR, FPR) thirds by name, epoch by epoch.
+    From phi (T, N, n) under the rule ``fpr@0.01``. place is (epoch, sample, 2), FPR and TPR; state holds (TPR, FPR)
+    thirds by name, epoch by epoch.
     """
 
-    epochs: np.ndarray
-    member: np.ndarray
-    scores: list[np.ndarray]
-    place: np.ndarray
-    state: list[list[tuple[str, str]]]
-
-    @classmethod
-    def of(cls, phi: np.ndarray, keep: np.ndarray, epochs: np.ndarray) -> Second:
-        """From phi (T, N, n) under the rule ``fpr@0.01``."""
-        scores = [lira_loop(x, keep, "online", "mean", "pooled") for x in phi]
-        place, state = [], []
-        for score in scores:
-            fpr, _, cuts = sk.roc_curve(keep.ravel(), score.ravel(), drop_intermediate=False)
-            flag = score >= cuts[fpr <= 0.01][-1]
+    def __init__(self, phi: np.ndarray, keep: np.ndarray, epochs: np.ndarray) -> None:
+        self.epochs, self.member = epochs, keep.ravel()
+        self.scores = [lira_loop(x, keep, "online", "mean", "pooled").ravel() for x in phi]
+        place, self.state = [], []
+        for score in self.scores:
+            fpr, _, cuts = sk.roc_curve(self.member, score, drop_intermediate=False)
+            flag = (score >= cuts[fpr <= 0.01][-1]).reshape(keep.shape)
             counts = [[(int(f[k == s].sum()), int((k == s).sum())) for s in (0, 1)] for f, k in zip(flag.T, keep.T)]
             rates = [[Fraction(hits, size) for hits, size in sides] for sides in counts]
             place.append(np.array(rates, float))
-            state.append([(_third(tpr), _third(fpr)) for fpr, tpr in rates])
-        return cls(np.asarray(epochs), keep.ravel(), [score.ravel() for score in scores], np.array(place), state)
+            self.state.append([(_third(tpr), _third(fpr)) for fpr, tpr in rates])
+        self.place = np.array(place)
 
     def early(self, score: Callable) -> float:
         """A score of scikit-learn of who is vulnerable at 3/8 of training, for who is at the end."""
