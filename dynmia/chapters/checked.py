@@ -19,6 +19,7 @@ from ..markov import passage
 from ..plane import LEVELS, rate_interval, vulnerability_plane
 from ..summary import METRICS, p_values, summarise
 from . import oracles
+from ._shared import titled
 
 TOLERANCE = 1e-9  # of a difference that is rounding only; fits by another solver get FITTED
 FITTED = 1e-4
@@ -55,9 +56,7 @@ def comparisons(run: xr.Dataset) -> pd.DataFrame:
     row("FPR and TPR of each sample", "vulnerability_plane", "sklearn roc_curve, fractions",
         np.stack([plane.fpr, plane.tpr], -1), second.place)  # fmt: skip
     for name, (oracle, of) in oracles.ORACLES.items():
-        metric = METRICS[name]
-        row(f"{metric.label} ({metric.unit})" if metric.unit else metric.label, f'METRICS["{name}"]', oracle,
-            metric.of(plane, None), of(second))  # fmt: skip
+        row(titled(name), f'METRICS["{name}"]', oracle, METRICS[name].of(plane, None), of(second))
     flat = [["TPR {}, FPR {}".format(*state) for state in states] for states in second.state]
     tables = [pd.crosstab(pd.Series(a), pd.Series(b)).reindex(index=dyn.STATES, columns=dyn.STATES, fill_value=0)
               for a, b in pairwise(flat)]  # fmt: skip
