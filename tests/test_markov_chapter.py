@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 
 from dynmia import UserError, markov, vulnerability_plane
-from dynmia.chapters import figures_markov, markov_verdict
 from dynmia.chapters import markov as chapter
+from dynmia.chapters import markov_verdict
 from dynmia.simulate import Simulator
 
 RULE = "fpr@0.01"
@@ -117,6 +117,7 @@ def test_noise_curves_and_their_sentences(run, table):
     assert "A true chain without noise passes" in first
     assert "part" in second
     assert "mnist-a" in third
-    for figure in (figures_markov.curves(curves, intervals), figures_markov.overview({RULE: table, "bayes": table})):
+    overview = markov_verdict.overview({RULE: table, "bayes": table})
+    for figure in (markov_verdict.curve_panels(curves, intervals), overview):
         figure.canvas.draw()
         plt.close(figure)

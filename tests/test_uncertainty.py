@@ -10,7 +10,7 @@ from scipy.special import expit
 
 import dynmia
 from dynmia import hardness
-from dynmia.chapters import calibrated, figures_uncertainty, uncertainty
+from dynmia.chapters import calibrated, uncertainty
 from dynmia.errors import UserError
 from dynmia.pool import draw_keep
 from dynmia.simulate import Simulator
@@ -168,8 +168,8 @@ def test_calibrations_pairs_and_figures(populations):
     found = calibrated.pairs(errors, correlations(0.3))
     assert found.index[found.mixed].tolist() == ["mi_all", "dropout_all"]
     assert found.loc["deep_mi", "ece"] == pytest.approx(dynmia.reliability.expected_calibration_error(p, right, 10))
-    assert len(figures_uncertainty.diagrams(recorded, 10).axes) == len(calibrated.PREDICTORS)
-    assert len(figures_uncertainty.calibration_and_correlation(errors, found).axes) == 2
+    assert len(calibrated.diagrams(recorded, 10).axes) == len(calibrated.PREDICTORS)
+    assert len(calibrated.calibration_and_correlation(errors, found).axes) == 2
 
 
 def test_calibration_verdict_counts_clear_pairs():

@@ -19,6 +19,7 @@ from ..markov import passage
 from ..plane import LEVELS, rate_interval, vulnerability_plane
 from ..summary import METRICS, p_values, summarise
 from . import oracles
+from ._shared import titled
 
 TOLERANCE = 1e-9  # of a difference that is rounding only; fits by another solver get FITTED
 FITTED = 1e-4
@@ -51,13 +52,11 @@ def comparisons(run: xr.Dataset) -> pd.DataFrame:
     ):
         got = attack_scores(phi, keep, labels, attack=attack)
         row(f"attack {attack}", f'attack_scores(attack="{attack}")', oracle, got, expected, tolerance)
-    plane, second = vulnerability_plane(run, variance="pooled"), oracles.Second.of(paths, keep, run.epoch.values)
+    plane, second = vulnerability_plane(run, variance="pooled"), oracles.Second(paths, keep, run.epoch.values)
     row("FPR and TPR of each sample", "vulnerability_plane", "sklearn roc_curve, fractions",
         np.stack([plane.fpr, plane.tpr], -1), second.place)  # fmt: skip
     for name, (oracle, of) in oracles.ORACLES.items():
-        metric = METRICS[name]
-        row(f"{metric.label} ({metric.unit})" if metric.unit else metric.label, f'METRICS["{name}"]', oracle,
-            metric.of(plane, None), of(second))  # fmt: skip
+        row(titled(name), f'METRICS["{name}"]', oracle, METRICS[name].of(plane, None), of(second))
     flat = [["TPR {}, FPR {}".format(*state) for state in states] for states in second.state]
     tables = [pd.crosstab(pd.Series(a), pd.Series(b)).reindex(index=dyn.STATES, columns=dyn.STATES, fill_value=0)
               for a, b in pairwise(flat)]  # fmt: skip
@@ -72,13 +71,8 @@ def comparisons(run: xr.Dataset) -> pd.DataFrame:
     coarse = run.assign(phi=run.phi.isel(epoch=[-1]).round())  # whole numbers: many ties
     tied, values = vulnerability_plane(coarse.isel(epoch=[-1]), attack="loss"), np.round(phi).ravel()
     fpr, tpr, _ = sk.roc_curve(keep.ravel(), values)
-    row(
-        "AUC, tied scores",
-        "dynamics.auc",
-        "sklearn roc_auc_score",
-        dyn.auc(tied),
-        sk.roc_auc_score(keep.ravel(), values),
-    )
+    row("AUC, tied scores", "dynamics.auc", "sklearn roc_auc_score", dyn.auc(tied),
+        sk.roc_auc_score(keep.ravel(), values))  # fmt: skip
     row("TPR at 0.1, 1 and 10 % FPR, tied scores", "tpr_at_fpr", "sklearn roc_curve",
         [dyn.tpr_at_fpr(tied, a)[0] for a in LEVELS], [tpr[fpr <= a].max() for a in LEVELS])  # fmt: skip
 
@@ -121,12 +115,10 @@ def beside_published(theirs: ModuleType, phi: np.ndarray, keep: np.ndarray) -> p
     for attack, (centre, variance) in product(("online", "offline-density"), OPTIONS):
         ours = lira_scores(phi, keep, attack=attack, centre=centre, variance=variance)
         raw, unbiased = (
-            oracles.published_scores(theirs, phi, keep, attack, centre, variance, u) for u in (False, True)
+            oracles.published_scores(theirs, phi, keep, attack, centre, variance, stretch) for stretch in (False, True)
         )
-        rows[attack, centre, variance] = [
-            np.abs(unbiased - ours).max(), np.abs(raw - ours).max(),
-            *(sk.roc_auc_score(keep.ravel(), score.ravel()) for score in (ours, raw)),
-        ]  # fmt: skip
+        aucs = [sk.roc_auc_score(keep.ravel(), score.ravel()) for score in (ours, raw)]
+        rows[attack, centre, variance] = [np.abs(unbiased - ours).max(), np.abs(raw - ours).max(), *aucs]
     table = pd.DataFrame(rows, index=["unbiased", "as published", "AUC, ours", "AUC, theirs"]).T
     return table.rename_axis(["attack", "centre", "variance"])
 
@@ -147,13 +139,13 @@ def verdict(table: pd.DataFrame, beside: pd.DataFrame | None) -> list[str]:
     ]
     if beside is not None:
         same = beside.unbiased <= TOLERANCE
-        others = ["{} with {} and {} variance".format(*key) for key in beside.index[~same]]
+        others = "; ".join("{} with {} and {} variance".format(*key) for key in beside.index[~same])
         gap = (beside["AUC, ours"] - beside["AUC, theirs"]).abs().max()
         lines.append(
-            f"The published LiRA gives our scores to rounding in {int(same.sum())} of {len(beside)} variants once its "
-            "variances divide by m - 1" + (f" (not in {'; '.join(others)})." if others else ".")
-            + f" Taken as it is published, its AUC differs from ours by at most {gap:.4f}."
-        )  # fmt: skip
+            f"The published LiRA gives our scores to rounding in {same.sum()} of {len(beside)} variants once its "
+            f"variances divide by m - 1{f' (not in {others})' if others else ''}. Taken as it is published, its AUC "
+            f"differs from ours by at most {gap:.4f}."
+        )
     return lines
 
 
@@ -170,18 +162,11 @@ def pencil() -> xr.Dataset:
 
 def written_out(plane: xr.Dataset) -> pd.DataFrame:
     """TPR, FPR and state of each sample, one column a checkpoint."""
-    state = dyn.states(plane)
-    return pd.DataFrame(
-        {
-            f"epoch {int(t)}": [
-                f"{int(plane.tp.sel(epoch=t, sample=z))}/10, {int(plane.fp.sel(epoch=t, sample=z))}/10: "
-                f"{dyn.STATES[int(state.sel(epoch=t, sample=z))]}"
-                for z in plane.sample
-            ]
-            for t in plane.epoch
-        },
-        index=pd.Index(plane.sample.values, name="TPR, FPR: state"),
-    )
+    state, columns = dyn.states(plane).values, {}
+    for t, epoch in enumerate(plane.epoch.values):
+        counts = zip(plane.tp.values[t], plane.fp.values[t], state[t])
+        columns[f"epoch {epoch}"] = [f"{tp}/10, {fp}/10: {dyn.STATES[s]}" for tp, fp, s in counts]
+    return pd.DataFrame(columns, pd.Index(plane.sample.values, name="TPR, FPR: state"))
 
 
 def by_hand(plane: xr.Dataset) -> pd.DataFrame:

@@ -12,7 +12,8 @@ from scipy.stats import t
 
 from .. import dynamics as dyn
 from ..plane import vulnerability_planes
-from ..summary import EARLY, METRICS, bootstrap_weights, cell
+from ..summary import EARLY, METRICS, bootstrap_weights
+from ._shared import said
 
 SETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "cinic10": "CINIC-10"}
 RUNS = {name: f"{name}-cnn-4000" for name in SETS}  # easiest to hardest
@@ -77,7 +78,6 @@ def measure(
     *,
     only: Collection[str] = DEPENDS["reference"],
     keep: np.ndarray | None = None,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Every metric under every choice of it, in every bootstrap draw over samples.
 
@@ -87,7 +87,7 @@ def measure(
     Args:
         run: a run.
         among: choices; designs are left out, they are other runs.
-        draws, seed: of the bootstrap; with 0 draws the estimate only.
+        draws: of the bootstrap; with 0 draws the estimate only.
         only: metrics that are wanted.
         keep: another inclusion mask, for permutation nulls.
 
@@ -95,7 +95,7 @@ def measure(
         Row 0 the estimate, then one row a draw; columns (label of the choice, metric).
     """
     weights = xr.DataArray(np.ones((1, run.sizes["sample"])), dims=("draw", "sample"))
-    weights = xr.concat([weights, bootstrap_weights(run, draws, seed)], "draw") if draws else weights
+    weights = xr.concat([weights, bootstrap_weights(run, draws)], "draw") if draws else weights
     among = [choice for choice in among if not choice.run and set(DEPENDS[choice.kind]) & set(only)]
     columns = {}
     for variance, centre in dict.fromkeys((choice.variance, choice.centre) for choice in among):
@@ -141,13 +141,12 @@ def shown(metric: str, table: pd.DataFrame, among: Sequence[Choice], words: Mapp
     digits, rows = METRICS[metric].digits, {}
     for choice in among:
         if (MAIN, choice.label, metric) in table.index:
-            found = {name: table.loc[(name, choice.label, metric)] for name in words}
-            row = {words[name]: written(part, digits) for name, part in found.items()}
-            for name, part in found.items():
-                if np.isfinite(part.null_low):
-                    span = [f"{value + 0.0:.{digits}f}" for value in (part.null_low, part.null_high)]
-                    row[f"no signal, {words[name]}"] = " to ".join(span)
-            rows[choice.label] = row
+            found = {word: table.loc[(run, choice.label, metric)] for run, word in words.items()}
+            rows[choice.label] = {word: said(row, digits) for word, row in found.items()} | {
+                f"no signal, {word}": f"{row.null_low + 0.0:.{digits}f} to {row.null_high + 0.0:.{digits}f}"
+                for word, row in found.items()
+                if np.isfinite(row.null_low)
+            }
     return pd.DataFrame.from_dict(rows, "index").fillna("–").rename_axis("choice")
 
 
@@ -160,21 +159,13 @@ def designs(table: pd.DataFrame) -> pd.DataFrame:
     """
     rows = {}
     for metric in DEPENDS["design"]:
-        values = [table.value.get((name, REFERENCE.label, metric), np.nan) for name in SEEDS]
-        known = np.array(values)[np.isfinite(values)]
-        if (BALANCED, REFERENCE.label, metric) not in table.index or len(known) < 3:
-            continue
-        half = t.ppf(0.975, len(known) - 1) * known.std(ddof=1) * np.sqrt(1 + 1 / len(known))
-        one = table.loc[(BALANCED, REFERENCE.label, metric), ["value", "low", "high"]]
-        rows[metric] = {**one, "bernoulli": known.mean()} | {
-            "expect_low": known.mean() - half, "expect_high": known.mean() + half
-        }  # fmt: skip
+        values = np.array([table.value.get((name, REFERENCE.label, metric), np.nan) for name in SEEDS])
+        known, balanced = values[np.isfinite(values)], (BALANCED, REFERENCE.label, metric)
+        if balanced in table.index and len(known) >= 3:
+            half = t.ppf(0.975, len(known) - 1) * known.std(ddof=1) * np.sqrt(1 + 1 / len(known))
+            expected = {"expect_low": known.mean() - half, "expect_high": known.mean() + half}
+            rows[metric] = {**table.loc[balanced, ["value", "low", "high"]], "bernoulli": known.mean(), **expected}
     return pd.DataFrame.from_dict(rows, "index").rename_axis("metric")
-
-
-def written(row: pd.Series, digits: int) -> str:
-    """:func:`dynmia.summary.cell`, or a dash where nothing is defined."""
-    return "–" if np.isnan([row.value, row.low, row.high]).any() else cell(row.value, row.low, row.high, digits)
 
 
 def evidence(table: pd.DataFrame, planes: Mapping[str, xr.Dataset], among: Sequence[Choice]) -> list[str]:
@@ -185,35 +176,27 @@ def evidence(table: pd.DataFrame, planes: Mapping[str, xr.Dataset], among: Seque
         planes: of the main run, by rule.
         among: the choices.
     """
-    starts = [
-        f"{float(entropy[0]):.2f} to {float(entropy[-1]):.2f} bits under `{rule}`"
-        for rule, entropy in ((rule, dyn.spatial_entropy(plane)) for rule, plane in planes.items())
-    ]
-    lines = [f"Rule and entropy: {SETS['cifar10']} goes from {', '.join(starts)}."]
-    easy, shares = RUNS["mnist"], []
+    entropies = {rule: dyn.spatial_entropy(plane).values for rule, plane in planes.items()}
+    starts = [f"{bits[0]:.2f} to {bits[-1]:.2f} bits under `{rule}`" for rule, bits in entropies.items()]
+    shares, ends, epochs = [], [], next(iter(planes.values())).epoch
     for choice in among:
-        if choice.kind in ("reference", "rule", "interval") and (easy, choice.label, "speed_mean") in table.index:
-            row = table.loc[(easy, choice.label, "speed_mean")]
+        key = (RUNS["mnist"], choice.label, "speed_mean")
+        if choice.kind in ("reference", "rule", "interval") and key in table.index:
+            row = table.loc[key]
             shares.append(f"{100 * (row.null_low + row.null_high) / 2 / row.value:.0f} % ({choice.label})")
-    lines.append(
+        if choice.kind in ("reference", "interval"):
+            at = epochs[:: choice.step].sel(epoch=EARLY * float(epochs[-1]), method="pad")
+            ends.append(f"{int(at)} ({choice.label})")
+    lines = [
+        f"Rule and entropy: {SETS['cifar10']} goes from {', '.join(starts)}.",
         f"Rule and speed: without a signal the mean speed of {SETS['mnist']} is this share of the measured one: "
-        f"{', '.join(shares)}. The nearer to 100 % and above, the less of it is the data set's."
-    )
-    every = next(iter(planes.values())).epoch
-    ends = [
-        f"{int(part.sel(epoch=EARLY * float(every[-1]), method='pad'))} ({choice.label})"
-        for choice in among
-        if choice.kind in ("reference", "interval")
-        for part in [every[:: choice.step]]
+        f"{', '.join(shares)}. The nearer to 100 % and above, the less of it is the data set's.",
+        f"Interval and recall: the checkpoint that stands for 3/8 of training is epoch {', '.join(ends)}.",
     ]
-    lines.append(f"Interval and recall: the checkpoint that stands for 3/8 of training is epoch {', '.join(ends)}.")
     fine = [choice.label for choice in among if choice.kind == "grid" and choice.bins > REFERENCE.bins]
-    apart = {
-        run: max(abs(table.value[run, label, "entropy_change"] - at) for label in fine)
-        for run, at in ((r, table.value.get((r, REFERENCE.label, "entropy_change"))) for r in (BALANCED, SMALL))
-        if at is not None
-    }
-    if len(apart) == 2:
+    entropy = table.value.xs("entropy_change", level="metric").unstack("choice")
+    if {BALANCED, SMALL} <= set(entropy.index):
+        apart = entropy[fine].sub(entropy[REFERENCE.label], axis=0).abs().max(axis=1)
         lines.append(
             f"Grid: beyond B = {REFERENCE.bins} the entropy change moves by at most {apart[BALANCED]:.2f} bits with "
             f"balanced inclusion, where all rates are tenths, and by up to {apart[SMALL]:.2f} bits with Bernoulli, "
@@ -221,11 +204,7 @@ def evidence(table: pd.DataFrame, planes: Mapping[str, xr.Dataset], among: Seque
         )
     one = designs(table)
     if len(one):
-        out = [
-            METRICS[str(name)].label
-            for name, row in one.iterrows()
-            if not row.expect_low <= row.value <= row.expect_high
-        ]
+        out = [METRICS[name].label for name in one.index[~one.value.between(one.expect_low, one.expect_high)]]
         lines.append(
             f"Design: {len(one) - len(out)} of {len(one)} metrics of the balanced population lie within what one more "
             f"Bernoulli population would give{'; not so: ' + ', '.join(out) if out else ''}. By chance alone about "

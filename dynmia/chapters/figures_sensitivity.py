@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from .. import dynamics as dyn
 from ..compare import MARKERS
-from ..plots import COLOURS, INK, NULL, STYLE
-from ..summary import METRICS
+from ..plots import COLOURS, INK, NULL
+from ._shared import bars, legend_outside, panels, titled
 from .definitions import RUNS, SETS, Choice
 from .sensitivity import OUTCOMES
 
@@ -27,8 +27,7 @@ LINES = ["-", "--", "-.", ":"]
 def matrix(words: pd.DataFrame, among: Sequence[Choice]) -> Figure:
     """Conclusions (rows) against choices (columns): which hold, from :func:`dynmia.chapters.sensitivity.outcomes`."""
     codes = words.map(OUTCOMES.index).to_numpy()
-    with plt.rc_context(STYLE | {"axes.grid": False}):
-        figure, axis = plt.subplots(figsize=(10.5, 0.32 * len(words) + 2.4))
+    with panels(1, 1, (10.5, 0.32 * len(words) + 2.4), grid=False) as (figure, [[axis]]):
         axis.imshow(codes, cmap=ListedColormap(SHADES), vmin=0, vmax=3, aspect="auto")
         for row, column in np.ndindex(codes.shape):
             axis.text(column, row, SIGNS[codes[row, column]], ha="center", va="center", color=INK)
@@ -53,30 +52,24 @@ def values(table: pd.DataFrame, among: Sequence[Choice], metrics: Sequence[str],
         table: from :func:`dynmia.chapters.sensitivity.compute`.
         noise: the run whose no-signal range is drawn.
     """
-    with plt.rc_context(STYLE):
-        rows = -(-len(metrics) // 2)
-        figure, axes = plt.subplots(rows, 2, figsize=(10, 3.0 * rows), squeeze=False)
+    rows = -(-len(metrics) // 2)
+    with panels(rows, 2, (10, 3.0 * rows)) as (figure, axes):
         for axis, metric in zip(axes.flat, metrics):
             labels = [choice.label for choice in among if (noise, choice.label, metric) in table.index]
             at = np.arange(len(labels))
             for number, (data, run) in enumerate(RUNS.items()):
                 part = table.loc[[(run, label, metric) for label in labels]]
-                error = np.abs([part.value - part.low, part.high - part.value])
-                axis.errorbar(
-                    part.value, at + 0.16 * (number - 1.5), xerr=error, color=COLOURS[data], fmt=MARKERS[number], ms=4,
-                    lw=1.2, label=SETS[data],
-                )  # fmt: skip
+                look = {"fmt": MARKERS[number], "ms": 4, "lw": 1.2, "color": COLOURS[data], "label": SETS[data]}
+                axis.errorbar(part.value, at + 0.16 * (number - 1.5), xerr=bars(part), **look)
             part = table.loc[[(noise, label, metric) for label in labels]]
             axis.hlines(at, part.null_low, part.null_high, color=NULL, lw=7, alpha=0.6, label="no signal", zorder=0)
             axis.axhline(0.5, color=INK, lw=0.8, ls=":")
             axis.set_yticks(at, labels)
             axis.invert_yaxis()
-            unit = METRICS[metric].unit
-            axis.set_xlabel(METRICS[metric].label + (f" ({unit})" if unit else ""), fontsize=9)
+            axis.set_xlabel(titled(metric), fontsize=9)
         for axis in axes.flat[len(metrics) :]:
             axis.set_visible(False)
-        handles, names = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper center", ncols=len(handles))
+        legend_outside(figure, axes[0, 0])
     return figure
 
 
@@ -86,16 +79,14 @@ def rules(planes: Mapping[str, Mapping[str, xr.Dataset]]) -> Figure:
     Args:
         planes: for each data set, for each rule, the plane.
     """
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
+    with panels(1, 2, (10, 3.6)) as (figure, [[left, right]]):
         for data, by_rule in planes.items():
             for line, (rule, plane) in zip(LINES, by_rule.items()):
                 look = {"color": COLOURS[data], "ls": line, "lw": 1.4, "label": f"{SETS[data]}, {rule}"}
-                axes[0].plot(plane.epoch, dyn.spatial_entropy(plane), **look)
+                left.plot(plane.epoch, dyn.spatial_entropy(plane), **look)
                 speed = 1000 * dyn.encoding_speed(plane).mean("sample")
-                axes[1].plot(speed.epoch, speed, **look)
-        axes[0].set(xlabel="epoch", ylabel="spatial entropy (bits)")
-        axes[1].set(xlabel="epoch", ylabel="encoding speed (thousandths an epoch)", yscale="log")
-        handles, names = axes[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside right center")
+                right.plot(speed.epoch, speed, **look)
+        left.set(xlabel="epoch", ylabel="spatial entropy (bits)")
+        right.set(xlabel="epoch", ylabel="encoding speed (thousandths an epoch)", yscale="log")
+        legend_outside(figure, left, "right center")
     return figure

@@ -24,9 +24,9 @@ SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 OVERS = ("samples", "models", "both")
 
 
-def load(path: str = "data/coverage.csv") -> pd.DataFrame:
+def load() -> pd.DataFrame:
     """The released table of :mod:`dynmia.coverage`, index (scenario, over, method, metric)."""
-    return pd.read_csv(resolve(path), comment="#", index_col=["scenario", "over", "method", "metric"])
+    return pd.read_csv(resolve("data/coverage.csv"), comment="#", index_col=["scenario", "over", "method", "metric"])
 
 
 def judge(row: pd.Series) -> str:
@@ -89,14 +89,14 @@ def population_panels(tables: Sequence[pd.DataFrame]) -> Figure:
     return figure
 
 
-def regrouped(runs: Sequence[xr.Dataset], rule: str = "fpr@0.01", partitions: int = 10, seed: int = 0) -> pd.Series:
+def regrouped(runs: Sequence[xr.Dataset], rule: str = "fpr@0.01", partitions: int = 10) -> pd.Series:
     """Standard deviation over populations of every figure, from all models of ``runs`` dealt anew into as many groups.
 
     The populations of a partition share no model, so the variance over them is unbiased; its mean over partitions is
     surer than that of the runs as they are. The runs must be of the same samples.
     """
     pool = xr.concat([run.drop_vars("model", errors="ignore") for run in runs], "model", data_vars="minimal")
-    rng, variance = np.random.default_rng(seed), []
+    rng, variance = np.random.default_rng(0), []
     for _ in range(partitions):
         parts = np.array_split(rng.permutation(pool.sizes["model"]), len(runs))
         planes = [vulnerability_plane(some_models(pool, np.sort(part)), rule) for part in parts]
@@ -104,7 +104,7 @@ def regrouped(runs: Sequence[xr.Dataset], rule: str = "fpr@0.01", partitions: in
     return pd.DataFrame(variance).mean() ** 0.5
 
 
-def spread(tables: Sequence[pd.DataFrame], dealt: pd.Series, level: float = 0.95) -> pd.DataFrame:
+def spread(tables: Sequence[pd.DataFrame], dealt: pd.Series) -> pd.DataFrame:
     """The spread of populations that differ in nothing but their models, against what the interval of each claims.
 
     Args:
@@ -120,7 +120,7 @@ def spread(tables: Sequence[pd.DataFrame], dealt: pd.Series, level: float = 0.95
     each = pd.concat(dict(enumerate(tables)))[["value", "error", "low", "high"]].astype(float)
     value, error, low, high = (column.unstack(sort=False) for _, column in each.items())  # (population, metric)
     count, observed, claimed = len(tables), value.std(), (error**2).mean() ** 0.5
-    ends = np.sqrt(stats.chi2.ppf([(1 - level) / 2, (1 + level) / 2], count - 1) / (count - 1))
+    ends = np.sqrt(stats.chi2.ppf([0.025, 0.975], count - 1) / (count - 1))
     others = (value.sum() - value) / (count - 1)
     covered = (value - others).abs() <= (high - low) / 2 * np.sqrt(1 + 1 / (count - 1))
     ratio = claimed / observed

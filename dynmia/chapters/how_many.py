@@ -73,22 +73,19 @@ def _number(value: float, digits: int) -> str:
     return "–" if np.isnan(value) else f"{value:.{digits}f}"
 
 
-def required_table(
-    measured: pd.DataFrame, planes: Mapping[str, Mapping[str, xr.Dataset]], widths: tuple[float, ...] = (0.3, 0.2, 0.1)
-) -> pd.DataFrame:
+def required_table(measured: pd.DataFrame, planes: Mapping[str, Mapping[str, xr.Dataset]]) -> pd.DataFrame:
     """Models for a half-width of a sample's advantage: at the rates of all, and of the leaking, samples.
 
     Args:
         measured: of :func:`dynmia.precision.load`.
         planes: by rule, then run, with all models.
-        widths: wanted half-widths.
     """
     rows = {}
     for rule, several in planes.items():
         for run, plane in several.items():
             deff = effect(measured, run, rule)[1]
             leaking = plane.isel(sample=np.flatnonzero(plane.advantage[-1] >= LEAK))
-            for width in widths:
+            for width in (0.3, 0.2, 0.1):
                 rows[rule, label(run), f"{width:g}"] = {
                     "worst case": required_shadow_models(width),
                     "all samples": required_shadow_models(width, plane=plane),

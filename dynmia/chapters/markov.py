@@ -5,7 +5,6 @@ python -m dynmia.chapters.markov            # writes data/markov.csv and data/ma
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,13 +16,12 @@ import xarray as xr
 from .. import dynamics as dyn
 from .. import markov
 from ..campaign import RULES, entries
-from ..errors import UserError
 from ..hardness import half_of
 from ..plane import vulnerability_plane, vulnerability_planes
 from ..runs import open_run, resolve, study_of
 from ..simulate import Simulator
-from ..store import write_atomic
 from ..summary import bootstrap_weights, null_masks
+from ._shared import release, released
 
 LEVEL = 0.05  # of every test
 MATTERS = 5.0  # percent of the uncertainty about the next state, from which memory is said to matter
@@ -45,7 +43,7 @@ def share(test: pd.Series, name: str = "bits") -> float:
     return 100 * float(test[name] / test.entropy) if test.entropy > 0 else np.nan
 
 
-def measure(run: xr.Dataset, rules: Iterable[str] = RULES, *, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
+def measure(run: xr.Dataset, rules: Iterable[str] = RULES, *, draws: int = DRAWS) -> pd.DataFrame:
     """All tests and times of ``run``: one row a decision rule.
 
     Columns: those of :func:`dynmia.markov.order_test`; share, share_low, share_high (:func:`share`); p_homogeneous;
@@ -55,43 +53,42 @@ def measure(run: xr.Dataset, rules: Iterable[str] = RULES, *, draws: int = DRAWS
     vulnerable is off; hitting, the expected epochs to the vulnerable state if the pooled matrix held for ever.
     """
     rules = list(rules)
-    noise = [vulnerability_planes(run, rules, keep=keep) for keep in null_masks(run, NULLS, seed)]
+    noise = [vulnerability_planes(run, rules, keep=keep) for keep in null_masks(run, NULLS)]
     rows = {}
     for rule, plane in vulnerability_planes(run, rules).items():
         states = paths(plane)
-        row = markov.order_test(states, draws=draws, seed=seed).to_dict()
-        row |= {
-            name.replace("bits", "share"): share(pd.Series(row), name) for name in ("bits", "bits_low", "bits_high")
-        }
-        row["p_homogeneous"] = markov.homogeneity_test(states, draws=draws, seed=seed)
-        blank = pd.DataFrame([markov.order_test(paths(planes[rule]), draws=draws, seed=seed) for planes in noise])
-        row |= {"noise_bits": blank.bits.mean(), "noise_p": blank.p_lr.min(), "noise_share": share(blank.mean())}
-        rows[rule] = row | times(plane, seed=seed)
+        test = markov.order_test(states, draws=draws)
+        blank = pd.DataFrame([markov.order_test(paths(planes[rule]), draws=draws) for planes in noise])
+        rows[rule] = {
+            **test, **{f"share{end}": share(test, f"bits{end}") for end in ("", "_low", "_high")},
+            "p_homogeneous": markov.homogeneity_test(states, draws=draws),
+            "noise_bits": blank.bits.mean(), "noise_p": blank.p_lr.min(), "noise_share": share(blank.mean()),
+            **times(plane),
+        }  # fmt: skip
     return pd.DataFrame.from_dict(rows, "index").rename_axis("rule")
 
 
-def times(plane: xr.Dataset, *, draws: int = 200, seed: int = 0) -> dict[str, float]:
-    """The times of :func:`measure`, with intervals from ``draws`` bootstrap draws over samples."""
-    states, weights = dyn.states(plane), bootstrap_weights(plane, draws, seed)
+def times(plane: xr.Dataset) -> dict[str, float]:
+    """The times of :func:`measure`, with intervals from ``DRAWS`` bootstrap draws over samples."""
+    states, weights = dyn.states(plane), bootstrap_weights(plane, DRAWS)
     point, drawn = markov.passage(states), markov.passage(states, weights)
-    values: dict[str, tuple[Any, Any]] = {}
-    for source in point.source.values:
-        for name, scale in (("ever", 100), ("entry", 1), ("stay", 1)):
-            values[f"{source}_{name}"] = scale * point[name].sel(source=source), scale * drawn[name].sel(source=source)
-    values["off"] = tuple(
-        100 * (x.ever.sel(source="chain") / x.ever.sel(source="observed") - 1) for x in (point, drawn)
-    )
+    values: dict[str, tuple[Any, ...]] = {
+        f"{source}_{name}": tuple(scale * found[name].sel(source=source) for found in (point, drawn))
+        for source in point.source.values
+        for name, scale in (("ever", 100), ("entry", 1), ("stay", 1))
+    }
+    values["off"] = tuple(100 * (x / y - 1) for x, y in zip(values["chain_ever"], values["observed_ever"]))
     every, grid = float(plane.epoch[1] - plane.epoch[0]), paths(plane)
     counts = markov.step_counts(grid, 2, np.vstack([np.ones(grid.shape[1]), weights.values])).sum(1)
     first = np.equal.outer(grid[0], np.arange(markov.SIZE)).mean(0)
     hitting = np.array([every * markov.hitting_time(matrix, first) for matrix in markov.matrices(counts)])
     values["hitting"] = hitting[0], hitting[1:]
-    found: dict[str, float] = {}
+    ends: dict[str, float] = {}
     for name, (value, spread) in values.items():
         known = np.asarray(spread)[~np.isnan(spread)]
         low, high = np.quantile(known, [0.025, 0.975], method="nearest") if len(known) else (np.nan, np.nan)
-        found |= {name: float(value), f"{name}_low": low, f"{name}_high": high}
-    return found
+        ends |= {name: float(value), f"{name}_low": low, f"{name}_high": high}
+    return ends
 
 
 def calibrate(chains: int = 300, draws: int = 99) -> pd.DataFrame:
@@ -130,13 +127,13 @@ def _p_values(triples: np.ndarray, draws: int, rng: np.random.Generator) -> dict
     return found
 
 
-def through_noise(states: np.ndarray, models: int, seed: int = 0) -> np.ndarray:
+def through_noise(states: np.ndarray, models: int) -> np.ndarray:
     """The states seen if the true ones are ``states``: each rate at its cell's middle, drawn anew at each checkpoint.
 
     Args:
         states: (T, n), the truth; models: a side, trials of each binomial draw.
     """
-    rng = np.random.default_rng([seed, models])
+    rng = np.random.default_rng([0, models])
     tpr, fpr = (rng.binomial(models, (2 * part + 1) / 6) / models for part in (states // 3, states % 3))
     thirds = [(rate >= 1 / 3).astype(int) + (rate > 2 / 3) for rate in (tpr, fpr)]
     return 3 * thirds[0] + thirds[1]
@@ -163,11 +160,10 @@ def noise_curves(
     Returns:
         Columns curve, models (in all), share, low, high, p; models is infinite for what no noise hides.
     """
-    hidden, simulator, found = chain_paths(plane), Simulator(samples=500, checkpoints=20, separation=2.0), []
+    hidden, simulator, rows = chain_paths(plane), Simulator(samples=500, checkpoints=20, separation=2.0), []
 
     def add(curve: str, count: float, states: np.ndarray) -> None:
-        test = markov.order_test(states, draws=draws)
-        found.append([curve, count, *(share(test, name) for name in ("bits", "bits_low", "bits_high")), test.p_lr])
+        rows.append({"curve": curve, "models": count, **_memory(states, draws)})
 
     for count in models:
         add(HIDDEN, count, through_noise(hidden, count // 2))
@@ -178,51 +174,45 @@ def noise_curves(
                 add(name, count, paths(vulnerability_plane(part, rule, variance="pooled")))
     add(HIDDEN, np.inf, hidden)
     add("simulator", np.inf, paths(simulator.truth(rule)))
-    return pd.DataFrame(found, columns=["curve", "models", "share", "low", "high", "p"])
+    return pd.DataFrame(rows)
 
 
 def by_interval(plane: xr.Dataset, every: Iterable[int] = (1, 2, 3, 5), *, draws: int = 99) -> pd.DataFrame:
     """Extra bits if only each ``every``-th checkpoint is looked at: columns epochs, share, low, high, p."""
-    found = []
+    rows = []
     for step in every:
         states = paths(plane)[::step]
         if len(states) > 2:
-            test = markov.order_test(states, draws=draws)
-            bounds = [share(test, name) for name in ("bits", "bits_low", "bits_high")]
-            found.append([float(plane.epoch[step] - plane.epoch[0]), *bounds, test.p_lr])
-    return pd.DataFrame(found, columns=["epochs", "share", "low", "high", "p"])
+            rows.append({"epochs": float(plane.epoch[step] - plane.epoch[0]), **_memory(states, draws)})
+    return pd.DataFrame(rows)
+
+
+def _memory(states: np.ndarray, draws: int) -> dict[str, float]:
+    """Extra bits as a :func:`share` with its interval, and the p-value of the likelihood ratio."""
+    test = markov.order_test(states, draws=draws)
+    return {"share": share(test), "low": share(test, "bits_low"), "high": share(test, "bits_high"), "p": test.p_lr}
 
 
 def read(name: str, folder: str | os.PathLike[str] = "data") -> pd.DataFrame:
     """A table that :func:`main` wrote."""
-    path = resolve(folder) / name
-    if not path.exists():
-        raise UserError(f"{path} does not exist: python -m dynmia.chapters.markov writes it.")
-    return pd.read_csv(path, comment="#")
+    return released(name, "markov", folder)
 
 
 def main() -> None:
     """Write both tables of the chapter."""
-    tables = {"markov-calibration.csv": calibrate()}
-    rows = []
+    made = f"markov; seed 0, numpy {np.__version__}"
+    release(calibrate(), "markov-calibration.csv", made)
+    tables = []
     for entry in entries():
         path = resolve("data") / f"{entry.name}.nc"
         if path.exists() and entry.study.design != "all":
             run = open_run(path)
-            study = study_of(run)
-            table = measure(run).reset_index()
+            about = {"models": study_of(run).shadow_models, "samples": run.sizes["sample"]}
+            table = measure(run).reset_index().assign(**about, sha256=run.attrs["sha256"])
             table.insert(0, "run", entry.name)
-            rows.append(
-                table.assign(models=study.shadow_models, samples=run.sizes["sample"], sha256=run.attrs["sha256"])
-            )
+            tables.append(table)
             print(entry.name, flush=True)
-    tables["markov.csv"] = pd.concat(rows)
-    versions = f"numpy {np.__version__}"
-    for name, table in tables.items():
-        text = io.StringIO(f"# made by: python -m dynmia.chapters.markov; seed 0, {versions}\n")
-        text.seek(0, io.SEEK_END)
-        table.to_csv(text, index=False, float_format="%.7g")
-        write_atomic(resolve("data") / name, text.getvalue().encode())
+    release(pd.concat(tables), "markov.csv", made)
 
 
 if __name__ == "__main__":

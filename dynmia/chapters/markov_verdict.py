@@ -1,17 +1,27 @@
-"""What chapter 15 prints: the table over all runs, and sentences chosen by stated rules."""
+"""What chapter 15 prints and draws: the table over all runs, sentences chosen by stated rules, and its figures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
+from ..plots import COLOURS, INK, NULL
 from ..summary import cell
+from ._shared import log_axis, panels
 from .markov import COSTLY, HIDDEN, LEVEL, MATTERS, NULLS, TESTS
 
 DASH = "–"
+TIMES = {"ever": "ever vulnerable (%)", "entry": "first entry (epoch)", "stay": "first stay (epochs)"}
+READINGS = {
+    "whole": "the matrices may be multiplied: what order 1 misses is small",
+    "costly": "a matrix describes its own step; products of them serve as a rough guide, with the error stated above",
+    "description": "a matrix describes its own step and no more: times, stays and forecasts are to be counted, not "
+    "computed from it",
+}
+SHADES = ["#0072B2", "#D55E00", "#009E73", "#CC79A7"]
 
 
 def interval(row: pd.Series, name: str, digits: int = 1) -> str:
@@ -22,24 +32,24 @@ def interval(row: pd.Series, name: str, digits: int = 1) -> str:
 
 def printed(table: pd.DataFrame) -> pd.DataFrame:
     """One row a run of ``table`` (one decision rule of :func:`dynmia.chapters.markov.measure`), as it is printed."""
-    columns: dict[str, Callable[[pd.Series], str]] = {
-        "order 1: p": lambda row: f"{row.p_lr:.3f}",
-        "extra bits": lambda row: interval(row, "bits", 3),
-        "in % of what is open": lambda row: interval(row, "share"),
-        "no signal (%)": lambda row: f"{row.noise_share:.1f}",
-        "CK distance (%), by chance, p": lambda row: f"{100 * row.ck:.1f}, {100 * row.ck_null:.1f}, {row.p_ck:.3f}",
-        "one matrix: p": lambda row: f"{row.p_homogeneous:.3f}",
-    }
-    for name, words in (
-        ("ever", "ever vulnerable (%)"),
-        ("entry", "first entry (epoch)"),
-        ("stay", "first stay (epochs)"),
-    ):
-        for source in ("observed", "chain"):
-            columns[f"{words}: {source}"] = partial(interval, name=f"{source}_{name}")
-    columns["one matrix for ever: epochs to V"] = lambda row: interval(row, "hitting", 0)
-    lines = {row.run: {name: of(row) for name, of in columns.items()} for _, row in table.iterrows()}
-    return pd.DataFrame.from_dict(lines, "index").rename_axis("run")
+    rows = {}
+    for _, row in table.iterrows():
+        times = {
+            f"{words}: {source}": interval(row, f"{source}_{name}")
+            for name, words in TIMES.items()
+            for source in ("observed", "chain")
+        }
+        rows[row.run] = {
+            "order 1: p": f"{row.p_lr:.3f}",
+            "extra bits": interval(row, "bits", 3),
+            "in % of what is open": interval(row, "share"),
+            "no signal (%)": f"{row.noise_share:.1f}",
+            "CK distance (%), by chance, p": f"{100 * row.ck:.1f}, {100 * row.ck_null:.1f}, {row.p_ck:.3f}",
+            "one matrix: p": f"{row.p_homogeneous:.3f}",
+            **times,
+            "one matrix for ever: epochs to V": interval(row, "hitting", 0),
+        }
+    return pd.DataFrame.from_dict(rows, "index").rename_axis("run")
 
 
 def rates(calibration: pd.DataFrame) -> pd.DataFrame:
@@ -74,14 +84,6 @@ def reading(table: pd.DataFrame) -> str:
     return "description" if all(many) else "costly" if any(many) else "whole"
 
 
-READINGS = {
-    "whole": "the matrices may be multiplied: what order 1 misses is small",
-    "costly": "a matrix describes its own step; products of them serve as a rough guide, with the error stated above",
-    "description": "a matrix describes its own step and no more: times, stays and forecasts are to be counted, not "
-    "computed from it",
-}
-
-
 def matters(table: pd.DataFrame) -> pd.Series:
     """Whether the whole interval of what the state before adds lies above ``MATTERS`` percent."""
     return table.share_low > MATTERS
@@ -113,13 +115,13 @@ def run_verdict(table: pd.DataFrame, rule: str) -> list[str]:
     apart = int(((off.off_low > 0) | (off.off_high < 0)).sum())
     gaps = {name: (off[f"chain_{name}"] - off[f"observed_{name}"]).median() for name in ("entry", "stay")}
     pooled = (100 * (off.pooled_ever / off.observed_ever - 1)).median()
-    return [
-        f"`{rule}`: order 1 is rejected in {rejected['p_lr']} of {n} runs by the likelihood ratio and in "
+    lines = [
+        f"order 1 is rejected in {rejected['p_lr']} of {n} runs by the likelihood ratio and in "
         f"{rejected['p_ck']} by Chapman-Kolmogorov; one matrix for all checkpoints in {rejected['p_homogeneous']}.",
-        f"`{rule}`: the state before the present one takes away {table.share.min():.1f} to {table.share.max():.1f} % "
+        f"the state before the present one takes away {table.share.min():.1f} to {table.share.max():.1f} % "
         f"of what is open about the next (median {table.share.median():.1f} %). By our rule (whole interval above "
         f"{MATTERS:g} %) that matters in {many} of {n} runs.",
-        f"`{rule}`: without any signal order 1 is rejected too, in {noisy} of {n} runs (in at least one of {NULLS} "
+        f"without any signal order 1 is rejected too, in {noisy} of {n} runs (in at least one of {NULLS} "
         f"redraws). Noise adds {table.noise_bits.median():.3f} bits a transition, the runs {table.bits.median():.3f} "
         f"(medians), and in {alike} of the {len(known)} runs where the noise moves samples at all, its share is at "
         "least the lower bound of the run's own: "
@@ -128,12 +130,13 @@ def run_verdict(table: pd.DataFrame, rule: str) -> list[str]:
             if alike >= len(known) / 2
             else "per unit of movement, there is more memory where membership is encoded."
         ),
-        f"`{rule}`: read as a chain with a matrix a checkpoint, the share of samples ever vulnerable is off by "
+        f"read as a chain with a matrix a checkpoint, the share of samples ever vulnerable is off by "
         f"{off.off.min():+.1f} to {off.off.max():+.1f} % (median {off.off.median():+.1f} %; zero is outside the "
         f"interval in {apart} of {len(off)} runs), the first entry by {gaps['entry']:+.1f} epochs and the first stay "
         f"by {gaps['stay']:+.1f} epochs (medians); with one matrix for all checkpoints, the share by {pooled:+.1f} %.",
-        f"`{rule}`: hence {READINGS[reading(table)]}.",
+        f"hence {READINGS[reading(table)]}.",
     ]
+    return [f"`{rule}`: {line}" for line in lines]
 
 
 def curve_verdict(curves: pd.DataFrame, intervals: Mapping[str, pd.DataFrame], table: pd.DataFrame) -> list[str]:
@@ -159,10 +162,10 @@ def curve_verdict(curves: pd.DataFrame, intervals: Mapping[str, pd.DataFrame], t
         words[key].append(f"{name} ({first.share:.1f} to {last.share:.1f} %)")
     told = "; ".join(f"{key}: {', '.join(names)}" for key, names in words.items() if names)
     parts.append(f"From the fewest to the most models, what the state before adds {told}.")
-    ends = [(name, part.iloc[0], part.iloc[-1]) for name, part in intervals.items()]
-    falls = sum(last.high < first.low for _, first, last in ends)
+    ends = {name: (part.iloc[0], part.iloc[-1]) for name, part in intervals.items()}
+    falls = sum(last.high < first.low for first, last in ends.values())
     told = ", ".join(
-        f"{name} {a.share:.1f} % at {a.epochs:g} and {b.share:.1f} % at {b.epochs:g}" for name, a, b in ends
+        f"{name} {a.share:.1f} % at {a.epochs:g} and {b.share:.1f} % at {b.epochs:g}" for name, (a, b) in ends.items()
     )
     parts.append(f"With checkpoints further apart (epochs) memory falls in {falls} of {len(ends)} runs: {told}.")
     return parts
@@ -171,3 +174,59 @@ def curve_verdict(curves: pd.DataFrame, intervals: Mapping[str, pd.DataFrame], t
 def verdict(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """All sentences of :func:`run_verdict`, rule by rule."""
     return [line for rule, table in tables.items() for line in run_verdict(table, rule)]
+
+
+def _colour(run: str) -> str:
+    return next((shade for name, shade in COLOURS.items() if run.startswith(name)), COLOURS["digits"])
+
+
+def overview(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """What the state before adds, run by run under the first rule; observed against chain for all rules."""
+    rule, table = next(iter(tables.items()))
+    table = table[table.share.notna()].sort_values("share")
+    with panels(1, 2, (10.5, 0.19 * len(table) + 1.3), width_ratios=[1.2, 1]) as (figure, [[left, right]]):
+        at, colours = np.arange(len(table)), [_colour(run) for run in table.run]
+        left.hlines(at, table.share_low, table.share_high, color=colours, lw=1.4)
+        left.scatter(table.share, at, s=16, color=colours, zorder=2.5)
+        left.plot(table.noise_share, at, "|", color=NULL, ms=9, mew=2, label="no signal")
+        left.axvline(MATTERS, color=INK, lw=0.9, ls=":", label="from here on it matters")
+        left.axvline(0, color=INK, lw=0.6)
+        left.set_yticks(at, table.run, fontsize=7)
+        left.set(xlabel="taken away by the state before (% of what is open)", title=f"memory, {rule}")
+        left.set_ylim(-3.5, len(table))
+        left.legend(loc="lower right")
+        for (name, part), mark in zip(tables.items(), "os"):
+            hollow = {"mfc": "none"} if mark == "s" else {}
+            for row in part.itertuples():
+                right.plot(row.observed_ever, row.chain_ever, mark, color=_colour(row.run), ms=5, **hollow)
+            right.plot([], [], mark, color=INK, label=name, **hollow)
+        right.plot([0, 100], [0, 100], color=INK, lw=0.9, ls=":")
+        right.set(xlabel="ever vulnerable, observed (%)", ylabel="ever vulnerable, by the chain (%)", title="its cost")
+        right.legend()
+    return figure
+
+
+def curve_panels(noise: pd.DataFrame, intervals: Mapping[str, pd.DataFrame]) -> Figure:
+    """What the state before adds against the number of models, and against the distance of checkpoints."""
+    with panels(1, 2, (10, 3.6), sharey=True) as (figure, [[left, right]]):
+        ticks = sorted(noise.models[np.isfinite(noise.models)].unique())
+        last = 2 * ticks[-1]  # where the truth is drawn
+        for (name, part), shade, mark in zip(noise.groupby("curve", sort=False), SHADES, "osD^"):
+            seen, at = np.isfinite(part.models), part.models.replace(np.inf, last)
+            left.plot(at[seen], part.share[seen], color=shade, lw=1.2)
+            left.vlines(at, part.low, part.high, color=shade, lw=1.2)
+            left.plot(at, part.share, mark, color=shade, ms=4.5, label=name)
+        log_axis(left, [*ticks, last], [*(f"{tick:g}" for tick in ticks), "no noise"])
+        left.set(
+            xlabel="models", ylabel="taken away by the state before\n(% of what is open)", title="measurement noise"
+        )
+        for (name, part), mark in zip(intervals.items(), "osD^"):
+            right.vlines(part.epochs, part.low, part.high, color=_colour(name), lw=1.2)
+            right.plot(part.epochs, part.share, mark + "-", color=_colour(name), ms=4.5, lw=1.2, label=name)
+        right.set(xlabel="distance of checkpoints (epochs)", title="checkpoint interval")
+        left.set_ylim(top=1.35 * max(part.high.max() for part in (noise, *intervals.values())))
+        for axis in (left, right):
+            axis.axhline(MATTERS, color=INK, lw=0.9, ls=":")
+            axis.axhline(0, color=INK, lw=0.6)
+            axis.legend(loc="upper right")
+    return figure

@@ -46,14 +46,14 @@ def explained(table: pd.DataFrame) -> pd.DataFrame:
     return ends.assign(low=ends.min(axis=1), high=ends.max(axis=1))
 
 
-def not_distinguishable(tables: Mapping[str, pd.DataFrame], level: float = LEVEL) -> pd.DataFrame:
-    """For each metric and rule: the share that is explained over the runs, and the runs with p > ``level``."""
+def not_distinguishable(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """For each metric and rule: the share that is explained over the runs, and the runs with p > ``LEVEL``."""
     rows = {}
     for rule, table in tables.items():
         shares = explained(table).value
         for name, part in table.groupby(level="metric", sort=False):
             share, p = shares.xs(name, level="metric").dropna(), part.p.droplevel("metric")
-            sure, unsure = p.index[p <= level], p.index[~(p <= level)]
+            sure, unsure = p.index[p <= LEVEL], p.index[~(p <= LEVEL)]
             few = ", ".join(unsure) or "none"
             many = "all but " + ", ".join(sure) if len(sure) else "all"
             middle = [round(x) for x in (share.median(), share.min(), share.max())] if share.any() else []
@@ -165,8 +165,8 @@ def verdict(tables: Mapping[str, pd.DataFrame], bias: pd.DataFrame, rates: pd.Da
     return sentences
 
 
-def share_map(tables: Mapping[str, pd.DataFrame], level: float = LEVEL) -> Figure:
-    """Share explained of every metric of every run, one panel a rule; a frame where p > ``level``."""
+def share_map(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Share explained of every metric of every run, one panel a rule; a frame where p > ``LEVEL``."""
     with panels(1, len(tables), (15, 7), grid=False, sharey=True) as (figure, axes):
         for axis, (rule, table) in zip(axes.flat, tables.items()):
             share, p = (x.unstack("run", sort=False) for x in (explained(table).value, table.p))
@@ -176,7 +176,7 @@ def share_map(tables: Mapping[str, pd.DataFrame], level: float = LEVEL) -> Figur
                 if np.isfinite(value):
                     text, shade = f"{round(value)}" if abs(value) < 1000 else "≫", "w" if abs(value) > 60 else "k"
                     axis.text(column, row, text, ha="center", va="center", fontsize=6, color=shade)
-                if not p.iat[row, column] <= level:
+                if not p.iat[row, column] <= LEVEL:
                     corner = column - 0.44, row - 0.44
                     axis.add_patch(plt.Rectangle(corner, 0.88, 0.88, fill=False, ec=COLOURS["cifar10"], lw=1.4))
             axis.set_yticks(range(len(share)), [METRICS[name].label for name in share.index])

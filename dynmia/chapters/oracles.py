@@ -10,7 +10,6 @@ import importlib
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise, product
 from types import ModuleType
@@ -30,13 +29,18 @@ CENTRES: dict[str, Callable] = {"mean": np.mean, "median": np.median}
 HIGH_LOW = ("high", "low")  # TPR, FPR of the vulnerable
 
 
+def _others(values: np.ndarray, keep: np.ndarray, i: int, side: bool) -> list[np.ndarray]:
+    """For each sample the values of all models but ``i`` that did (``side`` True) or did not train on it."""
+    return [np.delete(values[:, z], i)[np.delete(keep[:, z], i) == side] for z in range(values.shape[1])]
+
+
 def lira_loop(phi: np.ndarray, keep: np.ndarray, attack: str, centre: str, variance: str) -> np.ndarray:
     """Leave-one-out LiRA (Carlini et al. 2022), one target after the other, by ``scipy.stats.norm``, (N, n)."""
     scores = np.empty(phi.shape)
     for i, x in enumerate(phi):
         log = {}
         for side in (True, False):
-            groups = [np.delete(phi[:, z], i)[np.delete(keep[:, z], i) == side] for z in range(len(x))]
+            groups = _others(phi, keep, i, side)
             mu, var = [CENTRES[centre](g) for g in groups], np.array([g.var(ddof=1) for g in groups])
             if variance == "pooled":
                 var = np.average(var, weights=[len(g) - 1 for g in groups])
@@ -49,16 +53,12 @@ def lira_loop(phi: np.ndarray, keep: np.ndarray, attack: str, centre: str, varia
 def rmia_loop(phi: np.ndarray, keep: np.ndarray, a: float | None = None) -> np.ndarray:
     """RMIA (Zarifzadeh et al. 2024, eq. 2, 9 and 10) pair by pair, gamma = 1; offline where ``a`` is given, (N, n)."""
     p, scores = 1 / (1 + np.exp(-phi)), np.empty(phi.shape)
-    models, samples = phi.shape
-    for i in range(models):
-        relative = []
-        for z in range(samples):
-            p_in, p_out = (np.mean([p[j, z] for j in range(models) if j != i and keep[j, z] == s]) for s in (1, 0))
-            relative.append(p[i, z] / (0.5 * (p_out + (p_in if a is None else a * p_out + 1 - a))))
-        for x in range(samples):
-            scores[i, x] = np.mean(
-                [relative[x] / relative[z] >= 1 for z in range(samples) if not keep[i, z] and z != x]
-            )
+    for i in range(len(phi)):
+        p_in, p_out = (np.array([group.mean() for group in _others(p, keep, i, side)]) for side in (True, False))
+        relative = p[i] / (0.5 * (p_out + (p_in if a is None else a * p_out + 1 - a)))
+        for x, ratio in enumerate(relative):
+            rivals = np.delete(relative, x)[~np.delete(keep[i], x)]
+            scores[i, x] = np.mean([ratio / other >= 1 for other in rivals])
     return scores
 
 
@@ -88,33 +88,25 @@ def loss_torch(phi: np.ndarray) -> np.ndarray:
     return -loss.numpy().reshape(phi.shape)
 
 
-@dataclass
 class Second:
     """A population's plane built a second time: scores by loops, thresholds by scikit-learn, exact fractions as rates.
 
-    place is (epoch, sample, 2), FPR and TPR; state holds (TPR, FPR) thirds by name, epoch by epoch.
+    From phi (T, N, n) under the rule ``fpr@0.01``. place is (epoch, sample, 2), FPR and TPR; state holds (TPR, FPR)
+    thirds by name, epoch by epoch.
     """
 
-    epochs: np.ndarray
-    member: np.ndarray
-    scores: list[np.ndarray]
-    place: np.ndarray
-    state: list[list[tuple[str, str]]]
-
-    @classmethod
-    def of(cls, phi: np.ndarray, keep: np.ndarray, epochs: np.ndarray, level: float = 0.01) -> Second:
-        """From phi (T, N, n) under the rule ``fpr@level``."""
-        scores = [lira_loop(x, keep, "online", "mean", "pooled") for x in phi]
-        place, state = [], []
-        for score in scores:
-            fpr, _, cuts = sk.roc_curve(keep.ravel(), score.ravel(), drop_intermediate=False)
-            flag = score >= cuts[fpr <= level][-1]
-            rates = [
-                [Fraction(int(f[k == s].sum()), int((k == s).sum())) for s in (0, 1)] for f, k in zip(flag.T, keep.T)
-            ]
+    def __init__(self, phi: np.ndarray, keep: np.ndarray, epochs: np.ndarray) -> None:
+        self.epochs, self.member = epochs, keep.ravel()
+        self.scores = [lira_loop(x, keep, "online", "mean", "pooled").ravel() for x in phi]
+        place, self.state = [], []
+        for score in self.scores:
+            fpr, _, cuts = sk.roc_curve(self.member, score, drop_intermediate=False)
+            flag = (score >= cuts[fpr <= 0.01][-1]).reshape(keep.shape)
+            counts = [[(int(f[k == s].sum()), int((k == s).sum())) for s in (0, 1)] for f, k in zip(flag.T, keep.T)]
+            rates = [[Fraction(hits, size) for hits, size in sides] for sides in counts]
             place.append(np.array(rates, float))
-            state.append([(_third(tpr), _third(fpr)) for fpr, tpr in rates])
-        return cls(np.asarray(epochs), keep.ravel(), [score.ravel() for score in scores], np.array(place), state)
+            self.state.append([(_third(tpr), _third(fpr)) for fpr, tpr in rates])
+        self.place = np.array(place)
 
     def early(self, score: Callable) -> float:
         """A score of scikit-learn of who is vulnerable at 3/8 of training, for who is at the end."""
@@ -201,10 +193,9 @@ def published() -> ModuleType | None:
     Releases 0.8.4 to 0.8.12 have it, 0.9.0 does not.
     """
     sys.skip_tf_privacy_import = True  # type: ignore[attr-defined]  # their own switch: TensorFlow is not imported
+    name = "tensorflow_privacy.privacy.privacy_tests.membership_inference_attack.advanced_mia"
     try:
-        return importlib.import_module(
-            "tensorflow_privacy.privacy.privacy_tests.membership_inference_attack.advanced_mia"
-        )
+        return importlib.import_module(name)
     except ImportError:
         return None
 
@@ -227,11 +218,11 @@ def published_scores(
     for i, x in enumerate(phi):
         sides = []
         for side in (True, False):
-            groups = [np.delete(phi[:, z], i)[np.delete(keep[:, z], i) == side] for z in range(len(x))]
+            groups = _others(phi, keep, i, side)
             m = np.array([len(g) for g in groups], float)
             factor = m / (m - 1) if variance == "per-sample" else np.full(len(m), m.sum() / (m - 1).sum())
-            middles = [CENTRES[centre](g) for g in groups]
             if unbiased:
+                middles = [CENTRES[centre](g) for g in groups]
                 groups = [c + np.sqrt(f) * (g - c) for g, c, f in zip(groups, middles, factor)]
             sides.append([g[:, None] for g in groups])
         scores[i] = -theirs.compute_score_lira(

@@ -13,14 +13,14 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pandas as pd
 
 from ..errors import UserError
 from ..runs import open_run, resolve
-from ..store import write_atomic
 from ..summary import null_masks
+from ._shared import release, released
 from .definitions import BALANCED, DEPENDS, MAIN, REFERENCE, RUNS, SEEDS, SMALL, Choice, choices, interval, measure
 
 
@@ -123,17 +123,14 @@ def compute(folder: str | os.PathLike[str] = "data", draws: int = 400, null: int
             if name in noise:
                 chance = noise[name][label, metric]
                 rows[name, label, metric] |= {"null_low": chance.min(), "null_high": chance.max()}
-    for claim in CLAIMS:
-        for choice in among:
-            for margin in claim.under(choice.run):
-                a, b, factor, bound = margin
-                key = (REFERENCE.label if choice.run else choice.label, claim.metric)
-                if all(name in found and key in found[name] for name in (a, b) if name):
-                    drawn = found[a][key] - (factor * found[b][key] if b else 0)
-                    drawn = drawn - (max(bound, noise[a][key].max()) if claim.noise else bound)
-                    rows[margin_name(margin, claim.noise), choice.label, claim.metric] = interval(
-                        drawn, claim.metric, len(claim.margins)
-                    )
+    for claim, choice in product(CLAIMS, among):
+        key = (REFERENCE.label if choice.run else choice.label, claim.metric)
+        for a, b, factor, bound in claim.under(choice.run):
+            if all(name in found and key in found[name] for name in (a, b) if name):
+                least = max(bound, noise[a][key].max()) if claim.noise else bound
+                drawn = found[a][key] - (factor * found[b][key] if b else 0) - least
+                name = margin_name((a, b, factor, bound), claim.noise)
+                rows[name, choice.label, claim.metric] = interval(drawn, claim.metric, len(claim.margins))
     return pd.DataFrame.from_dict(rows, "index").rename_axis(INDEX)
 
 
@@ -145,17 +142,15 @@ def margin_name(margin: tuple[str, str, float, float], noise: bool = False) -> s
 
 def outcomes(table: pd.DataFrame, among: Sequence[Choice]) -> pd.DataFrame:
     """One of ``OUTCOMES`` for every claim (rows, by text) under every choice (columns, by label)."""
-    words: dict[str, list[str]] = {choice.label: [] for choice in among}
-    for claim in CLAIMS:
-        for choice in among:
-            keys = [(margin_name(m, claim.noise), choice.label, claim.metric) for m in claim.under(choice.run)]
-            if not keys or not all(key in table.index for key in keys):
-                words[choice.label].append(OUTCOMES[0])
-                continue
+    words = {}
+    for claim, choice in product(CLAIMS, among):
+        keys = [(margin_name(m, claim.noise), choice.label, claim.metric) for m in claim.under(choice.run)]
+        outcome = 0
+        if keys and all(key in table.index for key in keys):
             margins = table.loc[keys]
-            index = 1 if (margins.high < 0).any() else 3 if (margins.low > 0).all() else 2
-            words[choice.label].append(OUTCOMES[index])
-    return pd.DataFrame(words, index=[claim.text for claim in CLAIMS]).rename_axis("conclusion")
+            outcome = 1 if (margins.high < 0).any() else 3 if (margins.low > 0).all() else 2
+        words[claim.text, choice.label] = OUTCOMES[outcome]
+    return pd.Series(words).unstack(sort=False).rename_axis("conclusion")
 
 
 REASONS = {  # (metric, kind of choice): why it decides
@@ -178,26 +173,22 @@ def verdict(words: pd.DataFrame, among: Sequence[Choice]) -> list[str]:
     Args:
         words: from :func:`outcomes`.
     """
-    kind = {choice.label: choice.kind for choice in among}
-    metric = {claim.text: claim.metric for claim in CLAIMS}
+    kind, metric = {choice.label: choice.kind for choice in among}, {claim.text: claim.metric for claim in CLAIMS}
     asked = {str(text): row[row != OUTCOMES[0]] for text, row in words.iterrows() if (row != OUTCOMES[0]).any()}
-    firm = [text for text, row in asked.items() if (row == "holds").all()]
+    firm = {text: row for text, row in asked.items() if (row == "holds").all()}
     lines = [
         f"{len(firm)} of {len(asked)} conclusions hold under every choice that applies to them: "
-        + ("; ".join(f"{text} ({len(asked[text])})" for text in firm) or "none")
-        + ". In brackets: how many choices apply."
+        f"{'; '.join(f'{text} ({len(row)})' for text, row in firm.items()) or 'none'}. In brackets: how many choices "
+        "apply."
     ]
-    for text, row in asked.items():
-        if text in firm:
-            continue
-        parts = []
-        for word in ("does not hold", "not resolved"):
-            if labels := [str(label) for label in row.index[row == word]]:
-                parts.append(f"{word} under {', '.join(labels)}")
+    for text in (text for text in asked if text not in firm):
+        row = asked[text]
+        under = {word: ", ".join(row.index[row == word]) for word in ("does not hold", "not resolved")}
         kinds = dict.fromkeys(kind[str(label)] for label in row.index[row != row.get(REFERENCE.label)])
         reasons = [REASONS[metric[text], k] for k in kinds if (metric[text], k) in REASONS]
         lines.append(
-            f"{text[0].upper()}{text[1:]}: holds under {(row == 'holds').sum()} of {len(row)}; {'; '.join(parts)}."
+            f"{text[0].upper()}{text[1:]}: holds under {(row == 'holds').sum()} of {len(row)}; "
+            f"{'; '.join(f'{word} under {labels}' for word, labels in under.items() if labels)}."
             + (f" Why, as we read it: {'; '.join(reasons)}." if reasons else "")
         )
     return lines
@@ -205,16 +196,12 @@ def verdict(words: pd.DataFrame, among: Sequence[Choice]) -> list[str]:
 
 def main(folder: str = "data") -> None:
     """Write ``sensitivity.csv`` into ``folder``."""
-    text = f"# made by: python -m dynmia.chapters.sensitivity {folder}; bootstrap and permutation seed 0\n"
-    write_atomic(resolve(folder) / PATH, (text + compute(folder).to_csv(float_format="%.7g")).encode())
+    release(compute(folder), PATH, f"sensitivity {folder}; bootstrap and permutation seed 0", folder)
 
 
 def read(folder: str | os.PathLike[str] = "data") -> pd.DataFrame:
     """The table that :func:`main` wrote."""
-    path = resolve(folder) / PATH
-    if not path.exists():
-        raise UserError(f"{path} does not exist: python -m dynmia.chapters.sensitivity {folder} makes it.")
-    return pd.read_csv(path, comment="#", index_col=INDEX).sort_index()
+    return released(PATH, f"sensitivity {folder}", folder, INDEX)
 
 
 if __name__ == "__main__":

@@ -73,16 +73,15 @@ def estimators(runs: Mapping[str, xr.Dataset], recorded: Mapping[str, xr.Dataset
     Args:
         runs, recorded: by role, the run and what :func:`dynmia.hardness.measure` made of it.
     """
-    wanted = [
-        ("mi_all", "base", "epistemic_all"), ("mi_out", "base", "epistemic_out"),
-        ("variance_out", "base", "variance_out"), ("mc_mi", "dropout", "mc_information"),
-        ("dropout_all", "dropout", "epistemic_all"), ("dropout_out", "dropout", "epistemic_out"),
-        ("deep_mi", "deep", "epistemic_all"),
-    ]  # fmt: skip
-    found = {name: recorded[role][source] for name, role, source in wanted if role in runs}
-    for name, role in (("variance_all", "base"), ("deep_variance", "deep")):
-        if role in runs:
-            found[name] = variance_split(runs[role]).total
+    wanted = {
+        "mi_all": ("base", "epistemic_all"), "mi_out": ("base", "epistemic_out"),
+        "variance_out": ("base", "variance_out"), "mc_mi": ("dropout", "mc_information"),
+        "dropout_all": ("dropout", "epistemic_all"), "dropout_out": ("dropout", "epistemic_out"),
+        "deep_mi": ("deep", "epistemic_all"),
+    }  # fmt: skip
+    found = {name: recorded[role][source] for name, (role, source) in wanted.items() if role in runs}
+    spread = {"variance_all": "base", "deep_variance": "deep"}
+    found |= {name: variance_split(runs[role]).total for name, role in spread.items() if role in runs}
     return xr.Dataset({name: found[name] for name in ESTIMATORS if name in found})
 
 
@@ -193,31 +192,29 @@ def verdict(
         return sentences
     name, epoch = known.value.idxmax()
     best = known.loc[(name, epoch)]
-    reach = "reaches" if best.high >= paper else "does not reach"
     sentences.append(
         f"At the checkpoint that suits it best, epoch {epoch}, the highest correlation of any estimator among the "
-        f"finally vulnerable is {said(best)} ({ESTIMATORS[name]}): it {reach} the paper's value. A measure without "
-        f"noise could reach at most {said(top.loc['vulnerable'])} there, and {said(top.loc['all'])} on all samples, "
-        "because the vulnerability itself is known from twenty models only."
+        f"finally vulnerable is {said(best)} ({ESTIMATORS[name]}): it "
+        f"{'reaches' if best.high >= paper else 'does not reach'} the paper's value. A measure without noise could "
+        f"reach at most {said(top.loc['vulnerable'])} there, and {said(top.loc['all'])} on all samples, because the "
+        "vulnerability itself is known from twenty models only."
     )
-    total, between, within = (
-        split.loc[part, "all", "all models", "pearson"] for part in ("total", "between", "within")
-    )
+    parts = split.xs(("all", "all models", "pearson"), level=[1, 2, 3])
+    carried = parts.low["between"] > max(parts.value["total"], parts.value["within"])
     told = (
         "the difference between the sides carries it. That difference is what the attack itself sees: such an "
         "estimator measures vulnerability a second time, rather than a cause of it"
-        if between.low > max(total.value, within.value)
-        else "the spread within the sides counts too"
     )
     sentences.append(
         f"Over all models, {100 * share:.0f} % of the variance of the finally vulnerable samples lies between in- and "
         f"out-models ({100 * share_null:.0f} % if the keep mask is redrawn). On all samples the whole variance "
-        f"correlates with vulnerability at {said(total)}, the part between the sides at {said(between)}, the part "
-        f"within them at {said(within)}: {told}."
+        f"correlates with vulnerability at {said(parts.loc['total'])}, the part between the sides at "
+        f"{said(parts.loc['between'])}, the part within them at {said(parts.loc['within'])}: "
+        f"{told if carried else 'the spread within the sides counts too'}."
     )
-    pure = [str(n) for n in table.index.unique(0) if n not in MIXED]
-    lines = [f"{ESTIMATORS[n]} {said(table.loc[n, 'all', 'other half', 'pearson'])}" for n in pure]
-    sentences.append(
-        f"Across disjoint models, estimators without that difference correlate, on all samples, at: {'; '.join(lines)}."
-    )
-    return sentences
+    pure = table.xs(("all", "other half", "pearson"), level=[1, 2, 3]).drop(list(MIXED), errors="ignore")
+    lines = "; ".join(f"{ESTIMATORS[str(name)]} {said(row)}" for name, row in pure.iterrows())
+    return [
+        *sentences,
+        f"Across disjoint models, estimators without that difference correlate, on all samples, at: {lines}.",
+    ]
