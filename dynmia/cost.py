@@ -38,9 +38,9 @@ TARGETS: dict[str, tuple[str, str, float]] = {
     "lira_nan_loop / lira_online_mean": ("LiRA, against the NaN-masked loop", ">=", 15.0),
     "plane + summarise_1000_draws": ("plane and all metrics with 1,000 bootstrap draws", "<=", 20.0),
     "lira_per_million_at_1000000 / at_10000": ("LiRA, cost a sample at 1,000,000 against 10,000", "<=", 1.25),
-    "best_256 / ceiling, high": ("training, share of the ceiling (least memory traffic)", ">=", 0.35),
-    "best_256 / eager_256": ("training, against our own eager loop", ">=", 2.5),
-    "best_256 / dataloader_loop_256": ("training, against a DataLoader loop", ">=", 5.0),
+    "best / ceiling, high": ("training, share of the ceiling (least memory traffic)", ">=", 0.35),
+    "best / eager_256": ("training, against our own eager loop", ">=", 2.5),
+    "best / dataloader_loop_256": ("training, against a DataLoader loop", ">=", 5.0),
     "sam step / sgd step": ("SAM step, in SGD steps", "<=", 2.05),
     "evaluation / training": ("evaluation at 41 checkpoints, share of the training time", "<=", 0.08),
 }  # fmt: skip
@@ -220,7 +220,7 @@ def study_hours(study: Study, measured: dict[str, Any]) -> dict[str, float]:
     One machine trains as many models at once as it has workers; a Ray cluster is ten such machines; a task of the
     SLURM array trains one model on one core, or on one GPU, all at the same time.
     """
-    found, graphs = entries(measured), measured.get("measures", {}).get("best_256", "")
+    found, graphs = entries(measured), measured.get("measures", {}).get("best", "")
     names = (graphs, "evaluation") if "measures" in measured else ("paper_train_rate", "paper_evaluation_rate")
     if not all(name in found for name in names):
         return {}
