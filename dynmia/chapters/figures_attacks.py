@@ -26,7 +26,7 @@ def intervals(table: pd.DataFrame, looks: Mapping[str, dict[str, Any]], panels: 
         looks: from :func:`dynmia.chapters.figures_early.looks`.
         panels: metric to label of its x axis.
     """
-    groups = list(dict.fromkeys(table.index.get_level_values("group")))
+    groups = list(table.index.get_level_values("group").unique())
     each = 3.3, 0.42 * len(groups) + 1.0
     figure, axes = grid(len(panels), min(3, len(panels)), each, (1.2, 0.6), sharey=True)
     for axis, (metric, label) in zip(axes.flat, panels.items()):
@@ -91,7 +91,7 @@ def matrices(tables: Mapping[str, pd.DataFrame], words: Mapping[str, str]) -> Fi
     for axis, (title, table) in zip(axes.flat, tables.items()):
         grid = np.full((len(names), len(names)), np.nan)
         for (a, b), row in table.iterrows():
-            i, j = sorted((names.index(a), names.index(b)), reverse=True)
+            j, i = sorted((names.index(a), names.index(b)))
             grid[i, j] = row.value
             text = f"{row.value:.2f}\n±{(row.high - row.low) / 2:.2f}"
             axis.text(j, i, text, ha="center", va="center", fontsize=7, color="k" if row.value > 0.55 else "w")

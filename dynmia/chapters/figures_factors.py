@@ -40,8 +40,7 @@ def against_size(tables: Mapping[str, pd.DataFrame], size: pd.DataFrame, words: 
         size: from :func:`dynmia.chapters.factors.sizes`.
         words: what to call each run.
     """
-    first = next(iter(tables.values()))
-    metrics = list(dict.fromkeys(first.index.get_level_values("metric")))
+    metrics = next(iter(tables.values())).index.get_level_values("metric").unique()
     figure, axes = plt.subplots(2, len(metrics), figsize=(2.5 * len(metrics), 6.6), sharex="row", squeeze=False)
     for row, (what, unit) in enumerate((("depth", "weight layers"), ("parameters", "parameters"))):
         for axis, metric in zip(axes[row], metrics):
