@@ -136,17 +136,12 @@ def status(folder: Annotated[str, typer.Argument(help="a run folder")]) -> None:
     done = 0
     for model in range(study.shadow_models):
         saved = None if store.finished(model) else store.load_state(model)
+        text = f"epoch {saved[1]['epoch']} of {study.epochs}" if saved else "not started"
         if store.finished(model):  # it may have ended since
-            done, text = done + 1, "finished"
-            arrays, _ = store.load_shard(model)
-        elif saved:
-            arrays, meta = saved
-            text = f"epoch {meta['epoch']} of {study.epochs}"
-        else:
-            typer.echo(f"model {model:3d}  not started")
-            continue
-        accuracies = f"train {arrays['train_accuracy'][-1]:.3f}  test {arrays['test_accuracy'][-1]:.3f}"
-        typer.echo(f"model {model:3d}  {text:18} {accuracies}")
+            saved, text, done = store.load_shard(model), "finished", done + 1
+        accuracy = {half: saved[0][f"{half}_accuracy"][-1] for half in ("train", "test")} if saved else {}
+        told = "  ".join(f"{half} {value:.3f}" for half, value in accuracy.items())
+        typer.echo(f"model {model:3d}  {text:18} {told}".rstrip())
     typer.echo(f"{study.title}: {done} of {study.shadow_models} models finished; {manifest['command']}")
 
 
