@@ -19,6 +19,7 @@ from .errors import UserError, choose
 from .summary import METRICS, bootstrap_weights
 
 Planes = Mapping[str, xr.Dataset]
+Nulls = Mapping[str, Sequence[xr.Dataset]]  # for each run planes of its permutation null
 STATE: dict[str, Callable[..., xr.DataArray]] = {  # metrics of summary.METRICS that a moment has, over epoch
     "auc": dyn.auc,
     "advantage": lambda plane, weights: 1000 * dyn.population_mean(plane.advantage, weights),

@@ -8,11 +8,11 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import xarray as xr
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ..compare import MARKERS, grid, shaded
+from ..matching import Planes
 from ..plots import INK, NULL, STYLE, _cloud, band
 from ..summary import bootstrap_weights
 
@@ -46,7 +46,7 @@ def intervals(table: pd.DataFrame, looks: Mapping[str, dict[str, Any]], panels: 
 
 
 @rc_context(STYLE)
-def lines(planes: Mapping[str, xr.Dataset], panels: Mapping[str, Callable], draws: int = 100) -> Figure:
+def lines(planes: Planes, panels: Mapping[str, Callable], draws: int = 100) -> Figure:
     """Shares over epochs in per cent, one panel a figure ``of(plane, weights)`` and one line a plane, with bands."""
     figure, axes = plt.subplots(1, len(panels), figsize=(4.8 * len(panels), 3.5), squeeze=False)
     for axis, (label, of) in zip(axes.flat, panels.items()):
@@ -60,7 +60,7 @@ def lines(planes: Mapping[str, xr.Dataset], panels: Mapping[str, Callable], draw
 
 
 @rc_context(STYLE)
-def clouds(planes: Mapping[str, xr.Dataset]) -> Figure:
+def clouds(planes: Planes) -> Figure:
     """The cloud at the end under each attack, and the share of samples whose FPR is at least so high."""
     figure, axes = grid(len(planes) + 1, 4, (2.75, 2.9))
     last = axes.flat[len(planes)]

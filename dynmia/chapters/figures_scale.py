@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import xarray as xr
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,6 +16,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from .. import dynamics as dyn
 from ..compare import DATASETS, MARKERS, curves, errors, grid, shaded
 from ..complexity import MEASURES
+from ..matching import Nulls, Planes
 from ..plots import COLOURS, INK, NULL, STYLE
 from ..summary import METRICS
 from ..trends import Law, rank_trend
@@ -54,9 +54,7 @@ def against_complexity(
 
 
 @rc_context(STYLE)
-def displacement_curves(
-    members: Mapping[str, Mapping[str, xr.Dataset]], nulls: Mapping[str, Sequence[xr.Dataset]]
-) -> Figure:
+def displacement_curves(members: Mapping[str, Planes], nulls: Nulls) -> Figure:
     """Displacement over epochs, one panel a data set, one curve a population of ``members`` (data set, name)."""
     figure, axes = plt.subplots(1, len(members), figsize=(4.6 * len(members), 3.5), squeeze=False)
     for axis, (name, planes) in zip(axes.flat, members.items()):
@@ -68,11 +66,9 @@ def displacement_curves(
 
 @rc_context(STYLE)
 def over_pool_size(
-    tables: Mapping[str, Mapping[str, pd.DataFrame]],
-    laws: Mapping[str, Mapping[str, Law]],
-    target: int,
+    tables: Mapping[str, Mapping[str, pd.DataFrame]], laws: Mapping[str, Mapping[str, Law]], target: int,
     paper: Mapping[str, Mapping[str, float]],
-) -> Figure:
+) -> Figure:  # fmt: skip
     """Each metric over the pool size, log-log: measured, the fitted curve and its prediction interval to ``target``.
 
     Args:
