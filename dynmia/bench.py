@@ -9,21 +9,36 @@ import itertools
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch.utils.data import DataLoader
 
 from .cost import SingleImages, calibrate, random_pool, rate, spread
 from .engine import train_pool
+from .lira import ATTACKS, lira_scores
+from .models import build_model, forward_flops
+from .plane import vulnerability_plane
 from .pool import draw_keep
 from .runs import cores, provenance
+from .step import DeviceData, new_state, train_step
 from .store import RunStore
 from .study import Study
+from .summary import summarise
+from .training import keep_freed_memory
 
 SHAPE, CLASSES, SAMPLES = (3, 32, 32), 10, 2000
 STUDY = Study(model="cnn", optimizer="adamw", precision="float32")
@@ -122,11 +137,8 @@ def _processes(kind: str, threads: int, processes: int, seconds: float) -> float
     for process in started:  # all have imported and warmed up before any starts to count
         assert process.stdout is not None
         process.stdout.readline()
-    for process in started:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    return sum(float(json.loads(process.communicate()[0])) for process in started)
+    with ThreadPoolExecutor(processes) as pool:
+        return sum(pool.map(lambda process: float(process.communicate("go\n")[0]), started))
 
 
 def _python(kind: str, threads: int, seconds: float = 0) -> subprocess.Popen[str]:
@@ -138,36 +150,21 @@ def _python(kind: str, threads: int, seconds: float = 0) -> subprocess.Popen[str
 
 def flops_a_sample() -> float:
     """FLOPs of one training sample: forward, and twice as much backward but for the images' own gradient."""
-    from .models import build_model, forward_flops
-
     model = build_model("cnn", SHAPE, CLASSES)
     first = forward_flops(model[:1], SHAPE)  # type: ignore[index]
     return 3 * forward_flops(model, SHAPE) - first
 
 
-def sgemm_step() -> Callable[[], None]:
+def sgemm_step() -> Callable[[], object]:
     """One float32 product of two 1024 x 1024 matrices: 2 x 1024^3 FLOPs."""
-    import torch
-
-    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    out = torch.empty(1024, 1024)
-    return lambda: (torch.mm(a, b, out=out), None)[1]
+    a, b, out = torch.randn(3, 1024, 1024)
+    return partial(torch.mm, a, b, out=out)
 
 
-def tuned_step() -> Callable[[], None]:
-    """One step of dynmia's worker processes, which keep the memory that they free."""
-    from .training import keep_freed_memory
-
-    keep_freed_memory()
-    return sequential_step()
-
-
-def sequential_step() -> Callable[[], None]:
-    """One step of dynmia's own loop on random images."""
-    import torch
-
-    from .step import DeviceData, new_state, train_step
-
+def own_step(keep_memory: bool) -> Callable[[], object]:
+    """One step of dynmia's own loop on random images, with the memory settings of its workers if ``keep_memory``."""
+    if keep_memory:
+        keep_freed_memory()
     pool = random_pool(SHAPE, CLASSES, SAMPLES)
     data, state = DeviceData.of(pool, "cpu"), new_state(STUDY, pool, 0, "cpu")
     generator = torch.Generator().manual_seed(0)
@@ -180,18 +177,12 @@ def sequential_step() -> Callable[[], None]:
     return step
 
 
-def dataloader_step() -> Callable[[], None]:
+def dataloader_step() -> Callable[[], object]:
     """One step of the loop that public LiRA code writes: a data set of single images, ToTensor, DataLoader."""
-    import torch
-    from torch.utils.data import DataLoader
     from torchvision.transforms import v2
 
-    from .models import build_model
-
-    pool = random_pool(SHAPE, CLASSES, SAMPLES)
-    images = SingleImages(pool, v2.Compose([
-        v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.25] * 3)
-    ]))  # fmt: skip
+    transform = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.25] * 3)]
+    images = SingleImages(random_pool(SHAPE, CLASSES, SAMPLES), v2.Compose(transform))
     loader = DataLoader(images, batch_size=STUDY.batch_size, shuffle=True, drop_last=True)
     batches = itertools.chain.from_iterable(itertools.repeat(loader))  # one epoch after another
     model = build_model("cnn", SHAPE, CLASSES)
@@ -208,17 +199,94 @@ def dataloader_step() -> Callable[[], None]:
     return step
 
 
-STEPS = {"tuned": tuned_step, "sequential": sequential_step, "dataloader": dataloader_step, "sgemm": sgemm_step}
+def scoring() -> dict[str, float]:
+    """Seconds of scoring at the paper's size in this process, and of the baselines for as much."""
+    checkpoints, models, samples, few = 41, 20, 50_000, 100
+    rng, result = np.random.default_rng(0), {}
+    phi, keep = rng.standard_normal((checkpoints, models, samples), np.float32), draw_keep(models, samples)
+    phi += np.linspace(0, 2, checkpoints, dtype=np.float32)[:, None, None] * keep
+
+    def timed(work: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    def score(attack: str, centre: str, variance: str) -> None:
+        for part in phi:
+            lira_scores(part, keep, attack=attack, centre=centre, variance=variance)
+
+    for centre, attack, variance in itertools.product(("mean", "median"), ATTACKS, ("pooled", "per-sample")):
+        name = f"lira_{attack}_{centre}" + ("_pooled" if variance == "pooled" else "")
+        result[name] = timed(partial(score, attack, centre, variance))
+    tracemalloc.start()
+    lira_scores(phi[-1], keep, variance="per-sample")
+    result["memory"] = tracemalloc.get_traced_memory()[1] / 1e9
+    tracemalloc.stop()
+    scale = checkpoints * samples / few
+    result["lira_scipy_loop"] = scale * timed(lambda: scipy_loop(phi[-1, :, :few], keep[:, :few]))
+    result["lira_nan_loop"] = checkpoints * timed(lambda: nan_loop(phi[-1], keep))
+    run = xr.Dataset(
+        {
+            "phi": (("epoch", "model", "sample"), phi), "keep": (("model", "sample"), keep),
+            "label": ("sample", np.zeros(samples, np.int64)),
+            **{f"{part}_accuracy": (("epoch", "model"), np.ones((checkpoints, models))) for part in ("train", "test")},
+        },
+        coords={"epoch": 10 * np.arange(checkpoints)},
+    )  # fmt: skip
+    start = time.perf_counter()
+    plane = vulnerability_plane(run)
+    result["plane"] = time.perf_counter() - start
+    result["summarise_1000_draws"] = timed(lambda: summarise(plane, draws=1000))
+    for million in (0.01, 0.1, 1.0):
+        count = int(1e6 * million)
+        phi, keep = rng.standard_normal((1, models, count), np.float32), draw_keep(models, count)
+        seconds = [timed(partial(score, "online", "mean", "pooled")) for _ in range(3)]
+        result[f"lira_per_million_at_{count}"] = statistics.median(seconds) / million
+    return result
+
+
+def nan_loop(phi: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """Online LiRA, per-sample variance, one target at a time with NaN where a model is of the other class."""
+    scores = np.empty(phi.shape)
+    for target in range(len(phi)):
+        others = (np.arange(len(phi)) != target)[:, None]
+        inside, outside = np.where(keep & others, phi, np.nan), np.where(~keep & others, phi, np.nan)
+        x = phi[target]
+        scores[target] = _log_density(x, np.nanmean(inside, 0), np.nanvar(inside, 0, ddof=1)) - _log_density(
+            x, np.nanmean(outside, 0), np.nanvar(outside, 0, ddof=1)
+        )
+    return scores
+
+
+def _log_density(x: np.ndarray, mean: np.ndarray, var: np.ndarray) -> np.ndarray:
+    return -0.5 * (np.log(2 * np.pi * var) + (x - mean) ** 2 / var)
+
+
+def scipy_loop(phi: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """Online LiRA, per-sample variance, one (target, sample) pair at a time, as public code does."""
+    from scipy.stats import norm
+
+    scores = np.empty(phi.shape)
+    for target, sample in np.ndindex(*phi.shape):
+        others = np.arange(len(phi)) != target
+        inside, outside = phi[others & keep[:, sample], sample], phi[others & ~keep[:, sample], sample]
+        x = phi[target, sample]
+        scores[target, sample] = norm.logpdf(x, inside.mean(), inside.std(ddof=1)) - norm.logpdf(
+            x, outside.mean(), outside.std(ddof=1)
+        )
+    return scores
+
+
+STEPS: dict[str, Callable[[], Callable[[], object]]] = {
+    "tuned": partial(own_step, True), "sequential": partial(own_step, False), "dataloader": dataloader_step,
+    "sgemm": sgemm_step,
+}  # fmt: skip
 
 
 def main(kind: str, threads: str, seconds: str) -> None:
     """Warm up, say so, wait for the word, and print the samples per second."""
-    import torch
-
     torch.set_num_threads(int(threads))
     if kind == "scoring":
-        from .bench_scoring import scoring
-
         print(json.dumps(scoring()))
         return
     step = STEPS[kind]()

@@ -26,6 +26,13 @@ Workers = Annotated[int | None, typer.Option(help="processes on a CPU (default: 
 TimeBudget = Annotated[str | None, typer.Option(help="stop cleanly before this, for example 9m or 1h30m")]
 Quiet = Annotated[bool, typer.Option(help="no progress bar")]
 Csv = Annotated[str | None, typer.Option(help="also write the figures, not rounded, to this file")]
+Attack = Annotated[str, typer.Option(help="online, offline-cdf, offline-density, rmia, rmia-offline, shokri or loss")]
+Changes = Annotated[list[str] | None, typer.Option(
+    "--set", metavar="FIELD=VALUE", help="a study field, for all runs; may be repeated"
+)]  # fmt: skip
+Parameters = Annotated[list[str] | None, typer.Option(
+    "--parameter", "-p", metavar="KEY VALUE", help="set a parameter; may be repeated"
+)]  # fmt: skip
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
@@ -100,12 +107,11 @@ def train(
         mode=mode, progress=not quiet, engine=engine, address=address,
     )  # fmt: skip
     if missing := store.missing():
-        left = [model for model in missing if part is None or model in part]
+        count, done = study.shadow_models, f"all of --models {models} are: the others are left to others"
+        rest = done if part and not set(missing) & set(part) else "the same command continues"
+        unwritten = f" (nothing written to {save} yet)" if save else ""
         typer.echo(
-            f"{study.title}: {study.shadow_models - len(missing)} of {study.shadow_models} models finished in "
-            f"{store.folder}; "
-            + ("the same command continues" if left else f"all of --models {models} are: the others are left to others")
-            + (f" (nothing written to {save} yet)" if save else "")
+            f"{study.title}: {count - len(missing)} of {count} models finished in {store.folder}; {rest}{unwritten}"
         )
         return
     run = finish(pool, store)
@@ -130,17 +136,12 @@ def status(folder: Annotated[str, typer.Argument(help="a run folder")]) -> None:
     done = 0
     for model in range(study.shadow_models):
         saved = None if store.finished(model) else store.load_state(model)
+        text = f"epoch {saved[1]['epoch']} of {study.epochs}" if saved else "not started"
         if store.finished(model):  # it may have ended since
-            done, text = done + 1, "finished"
-            arrays, _ = store.load_shard(model)
-        elif saved:
-            arrays, meta = saved
-            text = f"epoch {meta['epoch']} of {study.epochs}"
-        else:
-            typer.echo(f"model {model:3d}  not started")
-            continue
-        accuracies = f"train {arrays['train_accuracy'][-1]:.3f}  test {arrays['test_accuracy'][-1]:.3f}"
-        typer.echo(f"model {model:3d}  {text:18} {accuracies}")
+            saved, text, done = store.load_shard(model), "finished", done + 1
+        accuracy = {half: saved[0][f"{half}_accuracy"][-1] for half in ("train", "test")} if saved else {}
+        told = "  ".join(f"{half} {value:.3f}" for half, value in accuracy.items())
+        typer.echo(f"model {model:3d}  {text:18} {told}".rstrip())
     typer.echo(f"{study.title}: {done} of {study.shadow_models} models finished; {manifest['command']}")
 
 
@@ -160,9 +161,7 @@ def merge(
 def summarise(
     run: Annotated[str, typer.Argument(help="a run file (.nc) or the folder of a finished run")],
     rule: Annotated[str, typer.Option(help="bayes or fpr@a")] = "fpr@0.01",
-    attack: Annotated[
-        str, typer.Option(help="online, offline-cdf, offline-density, rmia, rmia-offline, shokri or loss")
-    ] = "online",
+    attack: Attack = "online",
     centre: Annotated[str, typer.Option(help="mean or median")] = "mean",
     variance: Annotated[str, typer.Option(help="auto, pooled or per-sample")] = "auto",
     draws: Annotated[int, typer.Option(help="halves of models, and of samples, behind the intervals")] = 20,
@@ -207,10 +206,7 @@ def complexity(
 @app.command()
 def notebook(
     name: Annotated[str, typer.Argument(help="name of a notebook in notebooks/, without .ipynb")],
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option("--parameter", "-p", metavar="KEY VALUE", help="set a parameter; may be repeated"),
-    ] = None,
+    parameter: Parameters = None,
     out: Annotated[str | None, typer.Option(help="executed notebook (default: runs/<name>.ipynb)")] = None,
     describe: Annotated[bool, typer.Option(help="list the notebook's parameters and stop")] = False,
 ) -> None:
@@ -244,10 +240,7 @@ def notebooks(
 def campaign(
     scale: Annotated[str, typer.Option(help="cpu (the released runs), quick or paper: see data/campaign.yml")] = "cpu",
     only: Annotated[str, typer.Option(help="just the runs of a chapter (02), or whose name contains this")] = "",
-    change: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="a study field, for all runs; may be repeated"),
-    ] = None,
+    change: Changes = None,
     out: Annotated[str | None, typer.Option(help="folder (default: data, or runs/SCALE at another scale)")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="list the runs and what they cost here, and stop")] = False,
     null: Annotated[int, typer.Option(help="draws of the permutation null in figures.csv; 0: no figures")] = 200,
@@ -260,10 +253,8 @@ def campaign(
     """Train the runs of data/campaign.yml that are missing, in order of value, and write the figures of all."""
     from .campaign import plan_campaign, run_campaign
 
-    changes: dict[str, Any] = {}
-    for item in change or []:
-        name, _, value = item.partition("=")
-        changes[name] = yaml.safe_load(value)
+    pairs = [item.partition("=") for item in change or []]
+    changes = {name: yaml.safe_load(value) for name, _, value in pairs}
     budget = None if time_budget is None else parse_duration(time_budget)
     common: dict[str, Any] = dict(only=only, changes=changes, folder=out, data_dir=data_dir, device=device,
                                   workers=workers)  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -12,9 +12,11 @@ import pandas as pd
 import xarray as xr
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from . import dynamics as dyn
+from .matching import Nulls, Planes
 from .plots import COLOURS, INK, NULL, STYLE, band
 from .runs import study_of
 from .summary import bootstrap_weights
@@ -28,7 +30,7 @@ FACTORS = ["dataset", "model", "optimizer", "rho", "pool_size", "seed"]
 MARKERS = "osD^vPX*"
 
 
-def labels(planes: Mapping[str, xr.Dataset]) -> dict[str, str]:
+def labels(planes: Planes) -> dict[str, str]:
     """What tells each run or plane from the others, in words: only the factors in which they differ."""
     studies = {name: study_of(plane) for name, plane in planes.items()}
     differ = [field for field in FACTORS if len({getattr(study, field) for study in studies.values()}) > 1]
@@ -44,13 +46,13 @@ def labels(planes: Mapping[str, xr.Dataset]) -> dict[str, str]:
     return words
 
 
-def colours(planes: Mapping[str, xr.Dataset]) -> dict[str, str]:
+def colours(planes: Planes) -> dict[str, str]:
     """The colour of each run: that of its data set if no two share one, else a dark to light scale in order."""
     sets = [study_of(plane).dataset for plane in planes.values()]
     if len(set(sets)) == len(sets):
         return {name: COLOURS.get(data, INK) for name, data in zip(planes, sets)}
     shades = plt.get_cmap("viridis")(np.linspace(0, 0.88, len(sets)))
-    return {name: "#" + "".join(f"{round(255 * v):02x}" for v in shade[:3]) for name, shade in zip(planes, shades)}
+    return {name: to_hex(shade) for name, shade in zip(planes, shades)}
 
 
 def grid(
@@ -78,11 +80,7 @@ def errors(table: pd.DataFrame) -> np.ndarray:
 
 @rc_context(STYLE)
 def curves(
-    planes: Mapping[str, xr.Dataset],
-    of: Callable[..., xr.DataArray],
-    label: str,
-    nulls: Mapping[str, Sequence[xr.Dataset]] | None = None,
-    axis: Axes | None = None,
+    planes: Planes, of: Callable[..., xr.DataArray], label: str, nulls: Nulls | None = None, axis: Axes | None = None
 ) -> Figure:
     """A population figure over epochs for each run, with its bootstrap band.
 
@@ -114,7 +112,7 @@ def curves(
 
 
 @rc_context(STYLE)
-def paths(planes: Mapping[str, xr.Dataset], nulls: Mapping[str, Sequence[xr.Dataset]] | None = None) -> Figure:
+def paths(planes: Planes, nulls: Nulls | None = None) -> Figure:
     """The paths of the centres of mass on one plane, with 95 % crosses at the last checkpoint."""
     words, shades = labels(planes), colours(planes)
     figure, axis = plt.subplots(figsize=(5.8, 4.2))

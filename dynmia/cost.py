@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset
 
 from .data import SIZES, load_dataset
-from .engine import pick_device
+from .engine import Folder, pick_device
 from .errors import StoreError
 from .models import build_model, forward_flops, parameters
 from .pool import Pool
@@ -38,20 +38,16 @@ TARGETS: dict[str, tuple[str, str, float]] = {
     "lira_nan_loop / lira_online_mean": ("LiRA, against the NaN-masked loop", ">=", 15.0),
     "plane + summarise_1000_draws": ("plane and all metrics with 1,000 bootstrap draws", "<=", 20.0),
     "lira_per_million_at_1000000 / at_10000": ("LiRA, cost a sample at 1,000,000 against 10,000", "<=", 1.25),
-    "best_256 / ceiling, high": ("training, share of the ceiling (least memory traffic)", ">=", 0.35),
-    "best_256 / eager_256": ("training, against our own eager loop", ">=", 2.5),
-    "best_256 / dataloader_loop_256": ("training, against a DataLoader loop", ">=", 5.0),
+    "best / ceiling, high": ("training, share of the ceiling (least memory traffic)", ">=", 0.35),
+    "best / eager_256": ("training, against our own eager loop", ">=", 2.5),
+    "best / dataloader_loop_256": ("training, against a DataLoader loop", ">=", 5.0),
     "sam step / sgd step": ("SAM step, in SGD steps", "<=", 2.05),
     "evaluation / training": ("evaluation at 41 checkpoints, share of the training time", "<=", 0.08),
 }  # fmt: skip
 
 
 def plan(
-    study: Study,
-    *,
-    data_dir: str | os.PathLike[str] | None = None,
-    device: str | None = None,
-    workers: int | None = None,
+    study: Study, *, data_dir: Folder = None, device: str | None = None, workers: int | None = None
 ) -> dict[str, Any]:
     """Estimate the cost of ``study`` on this machine.
 
@@ -75,14 +71,13 @@ def plan(
     model = build_model(study.model, shape, classes)
     passes = 2 if study.optimizer.startswith("sam") else 1
     trained, evaluated = (study.shadow_models * count for count in work(study, samples, test))
-    flops = forward_flops(model, shape)
     size = parameters(model)
     workers = workers or (cores() if device == "cpu" else 1)
     train_rate, evaluation_rate = calibrate(study, shape, classes, device)
     state = 4 * size * (3 if study.optimizer.endswith("adamw") else 2)
     return {
         "study": study.title, "parameters": size, "training_samples": trained, "evaluations": evaluated,
-        "flops": flops * (3 * passes * trained + evaluated),
+        "flops": forward_flops(model, shape) * (3 * passes * trained + evaluated),
         "disk_bytes": study.shadow_models * samples * (4 * len(study.checkpoints) + 1) + workers * state,
         "device": device, "workers": workers, "train_rate": train_rate, "evaluation_rate": evaluation_rate,
         "seconds": (trained / train_rate + evaluated / evaluation_rate) / workers,
@@ -95,8 +90,7 @@ def calibrate(study: Study, shape: tuple[int, int, int], classes: int, device: s
     torch.set_num_threads(1)
     try:
         pool = random_pool(shape, classes, max(EVALUATION_BATCH, 2 * study.batch_size))
-        data = DeviceData.of(pool, device)
-        state = new_state(study, pool, 0, device)
+        data, state = DeviceData.of(pool, device), new_state(study, pool, 0, device)
         generator = torch.Generator().manual_seed(0)
         index = torch.arange(study.batch_size, device=device)
 
@@ -105,10 +99,8 @@ def calibrate(study: Study, shape: tuple[int, int, int], classes: int, device: s
             float(train_step(study, state, data, index, generator, 0.0))
 
         images, labels = data.images[:EVALUATION_BATCH], data.labels[:EVALUATION_BATCH]
-        return (
-            study.batch_size * rate(step, 2.0),
-            EVALUATION_BATCH * rate(lambda: evaluate(state, data, images, labels), 1.0),
-        )
+        trained = study.batch_size * rate(step, 2.0)
+        return trained, EVALUATION_BATCH * rate(lambda: evaluate(state, data, images, labels), 1.0)
     finally:
         torch.set_num_threads(threads)
 
@@ -199,18 +191,16 @@ def rates(measured: dict[str, Any]) -> pd.DataFrame:
 
 def spread_text(entry: dict[str, Any]) -> str:
     """An entry of a benchmark in three digits: ``1.59 [1.46, 1.66] x``."""
-    median, low, high = (
-        f"{entry[part]:.3g}" if entry[part] < 1000 else f"{entry[part]:,.0f}" for part in ("median", "min", "max")
-    )
+    numbers = (entry[part] for part in ("median", "min", "max"))
+    median, low, high = (f"{number:.3g}" if number < 1000 else f"{number:,.0f}" for number in numbers)
     return f"{median} [{low}, {high}] {entry['unit']}"
 
 
 def met(table: pd.DataFrame) -> str:
     """One sentence on a table of :func:`targets`."""
     missed = [f"{name} ({row.iloc[0]}; target {row.target})" for name, row in table.iterrows() if row.met == "no"]
-    return f"{len(table) - len(missed)} of {len(table)} targets are met" + (
-        f"; not met: {', '.join(missed)}." if missed else "."
-    )
+    rest = f"; not met: {', '.join(missed)}" if missed else ""
+    return f"{len(table) - len(missed)} of {len(table)} targets are met{rest}."
 
 
 def study_hours(study: Study, measured: dict[str, Any]) -> dict[str, float]:
@@ -220,14 +210,13 @@ def study_hours(study: Study, measured: dict[str, Any]) -> dict[str, float]:
     One machine trains as many models at once as it has workers; a Ray cluster is ten such machines; a task of the
     SLURM array trains one model on one core, or on one GPU, all at the same time.
     """
-    found, graphs = entries(measured), measured.get("measures", {}).get("best_256", "")
+    found, graphs = entries(measured), measured.get("measures", {}).get("best", "")
     names = (graphs, "evaluation") if "measures" in measured else ("paper_train_rate", "paper_evaluation_rate")
     if not all(name in found for name in names):
         return {}
     _, train, test, _ = SIZES[study.dataset]
-    model = sum(
-        count / found[name]["median"] for count, name in zip(work(study, study.pool_size or train, test), names)
-    )
+    counts = work(study, study.pool_size or train, test)
+    model = sum(count / found[name]["median"] for count, name in zip(counts, names))
     workers = 1 if "measures" in measured else measured["workers"]
     places = {"one machine": workers, "Ray cluster of 10": 10 * workers, "SLURM array": study.shadow_models}
     return {place: math.ceil(study.shadow_models / at_once) * model / 3600 for place, at_once in places.items()}

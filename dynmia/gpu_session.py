@@ -66,10 +66,8 @@ def train(text: str, out: Path, data_dir: str | None, deadline: float, lanes: in
         study, out=folder, data_dir=data_dir, device="cuda", workers=lanes, mode=mode, progress=False,
         time_budget=deadline - began,
     )  # fmt: skip
-    epochs = {}
-    for model in store.models():
-        meta = store.load_state(model) if not store.finished(model) else None
-        epochs[model] = meta[1]["epoch"] if meta else study.epochs
+    states = {model: None if store.finished(model) else store.load_state(model) for model in store.models()}
+    epochs = {model: state[1]["epoch"] if state else study.epochs for model, state in states.items()}
     return {
         "folder": str(folder), "finished": study.shadow_models - len(store.missing()), "models": study.shadow_models,
         "epochs": epochs, "seconds": round(time.time() - began, 1), "samples": len(pool.labels),
@@ -96,10 +94,9 @@ def session(
     from .runs import provenance
     from .store import write_atomic
 
-    parts = [choose(name, PARTS, "part") for name in part or PARTS]
-    studies = list(study or STUDIES)
+    parts, studies = [choose(name, PARTS, "part") for name in part or PARTS], list(study or STUDIES)
     for text in studies:
-        parse_study(text)
+        parse_study(text)  # a bad one is an error before anything starts
     about = provenance(" ".join(["python -m dynmia.gpu_session", *sys.argv[1:]]), "cuda", lanes or 1)
     result: dict[str, Any] = {name: about[name] for name in ("hardware", "versions", "created", "command")}
     result["versions"] |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}

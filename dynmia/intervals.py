@@ -32,6 +32,7 @@ CHOSEN = (
     "displacement", "advantage", "auc", "speed_mean", "vulnerable", "transition_peak", "early_recall", "entropy_change",
 )  # fmt: skip
 NEEDED = ("tpr", "fpr", "advantage", "n_in", "hits")  # what the metrics read, the AUC apart
+ROC = ("auc", "tpr_1pct", "tpr_01pct")  # metrics that need the whole ROC curve
 LEAST = 12  # models: below, too many samples of a half have no two models on each side
 
 
@@ -174,6 +175,7 @@ def halved(
     """The metrics of ``draws`` halves along ``dim`` (``sample`` or ``model``), one row each; see :func:`halves`."""
     if options.get("variance", "auto") == "auto":
         options["variance"] = pooled_or_not(run)
+    options["roc"] = any(name in ROC for name in only)
     return figures([vulnerability_plane(part, rule, **options) for part in halves(run, dim, draws, seed)], only)
 
 

@@ -24,6 +24,7 @@ from .summary import METRICS
 
 Planes = Mapping[str, xr.Dataset]
 Halved = Mapping[str, Sequence[xr.Dataset]]  # for each run what with_halves returns, or its plane alone
+Nulls = Mapping[str, Sequence[xr.Dataset]]  # for each run planes of its permutation null
 STATE: dict[str, Callable[..., xr.DataArray]] = {  # metrics of summary.METRICS that a moment has, over epoch
     "auc": dyn.auc,
     "advantage": lambda plane: 1000 * plane.advantage.mean("sample"),

@@ -96,9 +96,9 @@ def clean(notebook: nbformat.NotebookNode, parameters: dict[str, Any]) -> None:
             cell.metadata["tags"] = ["injected-parameters", "hide-input"]
 
 
-def experiments(path: str | os.PathLike[str] | None = None) -> list[dict[str, Any]]:
+def experiments() -> list[dict[str, Any]]:
     """The list in ``notebooks/experiments.yml``: notebook, output and parameters of each, the global ones filled in."""
-    path = Path(path) if path else project_root() / "notebooks" / "experiments.yml"
+    path = project_root() / "notebooks" / "experiments.yml"
     try:
         content = yaml.safe_load(path.read_text())
         return [
@@ -113,13 +113,13 @@ def experiments(path: str | os.PathLike[str] | None = None) -> list[dict[str, An
         raise UserError(f"{path} is not a list of experiments ({error}): each needs notebook and output.") from error
 
 
-def run_experiments(path: str | os.PathLike[str] | None = None, jobs: int = 2, only: str = "") -> Iterator[Path]:
+def run_experiments(jobs: int = 2, only: str = "") -> Iterator[Path]:
     """Check all experiments, then execute them, ``jobs`` at once; yields each output as it is written.
 
     Args:
         only: just those whose output name contains this.
     """
-    todo = [entry for entry in experiments(path) if only in entry["output"].stem]
+    todo = [entry for entry in experiments() if only in entry["output"].stem]
     if not todo:
         raise UserError(f"no experiment matches {only!r}: see notebooks/experiments.yml.")
     for entry in todo:

@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -18,24 +18,23 @@ from .study import PRESETS, Study
 def study_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give ``command(study, ...)`` one option for each field of :class:`dynmia.study.Study`, and ``--preset``."""
     helps = dict(re.findall(r"^ {8}(\w+): (.*?)(?=^ {8}\w+:|^ {4}\S|\Z)", Study.__doc__ or "", re.S | re.M))
-    kinds = {"str": str, "int": int, "float": float, "bool": bool}
-    options = [("preset", str, f"start from a preset: {', '.join(PRESETS)}")] + [
-        (field.name, kinds[str(field.type).split(" ")[0]], " ".join(helps[field.name].split()).replace("``", ""))
+    kinds = get_type_hints(Study)
+    options = {"preset": (str, f"start from a preset: {', '.join(PRESETS)}")} | {
+        field.name: (kinds[field.name], " ".join(helps[field.name].split()).replace("``", ""))
         for field in dataclasses.fields(Study)
-    ]
+    }
     parameters = [
         inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=None,
             annotation=Annotated[kind | None, typer.Option(help=text, show_default=False)],
         )
-        for name, kind, text in options
+        for name, (kind, text) in options.items()
     ]  # fmt: skip
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "study"]
 
     def wrapped(**values: Any) -> None:
-        given = {name: values.pop(name) for name, _, _ in options}
-        preset = given.pop("preset")
-        changes = {name: value for name, value in given.items() if value is not None}
+        changes = {name: value for name in options if (value := values.pop(name)) is not None}
+        preset = changes.pop("preset", None)
         command(study=Study.preset(preset, **changes) if preset else Study(**changes), **values)
 
     wrapped.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

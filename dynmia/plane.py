@@ -23,6 +23,7 @@ def vulnerability_plane(
     centre: str = "mean",
     variance: str = "auto",
     keep: np.ndarray | None = None,
+    roc: bool = True,
 ) -> xr.Dataset:
     """Run an attack (leave-one-out LiRA) at every checkpoint of ``run`` and place every sample on the plane.
 
@@ -32,6 +33,7 @@ def vulnerability_plane(
             is a; or ``bayes``, score > 0 (attacks ``online`` and ``shokri``, whose score is a log-odds).
         attack, centre, variance: see :func:`dynmia.attacks.attack_scores`.
         keep: another inclusion mask (N, n), for permutation nulls; default the run's own.
+        roc: with hits and places; without them the plane takes half the time.
 
     Returns:
         A data set with dims epoch, sample and level. Its variables are tp, fp (counts), n_in, n_out, tpr, fpr,
@@ -43,7 +45,7 @@ def vulnerability_plane(
     Raises:
         UserError: an unknown rule or option.
     """
-    return vulnerability_planes(run, [rule], attack=attack, centre=centre, variance=variance, keep=keep)[rule]
+    return vulnerability_planes(run, [rule], attack=attack, centre=centre, variance=variance, keep=keep, roc=roc)[rule]
 
 
 def vulnerability_planes(
@@ -54,6 +56,7 @@ def vulnerability_planes(
     centre: str = "mean",
     variance: str = "auto",
     keep: np.ndarray | None = None,
+    roc: bool = True,
 ) -> dict[str, xr.Dataset]:
     """The planes of several decision rules from one scoring, by rule; see :func:`vulnerability_plane`."""
     levels = {rule: parse_rule(rule) for rule in rules}
@@ -66,21 +69,23 @@ def vulnerability_planes(
     mask = run.keep.values if keep is None else keep
     epochs, (models, samples) = run.sizes["epoch"], mask.shape
     counts = {rule: {name: np.zeros((epochs, samples), np.int32) for name in ("tp", "fp")} for rule in levels}
-    places = {name: np.zeros((epochs, samples)) for name in ("place_in", "place_out")}
+    places = {name: np.zeros((epochs, samples)) for name in ("place_in", "place_out")} if roc else {}
     hits = np.zeros((len(LEVELS), epochs, samples), np.int32)
     thresholds = {rule: np.zeros(epochs) for rule in levels}
     for t in range(epochs):  # one checkpoint at a time bounds the memory
         scores = attack_scores(
             run.phi.values[t], mask, run.label.values, attack=attack, centre=centre, variance=variance
         )
-        inside, outside = np.sort(scores[mask]), np.sort(scores[~mask])
+        outside = np.sort(scores[~mask])
         for rule, level in levels.items():
             thresholds[rule][t] = 0.0 if level is None else _threshold(outside, level)
             flagged = scores > thresholds[rule][t]
             counts[rule]["tp"][t], counts[rule]["fp"][t] = (flagged & mask).sum(0), (flagged & ~mask).sum(0)
+        if not roc:
+            continue
         for number, a in enumerate(LEVELS):
             hits[number, t] = ((scores > _threshold(outside, a)) & mask).sum(0)
-        sample = np.broadcast_to(np.arange(samples), mask.shape)
+        inside, sample = np.sort(scores[mask]), np.broadcast_to(np.arange(samples), mask.shape)
         places["place_in"][t] = np.bincount(sample[mask], _share_below(outside, scores[mask]), samples)
         places["place_out"][t] = np.bincount(sample[~mask], 1 - _share_below(inside, scores[~mask]), samples)
     n_in = mask.sum(0)
@@ -91,8 +96,9 @@ def vulnerability_planes(
         tpr, fpr = counts[rule]["tp"] / n_in, counts[rule]["fp"] / n_out
         planes[rule] = xr.Dataset(  # of bare arrays, in one go: labels that are compared cost more than the scoring
             {name: (dims, value) for name, value in (counts[rule] | places).items()}
+            | ({"hits": (("level", *dims), hits)} if roc else {})
             | {
-                "n_in": ("sample", n_in), "n_out": ("sample", n_out), "hits": (("level", *dims), hits),
+                "n_in": ("sample", n_in), "n_out": ("sample", n_out),
                 "threshold": ("epoch", thresholds[rule]),
                 **{name: run[name].variable for name in ("train_accuracy", "test_accuracy", "label")},
                 "tpr": (dims, tpr), "fpr": (dims, fpr), "advantage": (dims, tpr - fpr),

@@ -27,12 +27,10 @@ POPULATION = (
 )  # fmt: skip
 LEAK = 1 / 3  # mean final advantage over the populations from which a sample counts as leaking
 LABELS = {
-    "cv_sample": "CV of a leaking sample's advantage, median",
-    "icc_advantage": "ICC(2,1), final advantage",
-    "icc_dynamic": "ICC(2,1), dynamic vulnerability",
-    "jaccard": "vulnerable sets, Jaccard index",
-    "kappa": "vulnerable sets, Cohen's kappa",
-} | {f"cv_{name}": f"CV of {METRICS[name].label}" for name in POPULATION}
+    "cv_sample": "CV of a leaking sample's advantage, median", "icc_advantage": "ICC(2,1), final advantage",
+    "icc_dynamic": "ICC(2,1), dynamic vulnerability", "jaccard": "vulnerable sets, Jaccard index",
+    "kappa": "vulnerable sets, Cohen's kappa", **{f"cv_{name}": f"CV of {METRICS[name].label}" for name in POPULATION},
+}  # fmt: skip
 
 
 def icc(values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -123,9 +121,9 @@ def statistics(planes: Sequence[xr.Dataset], weights: Weights = None) -> pd.Data
     final = np.stack([plane.advantage.values[-1] for plane in planes], 1)  # (n, k)
     dynamic = np.stack([dyn.dynamic_vulnerability(plane).values for plane in planes], 1)
     pairs = list(itertools.combinations(planes, 2))
-    found: dict[str, Any] = {
-        f"cv_{name}": _cv([METRICS[name].of(p, weights).values for p in planes]) for name in POPULATION
-    }
+    found: dict[str, Any] = {}
+    for name in POPULATION:
+        found[f"cv_{name}"] = _cv([METRICS[name].of(plane, weights).values for plane in planes])
     leaking = final.mean(1) >= LEAK
     single = _cv(final[leaking].T)
     found["cv_sample"] = np.nan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -178,7 +179,7 @@ def null_summary(
     level: float = 0.95,
     planes: Iterable[xr.Dataset] | None = None,
     value: pd.Series | None = None,
-    **options: str,
+    **options: Any,
 ) -> pd.DataFrame:
     """The no-signal level of every metric: redraw the keep mask under the same design and rescore the same phi.
 
@@ -223,7 +224,7 @@ def p_values(value: pd.Series, drawn: pd.DataFrame) -> pd.Series:
 
 
 def null_planes(
-    run: xr.Dataset, rule: str = "fpr@0.01", *, draws: int = 20, seed: int = 0, **options: str
+    run: xr.Dataset, rule: str = "fpr@0.01", *, draws: int = 20, seed: int = 0, **options: Any
 ) -> Iterator[xr.Dataset]:
     """Planes of the same phi under keep masks that no model was trained with."""
     for keep in null_masks(run, draws, seed):

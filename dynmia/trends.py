@@ -27,11 +27,11 @@ def rank_trend(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
         raise UserError(f"an exact rank test takes 2 to 8 points, not {len(x)}.")
     rank = stats.rankdata(x)
     orders = np.array(list(itertools.permutations(stats.rankdata(y))))
-    products = (orders - orders.mean()) @ (rank - rank.mean())
-    scale = np.sqrt(((rank - rank.mean()) ** 2).sum() * ((orders[0] - orders.mean()) ** 2).sum())
+    scale = len(x) * rank.std() * orders[0].std()
     if scale == 0:
         return np.nan, 1.0
-    return float(products[0] / scale), float((products >= products[0] - 1e-9).mean())
+    rho = (orders - orders.mean()) @ (rank - rank.mean()) / scale
+    return float(rho[0]), float((rho >= rho[0] - 1e-9).mean())
 
 
 @dataclass(frozen=True)

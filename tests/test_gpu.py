@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from dynmia import Study, engine, gpu, gpu_session, gpubench
+from dynmia import Study, cost, engine, gpu, gpu_session, gpubench
 from dynmia.cost import random_pool
 from dynmia.engine import open_store, train_here
 from dynmia.errors import Diverged, UserError
@@ -317,6 +317,7 @@ def test_the_benchmark_names_rates_and_ratios_and_what_failed(measured):
     assert measured["evaluation / training"]["median"] == pytest.approx(41 * 60_000 / 1e7 * 1024 / 500)
     assert measured["copy"].startswith("error: ")  # it waits for a GPU
     assert measured["best / ceiling, high"] == "error: KeyError: 'copy'"
+    assert {name for name in cost.TARGETS if name.startswith(("best", "sam", "evaluation"))} <= set(measured)
     json.dumps(measured)
 
 

@@ -170,8 +170,11 @@ def test_the_verdict_names_what_is_out_of_bounds():
 
 def test_the_released_calibration_keeps_its_level():
     rates = noise.rejection_rates(noise.read("null-calibration", ["batch", "rule", "metric"]))
+    shared = rates.xs("r_out", level="metric")  # keeps the true mask, so it need not hold, and does not
+    rates = rates.drop(index="r_out", level="metric")
+    assert shared.value.max() > 6
     held = rates[rates.attainable >= nosignal.DISCRETE]
-    assert len(held) >= 18
+    assert len(held) >= 20
     assert (held.low <= 5.5).all()
     assert (held.high >= 4.5).all()
     assert not (rates.low > 5.5).any()

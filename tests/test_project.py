@@ -117,7 +117,7 @@ def test_layers_import_downwards_only():
         "merge", "runs", "progress", "training", "gpu", "worker", "ray_engine", "engine", "lira", "attacks", "plane",
         "simulate", "dynamics", "markov", "summary", "noise", "smooth", "intervals", "coverage", "matching", "trends",
         "agreement", "retest", "hardness", "reliability", "verdict", "plots", "compare", "cost", "campaign",
-        "precision", "notebooks", "bench_scoring", "bench", "gpubench", "options", "cli", "gpu_session",
+        "precision", "notebooks", "bench", "gpubench", "options", "cli", "gpu_session",
     ]  # fmt: skip
     assert set(order) == {path.stem for path in (ROOT / "dynmia").glob("*.py")} - {"__init__"}
     for position, name in enumerate(order):

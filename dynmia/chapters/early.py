@@ -16,6 +16,7 @@ from .. import dynamics as dyn
 from .. import hardness
 from ..dynamics import Weights
 from ..errors import UserError
+from ..matching import Planes
 from ..plane import vulnerability_plane
 from ..summary import EARLY, bootstrap_weights
 
@@ -128,12 +129,9 @@ def against(row: pd.Series, share: float) -> str:
 
 
 def verdict(
-    when: pd.DataFrame,
-    found: Mapping[str, Mapping[str, xr.Dataset]],
-    control: Mapping[str, Mapping[str, xr.Dataset]],
-    at: Mapping[str, int],
+    when: pd.DataFrame, found: Mapping[str, Planes], control: Mapping[str, Planes], at: Mapping[str, int],
     words: Mapping[str, str],
-) -> list[str]:
+) -> list[str]:  # fmt: skip
     """Sentences, computed: when 70 % is reached, what predicts best early, how much of it is shared noise.
 
     Args:

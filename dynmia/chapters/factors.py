@@ -14,11 +14,20 @@ import xarray as xr
 from scipy.stats import rankdata, sem, t
 
 from ..data import SIZES
-from ..matching import MATCHINGS, STATE, Halved, Planes, at_epochs, estimate, matched_epochs, ratio, state_curves
+from ..matching import (
+    MATCHINGS,
+    STATE,
+    Halved,
+    Nulls,
+    Planes,
+    at_epochs,
+    estimate,
+    matched_epochs,
+    ratio,
+    state_curves,
+)
 from ..runs import study_of
 from ..summary import METRICS, cell
-
-Nulls = Mapping[str, Sequence[xr.Dataset]]
 
 
 def sizes(runs: Planes) -> pd.DataFrame:

@@ -8,11 +8,11 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import xarray as xr
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ..compare import MARKERS, grid, shaded
+from ..matching import Planes
 from ..plots import INK, NULL, STYLE, _cloud, band
 from ..summary import bootstrap_weights
 
@@ -26,7 +26,7 @@ def intervals(table: pd.DataFrame, looks: Mapping[str, dict[str, Any]], panels: 
         looks: from :func:`dynmia.chapters.figures_early.looks`.
         panels: metric to label of its x axis.
     """
-    groups = list(dict.fromkeys(table.index.get_level_values("group")))
+    groups = list(table.index.get_level_values("group").unique())
     each = 3.3, 0.42 * len(groups) + 1.0
     figure, axes = grid(len(panels), min(3, len(panels)), each, (1.2, 0.6), sharey=True)
     for axis, (metric, label) in zip(axes.flat, panels.items()):
@@ -46,7 +46,7 @@ def intervals(table: pd.DataFrame, looks: Mapping[str, dict[str, Any]], panels: 
 
 
 @rc_context(STYLE)
-def lines(planes: Mapping[str, xr.Dataset], panels: Mapping[str, Callable], draws: int = 100) -> Figure:
+def lines(planes: Planes, panels: Mapping[str, Callable], draws: int = 100) -> Figure:
     """Shares over epochs in per cent, one panel a figure ``of(plane, weights)`` and one line a plane, with bands."""
     figure, axes = plt.subplots(1, len(panels), figsize=(4.8 * len(panels), 3.5), squeeze=False)
     for axis, (label, of) in zip(axes.flat, panels.items()):
@@ -60,7 +60,7 @@ def lines(planes: Mapping[str, xr.Dataset], panels: Mapping[str, Callable], draw
 
 
 @rc_context(STYLE)
-def clouds(planes: Mapping[str, xr.Dataset]) -> Figure:
+def clouds(planes: Planes) -> Figure:
     """The cloud at the end under each attack, and the share of samples whose FPR is at least so high."""
     figure, axes = grid(len(planes) + 1, 4, (2.75, 2.9))
     last = axes.flat[len(planes)]
@@ -91,7 +91,7 @@ def matrices(tables: Mapping[str, pd.DataFrame], words: Mapping[str, str]) -> Fi
     for axis, (title, table) in zip(axes.flat, tables.items()):
         grid = np.full((len(names), len(names)), np.nan)
         for (a, b), row in table.iterrows():
-            i, j = sorted((names.index(a), names.index(b)), reverse=True)
+            j, i = sorted((names.index(a), names.index(b)))
             grid[i, j] = row.value
             text = f"{row.value:.2f}\n±{(row.high - row.low) / 2:.2f}"
             axis.text(j, i, text, ha="center", va="center", fontsize=7, color="k" if row.value > 0.55 else "w")

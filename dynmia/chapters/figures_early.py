@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from .. import dynamics as dyn
 from ..compare import MARKERS, grid, labels, shaded
+from ..matching import Planes
 from ..plots import COLOURS, INK, NULL, OTHER, STYLE, band
 from ..runs import study_of
 from ..summary import bootstrap_weights
@@ -21,7 +22,7 @@ from .early import stay
 SHADES = ["#0072B2", "#D55E00", "#009E73", "#E69F00"]  # of scores and kinds, in the order in which they are given
 
 
-def looks(planes: Mapping[str, xr.Dataset]) -> dict[str, dict[str, Any]]:
+def looks(planes: Planes) -> dict[str, dict[str, Any]]:
     """Colour by data set, line by model, and a label, for each run or plane."""
     studies = {name: study_of(plane) for name, plane in planes.items()}
     models = list(dict.fromkeys(study.model for study in studies.values()))
@@ -36,7 +37,7 @@ def looks(planes: Mapping[str, xr.Dataset]) -> dict[str, dict[str, Any]]:
 
 
 @rc_context(STYLE)
-def early_panels(planes: Mapping[str, xr.Dataset], nulls: Sequence[xr.Dataset] = (), draws: int = 100) -> Figure:
+def early_panels(planes: Planes, nulls: Sequence[xr.Dataset] = (), draws: int = 100) -> Figure:
     """Recall, precision, first entry and stay over epochs, one line a run with its band; grey is no signal."""
 
     def of(name: str) -> Callable[[xr.Dataset, dyn.Weights], xr.DataArray]:
@@ -66,7 +67,7 @@ def early_panels(planes: Mapping[str, xr.Dataset], nulls: Sequence[xr.Dataset] =
 
 
 @rc_context(STYLE)
-def prediction_panels(panels: Mapping[str, Mapping[str, xr.Dataset]]) -> Figure:
+def prediction_panels(panels: Mapping[str, Planes]) -> Figure:
     """Average precision over epochs, one panel a run and one line a score; dotted is the chance level.
 
     Args:

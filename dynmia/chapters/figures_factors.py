@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import xarray as xr
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from .. import dynamics as dyn
 from ..compare import MARKERS, colours, errors, labels, shaded
-from ..matching import MATCHINGS
+from ..matching import MATCHINGS, STATE, Nulls, Planes
 from ..plots import INK, NULL, STYLE, band
 from ..summary import METRICS, bootstrap_weights
 
-LEAKAGE: dict[str, Callable[..., xr.DataArray]] = {
-    "attack AUC": dyn.auc,
-    "vulnerable (%)": lambda plane, weights: 100 * dyn.population_mean(dyn.vulnerable(plane), weights),
-}
+LEAKAGE = {"attack AUC": STATE["auc"], "vulnerable (%)": STATE["vulnerable"]}
 SHADES = ("#000000", "#0072B2", "#E69F00", "#CC79A7")  # Okabe and Ito: one for each matching
 
 
@@ -40,8 +35,7 @@ def against_size(tables: Mapping[str, pd.DataFrame], size: pd.DataFrame, words: 
         size: from :func:`dynmia.chapters.factors.sizes`.
         words: what to call each run.
     """
-    first = next(iter(tables.values()))
-    metrics = list(dict.fromkeys(first.index.get_level_values("metric")))
+    metrics = next(iter(tables.values())).index.get_level_values("metric").unique()
     figure, axes = plt.subplots(2, len(metrics), figsize=(2.5 * len(metrics), 6.6), sharex="row", squeeze=False)
     for row, (what, unit) in enumerate((("depth", "weight layers"), ("parameters", "parameters"))):
         for axis, metric in zip(axes[row], metrics):
@@ -68,7 +62,7 @@ def against_size(tables: Mapping[str, pd.DataFrame], size: pd.DataFrame, words: 
 
 
 @rc_context(STYLE)
-def against_fit(planes: Mapping[str, xr.Dataset], nulls: Mapping[str, list[xr.Dataset]] | None = None) -> Figure:
+def against_fit(planes: Planes, nulls: Nulls | None = None) -> Figure:
     """Leakage against epoch, mean train accuracy and mean held-out accuracy: one point a checkpoint, 95 % bands."""
     words, shades = labels(planes), colours(planes)
     clocks = {

@@ -57,12 +57,9 @@ def correlations(table: pd.DataFrame, kind: str = "spearman", words: Mapping[str
 
 @rc_context(STYLE)
 def predictive_when(
-    hardness: xr.Dataset,
-    plane: xr.Dataset,
-    kind: str = "spearman",
-    colours: Mapping[str, str] = LINES,
+    hardness: xr.Dataset, plane: xr.Dataset, kind: str = "spearman", colours: Mapping[str, str] = LINES,
     words: Mapping[str, str] = SHORT,
-) -> Figure:
+) -> Figure:  # fmt: skip
     """Correlation of a measure at each checkpoint with the dynamic vulnerability of the whole training."""
     vulnerability = dynamic_vulnerability(plane)
     final = vulnerable(plane).isel(epoch=-1, drop=True)

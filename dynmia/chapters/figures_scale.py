@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import xarray as xr
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,6 +16,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from .. import dynamics as dyn
 from ..compare import DATASETS, MARKERS, curves, errors, grid, shaded
 from ..complexity import MEASURES
+from ..matching import Nulls, Planes
 from ..plots import COLOURS, INK, NULL, STYLE
 from ..summary import METRICS
 from ..trends import Law, rank_trend
@@ -33,19 +33,17 @@ def against_complexity(
         complexity: index (data set, measure), columns value, low, high.
         metrics, measures: which.
     """
-    names = list(dict.fromkeys(figures.index.get_level_values(0)))
+    names = figures.index.get_level_values(0).unique()
     panels = len(metrics) * len(measures)
     figure, axes = grid(panels, len(measures), (2.6, 2.5), (0.6, 0.5), sharex="col", sharey="row")
     for axis, (metric, measure) in zip(axes.flat, itertools.product(metrics, measures)):
-        y = pd.DataFrame([figures.loc[(name, metric)] for name in names])
-        x = pd.DataFrame([complexity.loc[(name, measure)] for name in names])
+        x = complexity.xs(measure, level=1).loc[names]
+        y = figures.xs(metric, level=1).loc[names]
         axis.axhspan(y.null_low.min(), y.null_high.max(), color=NULL, alpha=0.5, lw=0)
-        for number, name in enumerate(names):
-            axis.errorbar(
-                x.value.iloc[number], y.value.iloc[number], xerr=errors(x.iloc[[number]]),
-                yerr=errors(y.iloc[[number]]), color=COLOURS[name], marker=MARKERS[number], ms=5, capsize=2,
-                label=DATASETS[name],
-            )  # fmt: skip
+        for name, mark in zip(names, MARKERS):
+            a, b = x.loc[[name]], y.loc[[name]]
+            look = dict(color=COLOURS[name], marker=mark, ms=5, capsize=2, label=DATASETS[name])
+            axis.errorbar(a.value, b.value, xerr=errors(a), yerr=errors(b), **look)
         rho, p = rank_trend(x.value.to_numpy(), y.value.to_numpy())
         axis.set_title(f"rank correlation {rho:.1f}, p = {p:.3f}", fontsize=8)
         label, unit, _ = MEASURES[measure]
@@ -56,9 +54,7 @@ def against_complexity(
 
 
 @rc_context(STYLE)
-def displacement_curves(
-    members: Mapping[str, Mapping[str, xr.Dataset]], nulls: Mapping[str, Sequence[xr.Dataset]]
-) -> Figure:
+def displacement_curves(members: Mapping[str, Planes], nulls: Nulls) -> Figure:
     """Displacement over epochs, one panel a data set, one curve a population of ``members`` (data set, name)."""
     figure, axes = plt.subplots(1, len(members), figsize=(4.6 * len(members), 3.5), squeeze=False)
     for axis, (name, planes) in zip(axes.flat, members.items()):
@@ -70,11 +66,9 @@ def displacement_curves(
 
 @rc_context(STYLE)
 def over_pool_size(
-    tables: Mapping[str, Mapping[str, pd.DataFrame]],
-    laws: Mapping[str, Mapping[str, Law]],
-    target: int,
+    tables: Mapping[str, Mapping[str, pd.DataFrame]], laws: Mapping[str, Mapping[str, Law]], target: int,
     paper: Mapping[str, Mapping[str, float]],
-) -> Figure:
+) -> Figure:  # fmt: skip
     """Each metric over the pool size, log-log: measured, the fitted curve and its prediction interval to ``target``.
 
     Args:
@@ -93,15 +87,12 @@ def over_pool_size(
                 line = np.geomspace(sizes.min(), max(target, sizes.max()), 60)
                 middle, *interval = law.predict(line)
                 shaded(axis, line, middle, interval, alpha=0.15, color=colour, lw=1.2)
-            axis.errorbar(
-                sizes, table.value, errors(table), color=colour, ls="", marker=MARKERS[number], ms=5, capsize=2,
-                label=DATASETS.get(name, name),
-            )  # fmt: skip
-            if name in paper.get(metric, {}) and paper[metric][name] > 0:
-                axis.plot(
-                    target, paper[metric][name], marker="*", ms=12, mfc="none", mec=colour, ls="",
-                    label=f"paper, {DATASETS.get(name, name)}",
-                )  # fmt: skip
+            look = dict(marker=MARKERS[number], ms=5, capsize=2, label=DATASETS.get(name, name))
+            axis.errorbar(sizes, table.value, errors(table), color=colour, ls="", **look)
+            theirs = paper.get(metric, {}).get(name, 0)
+            if theirs > 0:
+                star = dict(marker="*", ms=12, mfc="none", mec=colour, label=f"paper, {DATASETS.get(name, name)}")
+                axis.plot(target, theirs, ls="", **star)
         noise = pd.concat(sets.values()).groupby(level=0).null_high.max()
         bottom = 0.3 * min(float(t.value[t.value > 0].min()) for t in sets.values())
         if (noise > bottom).any():
@@ -123,10 +114,9 @@ def equal_progress(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
     figure, axes = plt.subplots(1, len(tables), figsize=(4.3 * len(tables), 3.4), sharey=True, squeeze=False)
     for axis, (name, kinds) in zip(axes.flat, tables.items()):
         for number, (kind, table) in enumerate(kinds.items()):
-            axis.errorbar(
-                table.index, table.value, errors(table), color=COLOURS.get(name, INK), ls=("-", "--", ":")[number],
-                marker=MARKERS[number], mfc=(None, "w", "w")[number], ms=5, capsize=2, label=f"equal {kind}",
-            )  # fmt: skip
+            line, fill = (("-", None), ("--", "w"), (":", "w"))[number]
+            look = dict(marker=MARKERS[number], mfc=fill, ms=5, capsize=2, label=f"equal {kind}")
+            axis.errorbar(table.index, table.value, errors(table), color=COLOURS.get(name, INK), ls=line, **look)
         _log_axes(axis)
         axis.set(title=DATASETS.get(name, name), ylabel=_name("displacement") if axis is axes[0, 0] else "")
         axis.legend()

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from ..compare import MARKERS
-from ..intervals import figures, some_models
+from ..intervals import figures, interval, some_models
 from ..plane import vulnerability_plane
 from ..plots import INK, NULL
 from ..runs import resolve
 from ..summary import METRICS, cell
-from ._shared import legend_outside, panels, titled
+from ._shared import legend_outside, panels, said, titled
 
 LOW, HIGH = 0.93, 0.97  # a 95 % interval holds if its coverage lies here
 SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -87,6 +87,26 @@ def population_panels(tables: Sequence[pd.DataFrame]) -> Figure:
         for axis in axes[-1]:
             axis.set_xlabel("population")
     return figure
+
+
+def one_model(runs: Mapping[str, xr.Dataset], rule: str, only: Sequence[str]) -> pd.DataFrame:
+    """How much of the interval over both is due to the one model that fits its own half worst at the end.
+
+    Returns:
+        Index (run, models), models ``all`` or ``without number k``; columns train accuracy (of that model, of the others
+        on average) and, for each metric, ``value [interval]``.
+    """
+    rows = {}
+    for name, run in runs.items():
+        fit = run.train_accuracy.values[-1]
+        worst = int(fit.argmin())
+        others = np.delete(np.arange(len(fit)), worst)
+        parts = {"all": (run, fit[worst]), f"without number {worst}": (some_models(run, others), fit[others].mean())}
+        for word, (part, accuracy) in parts.items():
+            table = interval(part, rule, "both", only=only)
+            cells = {titled(metric): said(table.loc[metric], METRICS[metric].digits) for metric in only}
+            rows[name, word] = {"train accuracy": f"{accuracy:.3f}"} | cells
+    return pd.DataFrame(rows).T.rename_axis(["run", "models"])
 
 
 def regrouped(runs: Sequence[xr.Dataset], rule: str = "fpr@0.01", partitions: int = 10) -> pd.Series:

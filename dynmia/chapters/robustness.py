@@ -10,10 +10,12 @@ import pandas as pd
 import xarray as xr
 
 from ..agreement import rank_agreement
+from ..matching import Nulls
 from ..plane import vulnerability_plane
 from ..summary import EARLY, null_planes, null_table, quantiles, summarise
 from ..verdict import compare
 
+Tables = Mapping[str, Mapping[str, pd.DataFrame]]
 NAMES = {  # in the order of what the attacker knows about each sample
     "online": "LiRA",
     "offline-cdf": "offline LiRA, one-sided",
@@ -34,14 +36,9 @@ def ends(run: xr.Dataset) -> xr.Dataset:
 
 
 def measure(
-    run: xr.Dataset,
-    attack: str,
-    rule: str = "fpr@0.01",
-    *,
-    only: Sequence[str] = AT_THE_ENDS,
-    draws: int = 200,
+    run: xr.Dataset, attack: str, rule: str = "fpr@0.01", *, only: Sequence[str] = AT_THE_ENDS, draws: int = 200,
     null: int | Sequence[xr.Dataset] = 5,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """The figures of one run under one attack.
 
     Args:
@@ -66,9 +63,7 @@ def order(displacements: Mapping[str, pd.Series]) -> tuple[list[str], bool]:
     return ranked, sure
 
 
-def survival(
-    tables: Mapping[str, Mapping[str, pd.DataFrame]], main: str, alike: Sequence[str], step: float
-) -> pd.DataFrame:
+def survival(tables: Tables, main: str, alike: Sequence[str], step: float) -> pd.DataFrame:
     """For each attack, whether what the reference (the first attack) shows is shown by it too.
 
     Rules, each on 95 % intervals. *Order*: the data sets rank by displacement as under the reference (``sure`` if the
@@ -110,12 +105,7 @@ def survival(
 
 
 def verdict(
-    tables: Mapping[str, Mapping[str, pd.DataFrame]],
-    agree: pd.DataFrame,
-    nulls: Mapping[str, Sequence[xr.Dataset]],
-    main: str,
-    alike: Sequence[str],
-    step: float,
+    tables: Tables, agree: pd.DataFrame, nulls: Nulls, main: str, alike: Sequence[str], step: float
 ) -> list[str]:
     """Sentences, computed: what survives under which attacks, and how far they name the same samples.
 
