@@ -31,8 +31,9 @@ from .summary import METRICS, null_masks, p_values
 RULES = ("fpr@0.01", "bayes")
 CHEAP = [name for name in METRICS if name != "silhouette"]  # k-means takes longer than all others together
 CORRELATED = {  # of a sample's dynamic vulnerability (Spearman) with a stand-in for a measure of its hardness
-    "r_all": "correlation, a measure of all models", "r_out": "correlation, a measure of the out-models (not exchangeable)",
-}  # fmt: skip
+    "r_all": "correlation, a measure of all models",
+    "r_out": "correlation, a measure of the out-models (not exchangeable)",
+}
 CALIBRATED = {name: METRICS[name].label for name in CHEAP} | CORRELATED
 MODELS = (8, 16, 20, 32, 64, 128)
 DESIGNS = ("bernoulli", "balanced")

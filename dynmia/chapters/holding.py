@@ -93,8 +93,8 @@ def one_model(runs: Mapping[str, xr.Dataset], rule: str, only: Sequence[str]) ->
     """How much of the interval over both is due to the one model that fits its own half worst at the end.
 
     Returns:
-        Index (run, models), models ``all`` or ``without number k``; columns train accuracy (of that model, of the others
-        on average) and, for each metric, ``value [interval]``.
+        Index (run, models), models ``all`` or ``without number k``; columns train accuracy (of that model; of the
+        others, on average) and, for each metric, ``value [interval]``.
     """
     rows = {}
     for name, run in runs.items():
