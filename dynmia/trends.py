@@ -41,8 +41,8 @@ class Law:
     Attributes:
         form: ``power law`` a n^b; ``with ceiling`` M / (1 + 1 / (a n^b)); ``with floor`` c + a n^b.
         exponent, low, high: b and its 95 % interval.
-        aicc: Akaike's information criterion for small samples, with the bootstrap errors as the errors.
-        scatter: standard deviation of log value about the curve beyond the bootstrap errors.
+        aicc: Akaike's information criterion for small samples, with the standard errors of the values as errors.
+        scatter: standard deviation of log value about the curve beyond their standard errors.
         predict: sizes to (3, sizes): the curve and the prediction interval of one population there.
     """
 
@@ -60,7 +60,7 @@ def fit_law(
 ) -> Law:
     """Fit a curve to positive ``values`` at ``sizes`` by weighted least squares in log-log.
 
-    The variance of a point is that of its bootstrap error plus a scatter about the curve, which is estimated so that
+    The variance of a point is that of its standard error plus a scatter about the curve, which is estimated so that
     the weighted squares sum to their degrees of freedom (Paule and Mandel 1982). Intervals take Student's t with n
     minus the number of parameters; that of a prediction includes the scatter.
 

@@ -85,7 +85,9 @@ def estimators(runs: Mapping[str, xr.Dataset], recorded: Mapping[str, xr.Dataset
     return xr.Dataset({name: found[name] for name in ESTIMATORS if name in found})
 
 
-def relate(estimated: xr.Dataset, run: xr.Dataset, rule: str = "fpr@0.01", null: int = 20) -> pd.DataFrame:
+def relate(
+    estimated: xr.Dataset, run: xr.Dataset, rule: str = "fpr@0.01", null: int | xr.DataArray = 20
+) -> pd.DataFrame:
     """:func:`dynmia.hardness.relate`, with halves that suit the deep ensemble.
 
     Its members have the seeds of the first models of ``run``. All of them are set against the first half of the models
