@@ -27,10 +27,10 @@ Halved = Mapping[str, Sequence[xr.Dataset]]  # for each run what with_halves ret
 Nulls = Mapping[str, Sequence[xr.Dataset]]  # for each run planes of its permutation null
 STATE: dict[str, Callable[..., xr.DataArray]] = {  # metrics of summary.METRICS that a moment has, over epoch
     "auc": dyn.auc,
-    "advantage": lambda plane: 1000 * plane.advantage.mean("sample"),
+    "advantage": lambda plane, weights=None: 1000 * dyn.population_mean(plane.advantage, weights),
     "displacement": dyn.displacement,
-    "entropy_change": lambda plane: (h := dyn.spatial_entropy(plane)) - h.isel(epoch=0),
-    "vulnerable": lambda plane: 100 * dyn.vulnerable(plane).mean("sample"),
+    "entropy_change": lambda plane, weights=None: (h := dyn.spatial_entropy(plane, weights)) - h.isel(epoch=0),
+    "vulnerable": lambda plane, weights=None: 100 * dyn.population_mean(dyn.vulnerable(plane), weights),
 }
 MATCHINGS = {
     "epoch": "at the last epoch",
