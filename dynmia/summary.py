@@ -250,11 +250,11 @@ def decimals(name: str, row: pd.Series) -> int:
     return resolved(row.low, row.high, METRICS[name].digits)
 
 
-def cell(value: float, low: float, high: float, digits: int = 1) -> str:
-    """``value [low, high]`` to what the interval resolves; ``undefined`` where there is no value."""
+def cell(value: float, low: float, high: float, digits: int = 1, least: int = 0) -> str:
+    """``value [low, high]`` to what the interval resolves, at ``least``; ``undefined`` where there is no value."""
     if np.isnan(value):
         return "undefined"
-    digits = resolved(low, high, digits)
+    digits = max(least, resolved(low, high, digits))
     return "{} [{}, {}]".format(*(f"{round(v, digits) + 0.0:.{digits}f}" for v in (value, low, high)))
 
 

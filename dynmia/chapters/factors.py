@@ -89,7 +89,8 @@ def contrasts(
 
 def written(metric: str, row: pd.Series, digits: int | None = None) -> str:
     """:func:`dynmia.summary.cell` of a metric; ``digits`` if it is a ratio."""
-    return cell(row["value"], row["low"], row["high"], METRICS[metric].digits if digits is None else digits)
+    ratio = digits is not None
+    return cell(row["value"], row["low"], row["high"], METRICS[metric].digits if digits is None else digits, int(ratio))
 
 
 def leaks(table: pd.DataFrame, metrics: Sequence[str] = ("auc", "vulnerable")) -> pd.Series:

@@ -28,7 +28,7 @@ from ..errors import UserError
 from ..plane import vulnerability_plane
 from ..retest import retest
 from ..runs import open_run, resolve, study_of
-from ..summary import cell, resolved
+from ..summary import band, cell, resolved
 from .scaling import by_pool_size, fit_all
 
 VERDICTS = ("reproduced", "direction reproduced", "not reproduced", "not yet measured at this scale")
@@ -315,9 +315,10 @@ def printed(table: pd.DataFrame) -> pd.DataFrame:
     def numbers(row: pd.Series) -> tuple[str, str]:
         if np.isnan(row.value):
             return "not measured", ""
-        digits = resolved(row.low, row.high, 3)
-        noise = "" if np.isnan(row.null_low) else f"{row.null_low:.{digits}f} to {row.null_high:.{digits}f}"
-        return cell(row.value, row.low, row.high, 3), noise
+        least = int(row.unit == "ratio")  # 1 is no effect, so whole numbers would not tell
+        digits = max(least, resolved(row.low, row.high, 3))
+        noise = "" if np.isnan(row.null_low) else band(row.null_low, row.null_high, digits=digits)
+        return cell(row.value, row.low, row.high, 3, least), noise
 
     cells = [numbers(row) for _, row in table.iterrows()]
     return pd.DataFrame({
