@@ -1,4 +1,5 @@
 import json
+import re
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -105,6 +106,7 @@ def test_first_reach_and_the_verdict_on_the_early_window(run):
         assert f"{said} of training: X ({share:.2f}" in sentences[0]
         assert f"level in {int(share - 0.05 > 0.5)} of 1 runs" in sentences[1]
         assert "above chance in 1 of 1 runs" in sentences[2]
+        assert re.search(r"above chance in [01] of 1 runs, and keeps", sentences[3])
 
 
 def test_control_is_the_mean_of_both_ways(run):

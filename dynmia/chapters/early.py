@@ -151,7 +151,8 @@ def verdict(
             same, other = (both.value - both.chance).values
             rows.append({
                 "seen": recall.low > recall.null_high, "best": SCORES[str(now.value.idxmax("score").values)],
-                "gains": float(now.low.max()) > float(now.chance_high), "lasts": both.low[1] > both.chance_high,
+                "gains": float(now.low.max()) > float(now.chance_high),
+                "lasts": float(both.low[1]) > float(both.chance_high),
                 "kept": 100 * other / same if same > 0 else np.nan,
             })  # fmt: skip
         table = pd.DataFrame(rows)
