@@ -231,7 +231,7 @@ def _claims() -> list[Claim]:
               ("cifar10", "epistemic_correlation"), "Pearson r", related("epistemic_out", "vulnerable", "all models")),
         Claim(key, "over 70 % of the finally vulnerable samples are so at 3/8 of training", early,
               ("cifar10", "early_recall"), "%", value(BASE, "early_recall"), bound=True),
-        Claim(key, "the same under the rule `bayes`, where the no-signal level rests on more samples", early,
+        Claim(key, "the same under the rule bayes, where the no-signal level rests on more samples", early,
               ("cifar10", "early_recall"), "%", lambda r: r.figure(BASE, "early_recall", "bayes"), bound=True),
         Claim(experiment, "five populations agree: the coefficient of variation of the advantage is below 0.15",
               "14-how-many-models", ("cifar10", "advantage_variation"), "", _advantage_spread, neutral=np.inf, sense=-1,
@@ -322,7 +322,7 @@ def printed(table: pd.DataFrame) -> pd.DataFrame:
 
     cells = [numbers(row) for _, row in table.iterrows()]
     return pd.DataFrame({
-        "claim": table.claim, "unit": table.unit, "paper": [f"{v:g}" if np.isfinite(v) else "" for v in table.paper],
+        "claim": table.claim, "unit": table.unit, "paper": [f"{v:.3g}" if np.isfinite(v) else "" for v in table.paper],
         "ours [95 %]": [ours for ours, _ in cells], "no signal": [noise for _, noise in cells],
         "verdict": table.verdict, "chapter": table.chapter,
     })  # fmt: skip
