@@ -98,9 +98,8 @@ def test_estimators_and_their_correlations(populations):
     table = uncertainty.relate(found[["mi_all", "deep_mi"]], runs["base"], "bayes", null=2)
     vulnerability = uncertainty.target(hardness.half_of(runs["base"], np.arange(4, 8)), "bayes")[0]
     by_hand = hardness.correlation(found.deep_mi.sel(part="all")[-1], vulnerability).loc["pearson"]
-    pd.testing.assert_series_equal(
-        table.loc["deep_mi", "all", "other half", "pearson"], by_hand, check_names=False, check_dtype=False
-    )
+    row = table.loc["deep_mi", "all", "other half", "pearson"]
+    pd.testing.assert_series_equal(row.drop("p"), by_hand, check_names=False, check_dtype=False)
     straight = hardness.relate(found[["mi_all"]], runs["base"], "bayes", null=2)
     pd.testing.assert_frame_equal(table.loc[["mi_all"]], straight, check_dtype=False)
 
