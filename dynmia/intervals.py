@@ -90,8 +90,11 @@ def score_halves(
     return figures([vulnerability_plane(run, rule, **options)], metrics).iloc[0], drawn
 
 
-def every(run: xr.Dataset, rule: str = "fpr@0.01", *, draws: int = 20, seed: int = 0, **options: Any) -> pd.DataFrame:
-    """All of ``METRICS`` with the intervals that the book prints.
+def every(
+    run: xr.Dataset, rule: str = "fpr@0.01", *, only: Collection[str] = METRICS, draws: int = 20, seed: int = 0,
+    **options: Any,
+) -> pd.DataFrame:  # fmt: skip
+    """All of ``METRICS``, or those in ``only``, with the intervals that the book prints.
 
     They are over both, models and samples, or over samples where the models are too few to halve. No t interval holds
     for an epoch, which moves in steps: those have :func:`dynmia.summary.summarise`'s bootstrap over samples.
@@ -99,13 +102,13 @@ def every(run: xr.Dataset, rule: str = "fpr@0.01", *, draws: int = 20, seed: int
     Returns:
         As :func:`interval`; error is NaN for epochs.
     """
-    steps = [name for name, metric in METRICS.items() if metric.unit == "epoch"]
+    steps = [name for name in only if METRICS[name].unit == "epoch"]
     over = "both" if run.sizes["model"] >= LEAST else "samples"
-    rest = [name for name in METRICS if name not in steps]
+    rest = [name for name in only if name not in steps]
     table = interval(run, rule, over, only=rest, draws=draws, seed=seed, **options)
     dates = summarise(vulnerability_plane(run, rule, **options), draws=200, only=steps, seed=seed)
     table = pd.concat([table, dates])
-    return table.loc[list(METRICS)].rename_axis("metric")
+    return table.loc[list(only)].rename_axis("metric")
 
 
 def ratio(above: Scored, below: Scored, metric: str, level: float = 0.95) -> pd.Series:

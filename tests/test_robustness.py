@@ -8,10 +8,11 @@ import pytest
 import xarray as xr
 from test_summary import run_with
 
-from dynmia import attacks, dynamics, lira, study_of, vulnerability_plane
-from dynmia.agreement import agreement
-from dynmia.chapters import early, figures_attacks, figures_early
-from dynmia.chapters.robustness import ALONG_THE_WAY, AT_THE_ENDS, NAMES, ends, measure, order, survival, verdict
+from dynmia import attacks, campaign, dynamics, intervals, lira, study_of, vulnerability_plane
+from dynmia.agreement import agreement, overlap, rank_agreement
+from dynmia.chapters import early, figures_attacks, figures_early, robustness
+from dynmia.chapters.robustness import ALONG_THE_WAY, AT_THE_ENDS, NAMES, ends, final, measure, order, survival, verdict
+from dynmia.simulate import Simulator
 from dynmia.summary import EARLY, null_planes, summarise
 
 
@@ -34,13 +35,40 @@ def test_the_ends_are_all_that_the_metrics_there_need(run):
 
 
 def test_measure_sets_the_null_of_the_same_attack_beside(run):
-    table = measure(run, "rmia", draws=20, null=2)
+    table = measure(run, "rmia", null=2)
     planes = list(null_planes(run, draws=2, attack="rmia"))
     assert planes[0].attrs["attack"] == "rmia"
-    pd.testing.assert_frame_equal(table, measure(run, "rmia", draws=20, null=planes))
+    pd.testing.assert_frame_equal(table, measure(run, "rmia", null=planes))
+    ours = intervals.interval(run, over="both", only=["displacement"], attack="rmia").loc["displacement"]
+    assert table.loc["displacement", ["value", "low", "high"]].tolist() == ours[["value", "low", "high"]].tolist()
     values = [float(dynamics.displacement(p)[-1]) for p in planes]
     assert table.null_low["displacement"] == min(values)
     assert table.null_high["displacement"] == max(values)
+
+
+def test_what_is_kept_of_a_plane_is_all_that_agreement_reads():
+    run = Simulator(samples=80, checkpoints=3, separation=3).run()
+    planes = [vulnerability_plane(run, attack=attack) for attack in ("online", "offline-density")]
+    assert 0 < float(rank_agreement(*planes)) == float(rank_agreement(*map(final, planes))) < 1
+    assert 0 < float(overlap(*planes)) == float(overlap(*map(final, planes))) < 1
+
+
+def test_the_released_table_is_made_of_measure(run, monkeypatch):
+    other = run.isel(sample=slice(100))
+    monkeypatch.setattr(campaign, "released", lambda *_: {"one": run, "two": other})
+    monkeypatch.setattr(robustness, "NAMES", {"online": "LiRA", "loss": "loss threshold"})
+    table = robustness.compute(null=3)
+    nulls = [list(null_planes(run, draws=3, attack=attack)) for attack in ("online", "loss")]
+    table, whole = table.sort_index(), measure(run, "loss", only=ALONG_THE_WAY, null=nulls[1])
+    found = table.loc["one", "loss"].loc[list(ALONG_THE_WAY)]
+    pd.testing.assert_frame_equal(found, whole.astype(float), check_names=False)
+    ranks = [float(rank_agreement(*pair)) for pair in zip(*nulls)]
+    assert table.loc[("one", "loss", "spearman"), "null_high"] == max(ranks)
+    found = robustness.tables_of(table)
+    assert list(found) == ["online", "loss"]
+    alone = measure(ends(other), "online", null=3).astype(float)
+    pd.testing.assert_frame_equal(found["online"]["two"].loc[alone.index, whole.columns], alone, check_names=False)
+    assert found["loss"]["one"].unit["vulnerable"] == "%"
 
 
 def row(value, width=1.0, null=(0.0, 1.0)):
@@ -81,9 +109,10 @@ def test_the_verdict_names_what_survives(run):
     names = ["online", "rmia", "loss"]
     planes = {a: vulnerability_plane(run, attack=a) for a in names}
     nulls = {a: list(null_planes(run, draws=2, attack=a)) for a in names}
-    tables = {a: {"x": measure(run, a, only=ALONG_THE_WAY, draws=20, null=nulls[a])} for a in names}
+    tables = {a: {"x": measure(run, a, only=ALONG_THE_WAY, null=nulls[a])} for a in names}
     agree = pd.concat({("online", a): agreement(planes["online"], planes[a], draws=20) for a in names[1:]})
-    sentences = verdict(tables, agree, nulls, "x", ["x"], 2)
+    noise = pd.Series({a: max(float(rank_agreement(*p)) for p in zip(nulls["online"], nulls[a])) for a in names[1:]})
+    sentences = verdict(tables, agree, noise, "x", ["x"], 2)
     assert len(sentences) == 7
     assert "order of the data sets by displacement is LiRA's under 3 of 3 attacks" in sentences[0]
     assert sentences[2].endswith("under 2 of 3 attacks (LiRA; loss threshold).")  # on this run, whose samples are alike

@@ -1,19 +1,27 @@
-"""Which conclusions of the study survive another attack: every attack's figures, beside its own no-signal level."""
+"""Which conclusions of the study survive another attack: every attack's figures, beside its own no-signal level.
+
+``python -m dynmia.chapters.robustness [folder]`` makes ``attacks.csv`` from the runs in ``folder``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise, product
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ..agreement import rank_agreement
-from ..matching import Nulls
-from ..plane import vulnerability_plane
-from ..summary import EARLY, null_planes, null_table, quantiles, summarise
+from .. import campaign
+from ..agreement import overlap, rank_agreement
+from ..dynamics import dynamic_vulnerability, states
+from ..intervals import every
+from ..summary import EARLY, METRICS, null_planes, null_table, p_values, quantiles
 from ..verdict import compare
+from ._shared import release
 
 Tables = Mapping[str, Mapping[str, pd.DataFrame]]
 NAMES = {  # in the order of what the attacker knows about each sample
@@ -25,6 +33,7 @@ NAMES = {  # in the order of what the attacker knows about each sample
     "shokri": "shadow classifier",
     "loss": "loss threshold",
 }
+PATH, INDEX = "attacks.csv", ["run", "attack", "metric"]
 AT_THE_ENDS = ("auc", "tpr_1pct", "tpr_01pct", "displacement", "entropy_change", "vulnerable", "early_recall")
 ALONG_THE_WAY = (*AT_THE_ENDS, "transition_peak", "transition_peak_epoch", "dynamic")
 
@@ -36,8 +45,8 @@ def ends(run: xr.Dataset) -> xr.Dataset:
 
 
 def measure(
-    run: xr.Dataset, attack: str, rule: str = "fpr@0.01", *, only: Sequence[str] = AT_THE_ENDS, draws: int = 200,
-    null: int | Sequence[xr.Dataset] = 5,
+    run: xr.Dataset, attack: str, rule: str = "fpr@0.01", *, only: Sequence[str] = AT_THE_ENDS,
+    null: int | Iterable[xr.Dataset] = 5,
 ) -> pd.DataFrame:  # fmt: skip
     """The figures of one run under one attack.
 
@@ -45,15 +54,74 @@ def measure(
         run, rule: as for :func:`dynmia.plane.vulnerability_plane`.
         attack: its name.
         only: metrics.
-        draws: of the bootstrap.
         null: draws of the permutation null, or its planes.
 
     Returns:
-        Index metric; columns label, value, low, high, unit, null_value, null_low, null_high.
+        Index metric; columns value, low, high (:func:`dynmia.intervals.every`), null_value, null_low, null_high, p.
     """
     planes = null_planes(run, rule, draws=null, attack=attack) if isinstance(null, int) else null
-    table = summarise(vulnerability_plane(run, rule, attack=attack), draws=draws, only=only)
-    return table.join(quantiles(null_table(planes, only)).add_prefix("null_"))
+    drawn, table = null_table(planes, only), every(run, rule, only=only, attack=attack)[["value", "low", "high"]]
+    return table.join(quantiles(drawn).add_prefix("null_")).assign(p=p_values(table.value, drawn))
+
+
+def final(plane: xr.Dataset) -> xr.Dataset:
+    """All that :mod:`dynmia.agreement` reads of a plane: dynamic vulnerability, and the states at the end."""
+    advantage = dynamic_vulnerability(plane).expand_dims("epoch")
+    return xr.Dataset({"advantage": advantage, "state": states(plane).isel(epoch=[-1]).drop_vars("epoch")})
+
+
+def _job(job: tuple[xr.Dataset, str, str, int, bool]) -> tuple[pd.DataFrame, list[xr.Dataset]]:
+    """One run under one attack; of the main run with metrics along the way and the end of every redrawn plane."""
+    run, attack, rule, null, main = job
+    finals = []
+
+    def planes() -> Iterator[xr.Dataset]:  # one at a time: two hundred would fill the memory
+        for plane in null_planes(run, rule, draws=null, attack=attack):
+            if main:
+                finals.append(final(plane))
+            yield plane
+
+    only = ALONG_THE_WAY if main else AT_THE_ENDS
+    return measure(run, attack, rule, only=only, null=planes()), finals
+
+
+def compute(folder: str | os.PathLike[str] = "data", rule: str = "fpr@0.01", null: int = 200) -> pd.DataFrame:
+    """:func:`measure` of every run of chapter 08 in ``folder`` under every attack, two processes at once.
+
+    The first run is followed over all checkpoints. For it the redrawn populations also tell how far two attacks on the
+    same models agree without a signal: rows ``spearman`` and ``jaccard`` of each attack with the first one.
+
+    Returns:
+        Index (run, attack, metric).
+    """
+    runs = campaign.released("08", folder)
+    main, rows, noise = next(iter(runs)), {}, {}
+    jobs = [
+        (run if name == main else ends(run), a, rule, null, name == main) for name, run in runs.items() for a in NAMES
+    ]
+    with ProcessPoolExecutor(2) as pool:
+        for (name, attack), (table, planes) in zip(product(runs, NAMES), pool.map(_job, jobs)):
+            rows[name, attack] = table
+            if name == main:
+                noise[attack] = planes
+    first, *others = NAMES
+    for attack in others:
+        pairs = list(zip(noise[first], noise[attack]))
+        drawn = {"spearman": [float(rank_agreement(*pair)) for pair in pairs]}
+        drawn["jaccard"] = [float(overlap(*pair)) for pair in pairs]
+        rows[main, attack] = pd.concat([rows[main, attack], quantiles(pd.DataFrame(drawn)).add_prefix("null_")])
+    return pd.concat(rows, names=INDEX).astype(float)
+
+
+def tables_of(table: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
+    """What :func:`compute` found, by attack and run, without the rows of agreement and with labels and units."""
+    found: dict[str, dict[str, pd.DataFrame]] = {attack: {} for attack in NAMES}
+    for (run, attack), part in table.groupby(level=["run", "attack"], sort=False):
+        part = part.droplevel(["run", "attack"])
+        part = part[part.index.isin(list(METRICS))]
+        label, unit = ([getattr(METRICS[str(name)], what) for name in part.index] for what in ("label", "unit"))
+        found[str(attack)][str(run)] = part.assign(label=label, unit=unit)
+    return found
 
 
 def order(displacements: Mapping[str, pd.Series]) -> tuple[list[str], bool]:
@@ -105,13 +173,14 @@ def survival(tables: Tables, main: str, alike: Sequence[str], step: float) -> pd
 
 
 def verdict(
-    tables: Tables, agree: pd.DataFrame, nulls: Nulls, main: str, alike: Sequence[str], step: float
+    tables: Tables, agree: pd.DataFrame, noise: pd.Series, main: str, alike: Sequence[str], step: float
 ) -> list[str]:
     """Sentences, computed: what survives under which attacks, and how far they name the same samples.
 
     Args:
         tables, main, alike, step: as for :func:`survival`.
-        agree: index (a, b, measure), from :func:`dynmia.agreement.agreement`; nulls: planes of the permuted ``main``.
+        agree: index (a, b, measure), from :func:`dynmia.agreement.agreement`.
+        noise: by attack, the highest rank agreement with the first one that ``main`` has without a signal.
     """
     survived = survival(tables, main, alike, step)
 
@@ -130,7 +199,6 @@ def verdict(
         f"under {those('70 % early', 'no,')}; undecided under {those('70 % early', 'undecided')}.",
     ]
     first = next(iter(tables))
-    noise = {a: max(map(float, map(rank_agreement, nulls[first], nulls[a]))) for a in list(tables)[1:]}
     ranks, sets = (agree.xs(measure, level="measure").loc[first] for measure in ("spearman", "jaccard"))
     closer = [NAMES.get(a, a) for a, largest in noise.items() if ranks.low[a] > largest]
     above = [NAMES.get(str(a), a) for a, row in sets.iterrows() if row.low > row.chance_high]
@@ -146,3 +214,8 @@ def verdict(
 def _side(row: pd.Series) -> str:
     """:func:`dynmia.verdict.compare` with the no-signal level of the same row."""
     return compare(row, pd.Series({"low": row.null_low, "high": row.null_high}))
+
+
+if __name__ == "__main__":
+    where = sys.argv[1] if len(sys.argv) > 1 else "data"
+    release(compute(where), PATH, f"robustness {where}; 200 redrawn masks, seed 0", where)
