@@ -152,6 +152,8 @@ def test_explained_shares_by_hand():
 ])  # fmt: skip
 def test_findings_follow_their_rule(row, words):
     assert nosignal._finding(pd.Series(row, ["value", "low", "high", "attainable"])) == words
+    named = pd.Series(row, ["value", "low", "high", "attainable"], name=("bayes", "r_out"))
+    assert nosignal._finding(named) == words.replace("a fault", "the test does not hold for it")
 
 
 def test_the_verdict_names_what_is_out_of_bounds():
