@@ -88,7 +88,7 @@ PATH = "sensitivity.csv"
 INDEX = ["run", "choice", "metric"]
 
 
-def compute(folder: str | os.PathLike[str] = "data", draws: int = 400, null: int = 10) -> pd.DataFrame:
+def compute(folder: str | os.PathLike[str] = "data", draws: int = 400, null: int = 200) -> pd.DataFrame:
     """Every metric and every margin under every choice, from the runs in ``folder``; minutes.
 
     Returns:
