@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -175,6 +177,7 @@ def test_the_table_of_equal_runs(monkeypatch, tmp_path):
     monkeypatch.setattr(sensitivity, "open_run", lambda path: RUN)
     few = [REFERENCE, Choice("rule", "bayes", rule="bayes"), Choice("design", "balanced", run=BALANCED)]
     monkeypatch.setattr(sensitivity, "choices", lambda run: few)
+    monkeypatch.setattr(sensitivity, "compute", partial(sensitivity.compute, null=10))
     sensitivity.main(str(tmp_path))
     table = sensitivity.read(tmp_path)
     drawn, noise = measure(RUN, few, 400), [measure(RUN, few, 0, keep=keep) for keep in null_masks(RUN, 10)]
