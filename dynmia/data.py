@@ -10,6 +10,8 @@ import os
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +20,14 @@ from .errors import UserError, disk_error, reason
 from .study import is_path
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels")
+CODED = tuple(f"{split}_{part}" for split in ("train", "test") for part in ("jpeg", "offsets", "labels"))
 SIZES = {  # shape (C, H, W), training split, test split, classes
     "digits": ((1, 8, 8), 1497, 300, 10),
     "mnist": ((1, 28, 28), 60000, 10000, 10),
     "fashion_mnist": ((1, 28, 28), 60000, 10000, 10),
     "cifar10": ((3, 32, 32), 50000, 10000, 10),
     "cinic10": ((3, 32, 32), 90000, 90000, 10),
+    "cifar10_jpeg": ((3, 32, 32), 50000, 10000, 10),
 }
 CINIC10_URL = "https://datashare.ed.ac.uk/bitstream/handle/10283/3192/CINIC-10.tar.gz"
 CINIC10_MD5 = "6ee4d0c996905fe93221de577967a372"
@@ -109,15 +113,26 @@ def check(where: object, arrays: dict[str, np.ndarray]) -> Dataset:
 def _from_npz(path: Path) -> Dataset:
     try:
         with np.load(path, allow_pickle=False) as file:
-            for key in KEYS:
+            coded = "train_jpeg" in file
+            for key in CODED if coded else KEYS:
                 if key not in file:
-                    raise UserError(f"{path} has no key {key!r}; it needs {', '.join(KEYS)}.")
-            arrays = {key: file[key] for key in KEYS}
+                    raise UserError(f"{path} has no key {key!r}; it needs {', '.join(CODED if coded else KEYS)}.")
+            arrays = {key: file[key] for key in KEYS if key in file}
+            for split in ("train", "test") if coded else ():
+                arrays[f"{split}_images"] = _decode(file[f"{split}_jpeg"].tobytes(), file[f"{split}_offsets"])
     except UserError:
         raise
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds on a damaged or pickled file
         raise UserError(f"{path} cannot be read as .npz: {reason(error)}.") from error
     return check(path, arrays)
+
+
+def _decode(joined: bytes, offsets: np.ndarray) -> np.ndarray:
+    """Images, uint8 (n, H, W, C), from JPEG files one after another, which begin and end at ``offsets`` (n + 1,)."""
+    from PIL import Image
+
+    files = (joined[start:end] for start, end in pairwise(offsets))
+    return np.stack([np.asarray(Image.open(BytesIO(file)).convert("RGB")) for file in files])
 
 
 def _from_folder(path: Path) -> Dataset:
@@ -166,6 +181,8 @@ def _digits() -> Dataset:
 def _download(name: str, cache: Path) -> Dataset:
     if name == "cinic10":
         return _cinic10(cache)
+    if name == "cifar10_jpeg":
+        raise UserError("cifar10_jpeg cannot be downloaded: use cifar10, or put cifar10_jpeg.npz into a data folder.")
     from torchvision import datasets
 
     classes: dict[str, Callable[..., object]] = {

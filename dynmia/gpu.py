@@ -147,8 +147,8 @@ class Lane:
 
     def query(self, images: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """:func:`dynmia.step.evaluate` in batches that fill a GPU."""
-        batch = {"batch": EVALUATION_BATCH} if self.cuda else {}
-        return evaluate(self.state, self.data, images, labels, **batch)
+        fill = dict(batch=EVALUATION_BATCH, whole=self.compiled) if self.cuda else {}
+        return evaluate(self.state, self.data, images, labels, **fill)  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager
@@ -219,6 +219,7 @@ def train_lanes(
     opened = open_lanes(study, pool, data, count, compiled)
     engine = f"cuda-graph, {count} in flight{', compiled' * opened[0].compiled}" if opened[0].cuda else "cpu"
     flights: dict[Lane, Iterator[int]] = {}
+    in_flight = count  # during the epoch that is queued
 
     def fly(lane: Lane) -> Iterator[int]:
         """Train one model after another on ``lane``; yields the steps of each epoch, to be run by the caller."""
@@ -231,7 +232,7 @@ def train_lanes(
                 lane.load(model)
                 shard = Shard(study, pool, data, model, store, lane.state, lane.query, report, engine)
                 shard.longest = longest
-                while shard.goes_on(deadline, len(flights)):
+                while shard.goes_on(deadline, in_flight):
                     yield lane.begin(shard.members, model, shard.epoch)
                     shard.trained(lane.mean_loss())
                 longest = shard.longest
@@ -241,7 +242,7 @@ def train_lanes(
     flights |= {lane: fly(lane) for lane in opened}
     try:
         while flights:
-            epoch = []
+            epoch, in_flight = [], len(flights)
             for lane, flight in list(flights.items()):
                 with lane.here():
                     steps = next(flight, 0)

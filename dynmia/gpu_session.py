@@ -18,40 +18,75 @@ from typing import Annotated, Any
 
 import typer
 
+from . import campaign
 from .cli import parse_duration
 from .errors import UserError, choose, reason
-from .study import Study
+from .study import PRESETS, Study
 
-PARTS = ("tests", "measures", "training")
+DEVICE = "cuda"
+PARTS = ("tests", "measures", "agreement", "training")
 STUDIES = ("paper-baseline", "paper-sgd", "paper-sam")
+AGREEMENT = "cifar10-cnn-1000"  # five populations of it are released, so that the noise of the seed is known
+ENGINES = ("graph", "compiled graph", "eager")
 TESTS_UNTIL, MEASURES_UNTIL = 0.35, 0.6  # shares of the budget; what tests and measures leave over goes to training
 
 
 def parse_study(text: str) -> Study:
-    """Read a preset with changes to its fields: ``paper-baseline,pool_size=10000,epochs=100``."""
-    preset, *changes = text.split(",")
+    """Read a preset or a run of ``data/campaign.yml``, with changes: ``paper-baseline,pool_size=10000,epochs=100``."""
+    name, *changes = text.split(",")
     fields: dict[str, Any] = {}
     for change in changes:
-        name, equals, value = change.partition("=")
+        field, equals, value = change.partition("=")
         if not equals:
             raise UserError(f"study {text!r}: write PRESET,field=value,field=value.")
         try:
-            fields[name] = json.loads(value)
+            fields[field] = json.loads(value)
         except ValueError:
-            fields[name] = value
-    return Study.preset(preset, **fields)
+            fields[field] = value
+    released = {entry.name: entry.study for entry in campaign.entries()} if name not in PRESETS else {}
+    return released[name].replace(**fields) if name in released else Study.preset(name, **fields)
 
 
 def run_tests(seconds: float) -> dict[str, Any]:
     """Run the GPU tests in a process of its own; its last line, and what failed."""
     root = Path(__file__).parents[1]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_gpu.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_gpu.py"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=seconds)
     lines = (done.stdout + done.stderr).strip().splitlines()
     typer.echo("\n".join(lines[-60:]), err=True)
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     return {"returncode": done.returncode, "summary": lines[-1] if lines else "", "failed": failed}
+
+
+def agree(text: str, out: Path, data_dir: str | None, deadline: float) -> dict[str, Any]:
+    """Train one study by each engine: mean accuracies and the AUC of LiRA at the end, which must not differ."""
+    from .engine import open_store, train_here
+    from .gpu import train_lanes
+    from .plane import vulnerability_plane
+    from .runs import assemble
+    from .step import arithmetic
+    from .summary import METRICS
+
+    found: dict[str, Any] = {"study": text}
+    for name in ENGINES:
+        folder, models = out / f"agreement-{name.replace(' ', '-')}", range(parse_study(text).shadow_models)
+        study, pool, store = open_store(parse_study(text), out=folder, data_dir=data_dir, device=DEVICE)
+        began = time.time()
+        with arithmetic("fast"):
+            if name == "eager":
+                train_here(study, pool, store, models, lambda event: None, DEVICE, deadline)
+            else:
+                train_lanes(study, pool, store, models, device=DEVICE, deadline=deadline, compiled="compiled" in name)
+        if left := len(store.missing()):
+            found[name] = f"{left} models are left: the time was over"
+            continue
+        last = assemble(store, pool).isel(epoch=[-1])
+        auc = METRICS["auc"].of(vulnerability_plane(last), None)
+        found[name] = {"auc": round(float(auc), 4), "seconds": round(time.time() - began, 1)} | {
+            part: round(float(last[part].mean()), 4) for part in ("train_accuracy", "test_accuracy")
+        }
+    return found
 
 
 def train(text: str, out: Path, data_dir: str | None, deadline: float, lanes: int | None, mode: str) -> dict[str, Any]:
@@ -79,8 +114,12 @@ def session(
     data_dir: Annotated[str | None, typer.Option(help="folder of <name>.npz files (default: DYNMIA_DATA)")] = None,
     out: Annotated[Path, typer.Option(help="folder of the run folders")] = Path("runs/gpu"),
     budget: Annotated[str, typer.Option(help="time for all, for example 9m")] = "9m",
-    study: Annotated[list[str] | None, typer.Option(help="PRESET,field=value to train; may be repeated")] = None,
-    part: Annotated[list[str] | None, typer.Option(help="tests, measures or training; may be repeated")] = None,
+    study: Annotated[
+        list[str] | None, typer.Option(help="PRESET or released run, with ,field=value, to train; may be repeated")
+    ] = None,
+    part: Annotated[
+        list[str] | None, typer.Option(help="tests, measures, agreement or training; may be repeated")
+    ] = None,
     lanes: Annotated[int | None, typer.Option(help="models in flight (default: 2)")] = None,
     mode: Annotated[str, typer.Option(help="fast or deterministic, of the training")] = "fast",
 ) -> None:
@@ -115,6 +154,8 @@ def session(
         until = began + seconds * (MEASURES_UNTIL if "training" in parts else 0.95)
         report = lambda name, value: typer.echo(f"{time.time() - began:6.0f} s  {name}: {value}", err=True)  # noqa: E731
         enter("measures", lambda: measure(until, report))
+    if "agreement" in parts:
+        enter("agreement", lambda: agree(AGREEMENT, out, data_dir, began + seconds))
     for text in studies if "training" in parts else []:
         enter(f"training {text}", lambda t=text: train(t, out, data_dir, began + seconds, lanes, mode))
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from .cost import SingleImages, random_pool, rate, spread
 from .errors import reason
-from .gpu import open_lanes, run_epoch
+from .gpu import EVALUATION_BATCH, open_lanes, run_epoch
 from .models import build_model, forward_flops
 from .pool import Pool
 from .step import DeviceData, arithmetic, new_state
@@ -24,7 +24,11 @@ from .training import train_epoch
 
 DEVICE, MODEL, SHAPE, CLASSES = "cuda", "wrn-28-2", (3, 32, 32), 10
 STEPS = 60  # of an epoch, as long as a third of a second
+SMALL: dict[str, Any] = dict(
+    optimizer="adamw", model="cnn", steps=600
+)  # the shallow CNN: a step takes a tenth of a millisecond
 TRAFFIC = (15e6, 21e6)  # bytes of memory traffic an image, forward and backward in bf16: fully fused, or less
+SECONDS = 0.7  # of one measurement
 CHECKPOINTS, EPOCHS, TRAINED, QUERIED = 41, 400, 25_000, 60_000  # of one model of the paper's baseline
 WORKERS = 8
 BASELINES = {
@@ -35,21 +39,21 @@ BASELINES = {
 }
 
 
-def setting(batch: int, optimizer: str = "sgd") -> tuple[Study, Pool, DeviceData]:
-    """A study of WRN-28-2 in bf16 with four models, and its random images on the GPU."""
-    study = Study(model=MODEL, optimizer=optimizer, batch_size=batch, precision="bf16", shadow_models=4)
-    pool = random_pool(SHAPE, CLASSES, STEPS * batch)
-    pool = dataclasses.replace(pool, keep=np.ones((4, STEPS * batch), bool))
+def setting(batch: int, optimizer: str = "sgd", model: str = "", steps: int = 0) -> tuple[Study, Pool, DeviceData]:
+    """A study in bf16 with eight models, and its random images on the GPU; an epoch has ``steps`` batches."""
+    study = Study(model=model or MODEL, optimizer=optimizer, batch_size=batch, precision="bf16", shadow_models=8)
+    pool = random_pool(SHAPE, CLASSES, (steps or STEPS) * batch)
+    pool = dataclasses.replace(pool, keep=np.ones((8, len(pool.labels)), bool))
     return study, pool, DeviceData.of(pool, DEVICE)
 
 
-def captured(batch: int, lanes: int = 1, compiled: bool = False, optimizer: str = "sgd") -> Callable[[], float]:
+def captured(batch: int, lanes: int = 1, compiled: bool = False, **options: Any) -> Callable[[], float]:
     """Training images per second of ``lanes`` captured models at a time, all taken together."""
-    study, pool, data = setting(batch, optimizer)
+    study, pool, data = setting(batch, **options)
     opened = open_lanes(study, pool, data, lanes, compiled)
     if opened[0].compiled != compiled:
         raise RuntimeError("torch.compile failed")
-    members = torch.arange(STEPS * batch)
+    members = torch.arange(len(pool.labels))
 
     def epoch() -> None:
         queued = []
@@ -64,29 +68,30 @@ def captured(batch: int, lanes: int = 1, compiled: bool = False, optimizer: str 
     for number, lane in enumerate(opened):
         with lane.here():
             lane.load(number)
-    return lambda: lanes * STEPS * batch * rate(epoch, 1.0)
+    return lambda: lanes * len(pool.labels) * rate(epoch, SECONDS)
 
 
-def eager(batch: int, compiled: bool = False) -> Callable[[], float]:
+def eager(batch: int, compiled: bool = False, **options: Any) -> Callable[[], float]:
     """Training images per second of the loop that a GPU runs without graphs."""
-    study, pool, data = setting(batch)
+    study, pool, data = setting(batch, **options)
     state = new_state(study, pool, 0, DEVICE)
     if compiled:
         state.model.compile(dynamic=False)
-    members = torch.arange(STEPS * batch, device=DEVICE)
-    return lambda: STEPS * batch * rate(lambda: train_epoch(study, state, data, members, 0, 0), 1.0)
+    members = torch.arange(len(pool.labels), device=DEVICE)
+    return lambda: len(members) * rate(lambda: train_epoch(study, state, data, members, 0, 0), SECONDS)
 
 
 def queried(compiled: bool) -> Callable[[], float]:
     """Queried images per second in evaluation mode and float32."""
-    study, pool, data = setting(250)
+    study, pool, data = setting(256)
     lane = open_lanes(study, pool, data, 1, compiled)[0]
+    count = len(data.images) // EVALUATION_BATCH * EVALUATION_BATCH or len(data.images)
 
     def query() -> None:
         with lane.here():
-            lane.query(data.images, data.labels)
+            lane.query(data.images[:count], data.labels[:count])
 
-    return lambda: len(data.images) * rate(query, 1.0)
+    return lambda: count * rate(query, SECONDS)
 
 
 def dataloader(batch: int) -> Callable[[], float]:
@@ -130,22 +135,24 @@ def bandwidth() -> Callable[[], float]:
 
 def measures() -> dict[str, tuple[str, Callable[[], Callable[[], float]]]]:
     """Name -> (mode, what prepares the measurement); the most telling first."""
-    found: dict[str, tuple[str, Callable[[], Callable[[], float]]]] = {
-        "copy": ("fast", bandwidth),
-        "dataloader_loop_256": ("fast", partial(dataloader, 256)),
-        "deterministic_graph_256": ("deterministic", partial(captured, 256)),
-    }
-    for batch in (256, 128, 512):
+    found: dict[str, tuple[str, Callable[[], Callable[[], float]]]] = {"copy": ("fast", bandwidth)}
+    for batch in (256, 512, 128):
         found[f"eager_{batch}"] = "fast", partial(eager, batch)
         found[f"graph_{batch}"] = "fast", partial(captured, batch)
         found[f"compiled_graph_{batch}"] = "fast", partial(captured, batch, compiled=True)
         for lanes in (2, 3, 4):
             found[f"compiled_graph_{batch}_{lanes}_in_flight"] = "fast", partial(captured, batch, lanes, True)
-        if batch == 256:
-            for name, compiled in (("", False), ("compiled_", True)):
-                found[f"sam_{name}graph_256"] = "fast", partial(captured, batch, 1, compiled, "sam-sgd")
-                found[f"{name}evaluation"] = "fast", partial(queried, compiled)
         found[f"compiled_{batch}"] = "fast", partial(eager, batch, compiled=True)
+        if batch == 256:
+            found["dataloader_loop_256"] = "fast", partial(dataloader, 256)
+            for name, compiled in (("", False), ("compiled_", True)):
+                found[f"sam_{name}graph_256"] = "fast", partial(captured, batch, 1, compiled, optimizer="sam-sgd")
+                found[f"{name}evaluation"] = "fast", partial(queried, compiled)
+            found["deterministic_graph_256"] = "deterministic", partial(captured, 256)
+            found["cnn_eager_64"] = "fast", partial(eager, 64, **SMALL)
+            for lanes in (1, 2, 4, 8):
+                found[f"cnn_graph_64_{lanes}_in_flight"] = "fast", partial(captured, 64, lanes, **SMALL)
+            found["cnn_deterministic_graph_64_8_in_flight"] = "deterministic", partial(captured, 64, 8, **SMALL)
     return found
 
 

@@ -159,14 +159,21 @@ def train_step(
 
 @torch.no_grad()
 def evaluate(
-    state: TrainState, data: DeviceData, images: Tensor, labels: Tensor, batch: int = EVALUATION_BATCH
-) -> tuple[np.ndarray, np.ndarray]:
-    """Query in evaluation mode and float32; returns phi float64 (n,) and whether the top class is right, bool (n,)."""
+    state: TrainState, data: DeviceData, images: Tensor, labels: Tensor, batch: int = EVALUATION_BATCH,
+    whole: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Query in evaluation mode and float32; returns phi float64 (n,) and whether the top class is right, bool (n,).
+
+    On a GPU convolutions take float32 in TF32 (10 bits of mantissa), as torch does by default. ``whole`` fills the last
+    batch up with black images, so that all have one shape: a compiler would make a program for each.
+    """
     state.model.eval()
     phi, right = [], []
     for part in range(0, len(images), batch):
-        target = labels[part : part + batch]
-        logits = state.model(data.normalise(images[part : part + batch]))
+        target, some = labels[part : part + batch], images[part : part + batch]
+        if whole and len(some) < batch:
+            some = F.pad(some, (0, 0, 0, 0, 0, 0, 0, batch - len(some)))
+        logits = state.model(data.normalise(some))[: len(target)]
         phi.append(logit_scaled_confidence(logits, target))
         right.append(logits.argmax(1) == target)
     return torch.cat(phi).cpu().numpy(), torch.cat(right).cpu().numpy()

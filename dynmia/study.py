@@ -25,6 +25,7 @@ DATASETS = {
     "fashion_mnist": "Fashion-MNIST, 28 x 28 grey",
     "cifar10": "CIFAR-10, 32 x 32 colour",
     "cinic10": "CINIC-10, 32 x 32 colour (CIFAR-10 classes, most images from ImageNet)",
+    "cifar10_jpeg": "CIFAR-10 in a JPEG-coded (lossy) copy of your own: for where the exact images are not at hand",
 }
 MODELS = {
     "cnn": "shallow CNN: 3 convolutions (32, 64, 128), ReLU, max-pooling, one linear layer",

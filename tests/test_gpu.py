@@ -23,7 +23,13 @@ from dynmia.step import DeviceData, arithmetic, crop, crop_and_flip, draw_crops,
 from dynmia.training import train_epoch
 
 ROOT = Path(__file__).resolve().parents[1]
-cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
+
+
+def cuda(test):
+    """Mark a test that needs a GPU: skipped without one, and chosen by ``-m gpu``."""
+    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")(test))
+
+
 SETTINGS = {
     "adamw": dict(),
     "sgd-cosine": dict(optimizer="sgd", schedule="cosine", nesterov=True),
@@ -314,7 +320,7 @@ def test_the_benchmark_names_rates_and_ratios_and_what_failed(measured):
         assert measured[name] == entry
     assert measured["best"] == "compiled_graph_256_2_in_flight"
     assert measured["best / eager_256"] == {"median": 2.0, "min": 2.0, "max": 2.0, "unit": "x"}
-    assert measured["evaluation / training"]["median"] == pytest.approx(41 * 60_000 / 1e7 * 1024 / 500)
+    assert measured["evaluation / training"]["median"] == pytest.approx(41 * 60_000 / 1e7 * 1024 / 512)
     assert measured["copy"].startswith("error: ")  # it waits for a GPU
     assert measured["best / ceiling, high"] == "error: KeyError: 'copy'"
     assert {name for name in cost.TARGETS if name.startswith(("best", "sam", "evaluation"))} <= set(measured)
@@ -326,6 +332,7 @@ def test_the_whole_list_of_measures():
     for batch in (128, 256, 512):
         assert {f"{kind}_{batch}" for kind in ("eager", "compiled", "graph", "compiled_graph")} <= names
         assert {f"compiled_graph_{batch}_{lanes}_in_flight" for lanes in (2, 3, 4)} <= names
+    assert {f"cnn_graph_64_{lanes}_in_flight" for lanes in (1, 2, 4, 8)} <= names
 
 
 def test_studies_of_a_session():
@@ -334,6 +341,25 @@ def test_studies_of_a_session():
     assert changed == Study.preset("paper-sgd", pool_size=1000, model="cnn", augment=True)
     with pytest.raises(UserError, match=r"write PRESET,field=value"):
         gpu_session.parse_study("paper-sgd,epochs")
+    released = gpu_session.parse_study("cifar10-cnn-1000-seed1,epochs=3")
+    assert (released.pool_size, released.seed, released.epochs) == (1000, 1, 3)
+    with pytest.raises(UserError, match=r"unknown preset 'mnist-cnn'"):
+        gpu_session.parse_study("mnist-cnn")
+
+
+def test_the_engines_are_compared_on_one_study(tmp_path, monkeypatch, make_npz):
+    text = f"quick,dataset={make_npz()},model=wrn-10-1,epochs=2,pool_size=60,shadow_models=6,batch_size=8"
+    monkeypatch.setattr(engine, "pick_device", lambda device: "cpu")
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: None)
+    monkeypatch.setattr(gpu_session, "DEVICE", "cpu")
+    found = gpu_session.agree(text, tmp_path, None, time.time() + 60)
+    assert found["study"] == text
+    for name in gpu_session.ENGINES:  # on a CPU, all of them are the same
+        assert found[name] | {"seconds": 0} == found["graph"] | {"seconds": 0}
+        assert 0 <= found[name]["auc"] <= 1
+        assert found[name]["seconds"] > 0
+    over = gpu_session.agree(text, tmp_path / "late", None, time.time() - 1)
+    assert over["eager"] == "6 models are left: the time was over"
 
 
 def test_a_session_without_a_gpu_is_refused_in_one_line(tmp_path):
