@@ -67,7 +67,7 @@ def train_part(
         out: the run's folder; default ``runs/<title>-<first 8 digits of the identity>``.
         data_dir: see :func:`dynmia.data.load_dataset`.
         device: ``cpu`` or ``cuda``; None takes CUDA if there is one.
-        workers: processes on a CPU (None takes one a core), or models in flight on a GPU (None takes 2).
+        workers: processes on a CPU (None takes one a core), or models in flight on a GPU (None takes 4).
         mode: on a GPU ``fast``, or ``deterministic``: repeats and resumes to the bit, as a CPU always does.
         progress: show a bar with time left, train and test accuracy.
         command: kept in the run as what reproduces it; None derives the ``dynmia train`` line.

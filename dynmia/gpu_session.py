@@ -50,7 +50,19 @@ def parse_study(text: str) -> Study:
 def run_tests(seconds: float) -> dict[str, Any]:
     """Run the GPU tests in a process of its own; its last line, and what failed."""
     root = Path(__file__).parents[1]
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_gpu.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "gpu",
+        "-p",
+        "no:cacheprovider",
+        "--tb=short",
+        "--show-capture=no",
+        "tests/test_gpu.py",
+    ]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=seconds)
     lines = (done.stdout + done.stderr).strip().splitlines()
@@ -91,15 +103,16 @@ def agree(text: str, out: Path, data_dir: str | None, deadline: float) -> dict[s
 
 def train(text: str, out: Path, data_dir: str | None, deadline: float, lanes: int | None, mode: str) -> dict[str, Any]:
     """Train what is missing of a study until ``deadline``."""
-    from .engine import train_part
+    from .engine import command_of, train_part
 
     began, study = time.time(), parse_study(text)
+    command = f"{command_of(study)} --device cuda --mode {mode}" + (f" --workers {lanes}" if lanes else "")
     if deadline <= began:
         return {"skipped": "the time was over"}
     folder = out / text.replace(",", "-").replace("=", "-")
     pool, store = train_part(
         study, out=folder, data_dir=data_dir, device="cuda", workers=lanes, mode=mode, progress=False,
-        time_budget=deadline - began,
+        time_budget=deadline - began, command=command,
     )  # fmt: skip
     states = {model: None if store.finished(model) else store.load_state(model) for model in store.models()}
     epochs = {model: state[1]["epoch"] if state else study.epochs for model, state in states.items()}
@@ -120,8 +133,11 @@ def session(
     part: Annotated[
         list[str] | None, typer.Option(help="tests, measures, agreement or training; may be repeated")
     ] = None,
-    lanes: Annotated[int | None, typer.Option(help="models in flight (default: 2)")] = None,
+    lanes: Annotated[int | None, typer.Option(help="models in flight (default: 4)")] = None,
     mode: Annotated[str, typer.Option(help="fast or deterministic, of the training")] = "fast",
+    measurement: Annotated[
+        list[str] | None, typer.Option(help="take only this one, for example graph_256; may be repeated")
+    ] = None,
 ) -> None:
     """Run the GPU tests, measure, and train as many shards as the time allows."""
     import torch
@@ -136,7 +152,8 @@ def session(
     parts, studies = [choose(name, PARTS, "part") for name in part or PARTS], list(study or STUDIES)
     for text in studies:
         parse_study(text)  # a bad one is an error before anything starts
-    about = provenance(" ".join(["python -m dynmia.gpu_session", *sys.argv[1:]]), "cuda", lanes or 1)
+    words = [str(json_file.name) if word == str(json_file) else word for word in sys.argv[1:]]
+    about = provenance(" ".join(["python -m dynmia.gpu_session", *words]), "cuda", lanes or 1)
     result: dict[str, Any] = {name: about[name] for name in ("hardware", "versions", "created", "command")}
     result["versions"] |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
 
@@ -153,7 +170,7 @@ def session(
     if "measures" in parts:
         until = began + seconds * (MEASURES_UNTIL if "training" in parts else 0.95)
         report = lambda name, value: typer.echo(f"{time.time() - began:6.0f} s  {name}: {value}", err=True)  # noqa: E731
-        enter("measures", lambda: measure(until, report))
+        enter("measures", lambda: measure(until, report, only=measurement))
     if "agreement" in parts:
         enter("agreement", lambda: agree(AGREEMENT, out, data_dir, began + seconds))
     for text in studies if "training" in parts else []:
