@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .errors import UserError, reason
@@ -29,7 +29,6 @@ from .training import Shard
 
 LANES = 4
 EVALUATION_BATCH = 5000
-FOLD = {"efficient_conv_bn_eval_fx_passes": True}  # when queried, batch norm goes into the convolution before it
 WARM_UP = 3  # steps before a capture: libraries load, compilers and autotuners run, the optimiser makes its state
 
 
@@ -72,7 +71,7 @@ class Lane:
             self.state.kept = [torch.empty_like(p) for p in self.state.model.parameters()]
         self.compiled = compiled
         if compiled:
-            self.state.model.compile(dynamic=False, options=FOLD)
+            compile_forward(self.state.model)
         self.graph: torch.cuda.CUDAGraph | None = None
         with self.here(), warnings.catch_warnings(action="ignore" if compiled else "default"):  # a compiler's advice
             self._prepare()
@@ -150,6 +149,11 @@ class Lane:
         """:func:`dynmia.step.evaluate` in batches that fill a GPU."""
         fill = dict(batch=EVALUATION_BATCH, whole=self.compiled) if self.cuda else {}
         return evaluate(self.state, self.data, images, labels, **fill)  # type: ignore[arg-type]
+
+
+def compile_forward(model: nn.Module) -> None:
+    """Compile in place for static shapes; ``model.compile()`` passes over an ``nn.Sequential`` in torch before 2.14."""
+    model.forward = torch.compile(model.forward, dynamic=False)  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager

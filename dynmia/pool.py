@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +67,11 @@ def make_pool(study: Study, dataset: Dataset) -> Pool:
             f"test_size {study.test_size} is larger than the test split of {study.dataset} "
             f"({len(dataset.test_labels)})."
         )
+    if len(lost := np.setdiff1d(dataset.test_labels, dataset.test_labels[: study.test_size])):
+        warnings.warn(
+            f"classes {', '.join(map(str, lost))} are not among the first {study.test_size} held-out images, so the test "
+            "accuracy leaves them out: use a larger test_size.", stacklevel=2,
+        )  # fmt: skip
     rng = np.random.default_rng(np.random.SeedSequence([study.pool_seed, 1]))
     order = rng.permutation(len(dataset.train_labels))
     turn = np.empty(len(order), dtype=np.int64)  # how many of the same class come before, in the drawn order

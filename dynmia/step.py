@@ -69,22 +69,18 @@ def arithmetic(mode: str) -> Iterator[None]:
     """Set torch to ``fast`` (autotuned kernels) or ``deterministic`` (repeats and resumes to the bit), then back."""
     exact, cudnn = mode == "deterministic", torch.backends.cudnn
     filled: Any = torch.utils.deterministic
-    before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark, cudnn.benchmark_limit
+    before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
     fill = filled.fill_uninitialized_memory
     if exact:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by torch at its first matrix product
     try:
         torch.use_deterministic_algorithms(exact)
         cudnn.deterministic, cudnn.benchmark = exact, not exact
-        if cudnn.is_available():
-            cudnn.benchmark_limit = 0  # try every kernel, not the ten that look best
         filled.fill_uninitialized_memory = False  # a debugging aid, which would cost time
         yield
     finally:
         torch.use_deterministic_algorithms(before[0])
-        cudnn.deterministic, cudnn.benchmark = before[1:3]
-        if cudnn.is_available():
-            cudnn.benchmark_limit = before[3]
+        cudnn.deterministic, cudnn.benchmark = before[1:]
         filled.fill_uninitialized_memory = fill
 
 

@@ -121,6 +121,48 @@ def test_a_truncated_file_is_refused(make_npz, share):
     assert_refused(path, "own.npz", "cannot be read as .npz")
 
 
+def coded_set(folder, **changes):
+    """A data folder's cifar10_jpeg.npz with 6 training and 3 test images, and what each decodes to."""
+    arrays, decoded = {}, {}
+    for split, count in (("train", 6), ("test", 3)):
+        files = []
+        for seed in range(count):
+            file = io.BytesIO()
+            Image.fromarray(pixels(seed, (32, 32, 3))).save(file, "JPEG", quality=75)
+            files.append(file.getvalue())
+        decoded[split] = np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in files])
+        arrays |= {
+            f"{split}_jpeg": np.frombuffer(b"".join(files), np.uint8), f"{split}_labels": np.arange(count) % 3,
+            f"{split}_offsets": np.cumsum([0, *map(len, files)]),
+        }  # fmt: skip
+    np.savez(folder / "cifar10_jpeg.npz", **{k: v for k, v in (arrays | changes).items() if v is not None})
+    return decoded
+
+
+def test_jpeg_coded_images_are_decoded(tmp_path):
+    decoded, loaded = coded_set(tmp_path), load_dataset("cifar10_jpeg", tmp_path)
+    assert (loaded.train_images == decoded["train"]).all()
+    assert (loaded.test_images == decoded["test"]).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(test_offsets=None), ["no key 'test_offsets'", "train_jpeg, train_offsets, train_labels"]),
+        (dict(train_jpeg=np.zeros(9999, np.uint8)), ["cannot be read as .npz", "cannot identify image"]),
+        (dict(train_offsets=np.arange(3)), ["cannot be read as .npz"]),
+        (dict(train_labels=np.arange(5) % 3), ["integers (6,)"]),
+    ],
+)
+def test_a_malformed_coded_file_is_refused(tmp_path, changes, words):
+    coded_set(tmp_path, **changes)
+    assert_refused("cifar10_jpeg", "cifar10_jpeg.npz", *words, data_dir=tmp_path)
+
+
+def test_a_jpeg_copy_is_not_downloaded(offline):
+    assert_refused("cifar10_jpeg", "cannot be downloaded", "use cifar10")
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_a_damaged_file_loads_the_same_or_is_refused(tmp_path, save):
     path, labels = tmp_path / "own.npz", np.arange(12) % 3

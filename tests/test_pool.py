@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -69,6 +71,14 @@ def test_without_a_size_the_pool_is_the_whole_training_split(digits):
 def test_a_pool_larger_than_the_split_is_refused(digits):
     with pytest.raises(UserError, match=r"pool_size 1498 is larger than the training split of digits \(1497\)"):
         make_pool(Study(pool_size=1498), digits)
+
+
+def test_held_out_images_that_lack_a_class_are_said(digits):
+    order = np.argsort(digits.test_labels, kind="stable")
+    sorted_set = dataclasses.replace(digits, test_labels=digits.test_labels[order])
+    with pytest.warns(UserWarning, match=r"classes 1, 2, .*, 9 are not among the first 20 held-out images"):
+        make_pool(Study(test_size=20), sorted_set)
+    make_pool(Study(), sorted_set)
 
 
 def test_mean_and_std_are_those_of_the_pool(digits):
