@@ -190,7 +190,7 @@ def write_figures(folder: Path, name: str, run: xr.Dataset, *, null: int) -> boo
         table = every(run, rule)
         drawn = pd.concat([tables[rule] for tables in noise], ignore_index=True)
         table = table.join(quantiles(drawn).add_prefix("null_")).assign(
-            p=p_values(table.value, drawn), null_draws=null, run_sha256=run.attrs["sha256"][:12]
+            p=p_values(table.value, drawn).astype(float), null_draws=null, run_sha256=run.attrs["sha256"][:12]
         )
         table.index = _index([(name, rule, metric) for metric in table.index])
         parts.append(table[COLUMNS])

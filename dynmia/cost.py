@@ -7,7 +7,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import xarray as xr
 from torch.utils.data import Dataset
 
 from .data import SIZES, load_dataset
 from .engine import Folder, pick_device
 from .errors import StoreError
 from .models import build_model, forward_flops, parameters
+from .plane import vulnerability_plane
 from .pool import Pool
 from .runs import cores
 from .step import EVALUATION_BATCH, DeviceData, evaluate, new_state, train_step
 from .study import Study
+from .summary import METRICS
 
 # name of a measured entry -> what it is, and the target for its median
 TARGETS: dict[str, tuple[str, str, float]] = {
@@ -42,7 +45,7 @@ TARGETS: dict[str, tuple[str, str, float]] = {
     "best / eager_256": ("training, against our own eager loop", ">=", 2.5),
     "best / dataloader_loop_256": ("training, against a DataLoader loop", ">=", 5.0),
     "sam step / sgd step": ("SAM step, in SGD steps", "<=", 2.05),
-    "evaluation / training": ("evaluation at 41 checkpoints, share of the training time", "<=", 0.08),
+    "compiled_evaluation / training": ("evaluation at 41 checkpoints, share of the training time", "<=", 0.08),
 }  # fmt: skip
 
 
@@ -203,6 +206,43 @@ def met(table: pd.DataFrame) -> str:
     return f"{len(table) - len(missed)} of {len(table)} targets are met{rest}."
 
 
+def batch_sizes(measured: dict[str, Any]) -> pd.DataFrame:
+    """Thousand training images a second of a GPU by batch size and engine; the best over eager, and of the ceiling."""
+    found, rows = entries(measured), {}
+    for batch in (128, 256, 512):
+        names = {"eager": f"eager_{batch}", "graph": f"graph_{batch}", "compiled graph": f"compiled_graph_{batch}"}
+        names |= {f"{count} in flight": f"compiled_graph_{batch}_{count}_in_flight" for count in (2, 3, 4)}
+        here = {name: found[key]["median"] for name, key in names.items() if key in found}
+        if {"eager", "copy"} <= {*here, *found}:
+            best, low, high = max(here.values()), *(found["copy"]["median"] / traffic for traffic in (21e6, 15e6))
+            rows[batch] = {name: f"{rate / 1000:.1f}" for name, rate in here.items()} | {
+                "best / eager": f"{best / here['eager']:.1f}",
+                "share of the ceiling": f"{best / high:.2f} to {best / low:.2f}",
+            }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, "index").rename_axis("batch size")
+
+
+def agreement(measured: dict[str, Any], runs: Mapping[str, xr.Dataset]) -> pd.DataFrame:
+    """Accuracies and attack AUC at the end of one study: each GPU engine, and CPU populations that differ by the seed.
+
+    Args:
+        measured: what ``python -m dynmia.gpu_session --part agreement`` wrote.
+        runs: the CPU populations.
+
+    Returns:
+        Index what trained it; columns train_accuracy, test_accuracy, auc.
+    """
+    rows = {}
+    for name, run in runs.items():
+        last = run.isel(epoch=[-1])
+        rows[f"CPU, {name}"] = {
+            part: float(last[part].mean()) for part in ("train_accuracy", "test_accuracy")
+        } | {"auc": float(METRICS["auc"].of(vulnerability_plane(last), None))}  # fmt: skip
+    engines = {name: found for name, found in measured["agreement"].items() if isinstance(found, dict)}
+    table = pd.DataFrame(rows | {f"{measured['hardware']}, {name}": found for name, found in engines.items()}).T
+    return table[["train_accuracy", "test_accuracy", "auc"]]
+
+
 def study_hours(study: Study, measured: dict[str, Any]) -> dict[str, float]:
     """Hours of ``study`` at its data set's full size from committed rates, by where it is trained; empty if the rates
     are not in the file.
@@ -211,7 +251,7 @@ def study_hours(study: Study, measured: dict[str, Any]) -> dict[str, float]:
     SLURM array trains one model on one core, or on one GPU, all at the same time.
     """
     found, graphs = entries(measured), measured.get("measures", {}).get("best", "")
-    names = (graphs, "evaluation") if "measures" in measured else ("paper_train_rate", "paper_evaluation_rate")
+    names = (graphs, "compiled_evaluation") if "measures" in measured else ("paper_train_rate", "paper_evaluation_rate")
     if not all(name in found for name in names):
         return {}
     _, train, test, _ = SIZES[study.dataset]

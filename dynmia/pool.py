@@ -69,8 +69,8 @@ def make_pool(study: Study, dataset: Dataset) -> Pool:
         )
     if len(lost := np.setdiff1d(dataset.test_labels, dataset.test_labels[: study.test_size])):
         warnings.warn(
-            f"classes {', '.join(map(str, lost))} are not among the first {study.test_size} held-out images, so the test "
-            "accuracy leaves them out: use a larger test_size.", stacklevel=2,
+            f"classes {', '.join(map(str, lost))} are not among the first {study.test_size} held-out images, so the "
+            "test accuracy leaves them out: use a larger test_size.", stacklevel=2,
         )  # fmt: skip
     rng = np.random.default_rng(np.random.SeedSequence([study.pool_seed, 1]))
     order = rng.permutation(len(dataset.train_labels))

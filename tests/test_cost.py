@@ -29,7 +29,7 @@ def cpu():
 
 @pytest.fixture
 def gpu():
-    names = {"compiled_graph_256": 50_000, "evaluation": 100_000, "sam step / sgd step": 2.05}
+    names = {"compiled_graph_256": 50_000, "compiled_evaluation": 100_000, "sam step / sgd step": 2.05}
     return {
         "hardware": "a GPU",
         "measures": {"best": "compiled_graph_256", "graph_512": "error: out of memory", "model": "wrn-28-2"}
@@ -61,6 +61,28 @@ def test_tables_show_what_was_measured_and_nothing_else(cpu, gpu):
     assert "graph_512" not in entries(gpu)
     assert met(targets(gpu)) == "1 of 1 targets are met."
     assert len(targets({"hardware": "nothing"})) == 0
+
+
+def test_batch_sizes_side_by_side(gpu):
+    assert len(cost.batch_sizes(gpu)) == 0
+    rates_of = {"copy": 4.2e12, "eager_256": 30_000, "graph_256": 50_000, "compiled_graph_256_2_in_flight": 90_000}
+    gpu["measures"] |= {name: entry(value) for name, value in rates_of.items()}
+    table = cost.batch_sizes(gpu)
+    assert table.index.tolist() == [256]
+    assert table.loc[256].to_dict() == {
+        "eager": "30.0", "graph": "50.0", "compiled graph": "50.0", "2 in flight": "90.0", "best / eager": "3.0",
+        "share of the ceiling": "0.32 to 0.45",
+    }  # fmt: skip
+
+
+def test_engines_beside_populations_of_other_seeds(tiny_run):
+    found = {"auc": 0.6, "train_accuracy": 0.9, "test_accuracy": 0.5, "seconds": 2}
+    measured = {"hardware": "a GPU", "agreement": {"study": "x", "graph": found, "eager": "4 models are left"}}
+    table = cost.agreement(measured, {"seed 0": tiny_run[1]})
+    assert table.index.tolist() == ["CPU, seed 0", "a GPU, graph"]
+    assert table.loc["a GPU, graph"].tolist() == [0.9, 0.5, 0.6]
+    assert table.loc["CPU, seed 0", "test_accuracy"] == pytest.approx(float(tiny_run[1].test_accuracy[-1].mean()))
+    assert 0.3 < table.loc["CPU, seed 0", "auc"] < 1
 
 
 def test_the_papers_study_from_committed_rates(cpu, gpu):

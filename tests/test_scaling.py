@@ -29,6 +29,8 @@ from dynmia.chapters.scaling import (
     predictions,
     reached,
     steps,
+    target_sentences,
+    up_to,
 )
 from dynmia.pool import draw_keep
 from dynmia.summary import METRICS
@@ -207,13 +209,44 @@ def test_predictions_beside_the_paper(pools):
     laws = fit_all(pools)
     assert "entropy_change" not in laws  # not positive
     paper = {"displacement": {"mnist": 12.8, "cifar10": 60}}
-    table = predictions(pools, laws, 50000, paper)
-    assert table.loc[("displacement", "MNIST"), "comparison"] == "paper lower"
-    assert table.loc[("displacement", "CIFAR-10"), "comparison"] == "paper inside"
-    assert table.loc[("vulnerable", "MNIST"), "comparison"] == ""
+    table = predictions(pools, laws, 50000, paper, pools)
+    assert table.loc[("displacement", "MNIST"), "the paper's is"] == "below"
+    assert table.loc[("displacement", "CIFAR-10"), "the paper's is"] == "inside"
+    assert table.loc[("vulnerable", "MNIST"), "the paper's is"] == ""
+    assert set(table["measured [95 %]"]) == {""}
     law = laws["displacement"]["mnist"]
     assert law.predict(np.array([50000]))[0, 0] == pytest.approx(30, rel=0.1)
     assert law.low < -0.5 < law.high
+
+
+def test_a_prediction_is_held_against_the_population_at_the_target(pools):
+    """MNIST goes on as it did; CIFAR-10, of which only a copy is measured at the target, falls short."""
+    row = {name: 1.0 for name in pools["displacement"]["mnist"].columns}
+    there = {
+        "displacement": {"mnist": 30.0, "cifar10_jpeg": 20.0},
+        "vulnerable": {"mnist": 1.0, "cifar10_jpeg": 2.0},
+    }
+    measured = {metric: dict(sets) for metric, sets in pools.items()}
+    for metric, values in there.items():
+        for data, value in values.items():
+            new = pd.DataFrame([row | {"value": value, "low": value - 1, "high": value + 1}], [50000])
+            measured[metric][data] = pd.concat([measured[metric].get(data), new])
+    kept = up_to(measured, 8000)
+    assert kept["displacement"].keys() == {"mnist", "cifar10"}
+    pd.testing.assert_frame_equal(kept["displacement"]["mnist"], pools["displacement"]["mnist"], check_names=False)
+    laws = fit_all(kept)
+    table = predictions(kept, laws, 50000, {}, measured)
+    assert table.loc[("displacement", "MNIST"), "measured [95 %]"] == "30 [29, 31]"
+    assert table.loc[("displacement", "MNIST"), "it is"] == "inside"
+    assert table.loc[("displacement", "CIFAR-10"), "it is"] == "below"
+    assert table.loc[("auc_excess", "MNIST"), "measured [95 %]"] == ""
+    lines = target_sentences(laws, 50000, measured, {"mnist": 100.0, "cifar10_jpeg": 98.6})
+    assert lines[0].startswith("MNIST at 50,000: 2 of 2 figures lie inside the interval predicted from smaller pools.")
+    assert lines[1] == (
+        "CIFAR-10, JPEG copy at 50,000: 1 of 2 figures lie inside the interval predicted from smaller pools; "
+        "displacement lies below. These models fit their own half to 98.6 %."
+    )
+    assert target_sentences(laws, 60000, measured, {}) == []
 
 
 def test_sentences_tell_a_smaller_pool_from_fewer_steps(pools):

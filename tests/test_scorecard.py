@@ -31,7 +31,7 @@ def claim(**changes) -> Claim:
         ({}, (6, 4, 8), 5, 0),  # no no-signal level applies
         ({}, (-6, -8, -4, -1, 1), 5, 2),  # the other direction
         ({}, (6, 4, 8, 0, 1), np.nan, 0),  # the paper prints no number: the direction is the claim
-        ({"setting": True}, (6, 4, 8, 0, 1), 5, 1),  # a number of another setting
+        ({"setting": ("cnn", 4000)}, (6, 4, 8, 0, 1), 5, 1),  # a number of another setting
         ({"sense": -1}, (-6, -8, -4, -1, 1), -5, 0),
         ({"sense": -1}, (6, 4, 8, -1, 1), -5, 2),
         ({"neutral": 1}, (1.2, 1.1, 1.3, 1, 1), 3, 1),
@@ -46,7 +46,7 @@ def test_every_verdict_follows_from_the_stated_rules(changes, ours, paper, verdi
 
 
 def test_a_setting_is_met_at_the_scale_of_the_paper():
-    assert judge(claim(setting=True), Measured(6, 4, 8, 0, 1), 5, at_scale=True) == VERDICTS[0]
+    assert judge(claim(setting=("cnn", 4000)), Measured(6, 4, 8, 0, 1), 5, at_scale=True) == VERDICTS[0]
 
 
 def test_the_paper_s_value_or_the_quotient_of_two():

@@ -33,6 +33,14 @@ def by_pool_size(figures: pd.DataFrame, runs: Mapping[str, xr.Dataset]) -> Table
     return tables
 
 
+def up_to(tables: Tables, size: int) -> Tables:
+    """The rows of pools of at most ``size`` samples; data sets of which none is left go."""
+    kept = {
+        metric: {data: table[table.index <= size] for data, table in sets.items()} for metric, sets in tables.items()
+    }
+    return {metric: {data: table for data, table in sets.items() if len(table)} for metric, sets in kept.items()}
+
+
 def fit_all(tables: Tables) -> dict[str, dict[str, Law]]:
     """The best curve through each table that has at least three pool sizes and only positive values."""
     laws: dict[str, dict[str, Law]] = {}
@@ -46,23 +54,70 @@ def fit_all(tables: Tables) -> dict[str, dict[str, Law]]:
 
 
 def predictions(
-    tables: Tables, laws: Mapping[str, Mapping[str, Law]], target: int, paper: Mapping[str, Mapping[str, float]]
-) -> pd.DataFrame:
-    """What each curve says of a pool of ``target`` samples, beside the paper's value where there is one."""
+    tables: Tables, laws: Mapping[str, Mapping[str, Law]], target: int, paper: Mapping[str, Mapping[str, float]],
+    measured: Tables,
+) -> pd.DataFrame:  # fmt: skip
+    """What each curve says of a pool of ``target`` samples, beside the population there and the paper's value.
+
+    Args:
+        tables, laws: that the curves were fitted to, and they.
+        measured: tables that may hold a population of ``target`` samples, of the data set or a copy of it.
+    """
     rows = {}
     for metric, sets in laws.items():
         for data, law in sets.items():
             value, low, high = law.predict(np.array([target]))[:, 0]
             told, digits = paper.get(metric, {}).get(data), 3 if metric == "auc_excess" else 2
-            side = "inside" if told is None or low <= told <= high else "lower" if told < low else "higher"
+            there = at_target(measured[metric], data, target)
             rows[metric, DATASETS[data]] = [
                 len(tables[metric][data]), law.form, f"{law.exponent:.2f} [{law.low:.2f}, {law.high:.2f}]",
-                f"{law.scatter:.2f}", cell(value, low, high, digits), "" if told is None else f"{told:g}",
-                "" if told is None else f"paper {side}",
+                f"{law.scatter:.2f}", cell(value, low, high, digits),
+                "" if there is None else cell(there.value, there.low, there.high, digits),
+                "" if there is None else side(there.value, low, high), "" if told is None else f"{told:g}",
+                "" if told is None else side(told, low, high),
             ]  # fmt: skip
-    columns = ["sizes", "form", "exponent [95 %]", "scatter (log)", f"at {target:,} [95 %]", "paper", "comparison"]
+    columns = ["sizes", "form", "exponent [95 %]", "scatter (log)", f"predicted at {target:,} [95 %]",
+               "measured [95 %]", "it is", "paper", "the paper's is"]  # fmt: skip
     index = pd.MultiIndex.from_tuples(list(rows), names=["metric", "data set"]) if rows else None
     return pd.DataFrame(list(rows.values()), index, columns)
+
+
+def at_target(tables: Mapping[str, pd.DataFrame], data: str, target: int) -> pd.Series | None:
+    """The row of ``target`` samples of a data set, or of its copy; None if there is none."""
+    found = (tables[name] for name in (data, f"{data}_jpeg") if name in tables)
+    return next((table.loc[target] for table in found if target in table.index), None)
+
+
+def side(value: float, low: float, high: float) -> str:
+    """Where a value lies from an interval."""
+    return "inside" if low <= value <= high else "below" if value < low else "above"
+
+
+def target_sentences(
+    laws: Mapping[str, Mapping[str, Law]], target: int, measured: Tables, accuracy: Mapping[str, float]
+) -> list[str]:
+    """Which predictions at ``target`` the population there bears out, for each data set.
+
+    Args:
+        accuracy: data set (or copy) to the accuracy (%) of the models of ``target`` samples on their own half.
+    """
+    lines = []
+    for data in dict.fromkeys(data for sets in laws.values() for data in sets):
+        sides = {}
+        for metric, sets in laws.items():
+            there = at_target(measured[metric], data, target)
+            if data in sets and there is not None:
+                low, high = sets[data].predict(np.array([target]))[1:, 0]
+                sides[metric.replace("_", " ")] = side(there.value, low, high)
+        if sides:
+            wrong = [f"; {metric} lies {where}" for metric, where in sides.items() if where != "inside"]
+            copy = next(name for name in (data, f"{data}_jpeg") if name in accuracy)
+            lines.append(
+                f"{DATASETS[copy]} at {target:,}: {len(sides) - len(wrong)} of {len(sides)} figures lie inside the "
+                f"interval predicted from smaller pools{''.join(wrong)}. These models fit their own half to "
+                f"{accuracy[copy]:.1f} %."
+            )
+    return lines
 
 
 def steps(plane: xr.Dataset) -> xr.DataArray:

@@ -29,11 +29,10 @@ from ..plane import vulnerability_plane
 from ..retest import retest
 from ..runs import open_run, resolve, study_of
 from ..summary import band, cell, resolved
-from .scaling import by_pool_size, fit_all
 
 VERDICTS = ("reproduced", "direction reproduced", "not reproduced", "not yet measured at this scale")
 RATIOS = ("displacement", "entropy_change", "speed_mean", "transition_peak")  # metrics of which claims take ratios
-PAPER_SCALE = ("wrn-28-2", 50_000)
+SCALE, SHALLOW_SCALE = ("wrn-28-2", 50_000), ("cnn", 50_000)  # model and pool that a number of the paper belongs to
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Claim:
         measure: from the released runs; raises :class:`dynmia.errors.UserError` where they are missing.
         neutral: no effect; sense: +1 if the paper claims more than that, -1 if less.
         bound: the paper's number is a bound, not an estimate.
-        setting: the number belongs to one setting (the paper's scale).
+        setting: model and pool size that the number belongs to, or None if it can be reproduced at any scale.
     """
 
     kind: str
@@ -71,7 +70,7 @@ class Claim:
     neutral: float = 0.0
     sense: int = 1
     bound: bool = False
-    setting: bool = False
+    setting: tuple[str, int] | None = None
 
 
 @dataclass
@@ -125,15 +124,6 @@ class Released:
         least = min(found, key=lambda one: one.low)
         return Measured(least.value, least.low, least.high, 1.0, 1.0, runs)
 
-    def extrapolated(self, dataset: str, metric: str) -> Measured:
-        """The prediction of the pool-size curve at the paper's 50,000."""
-        runs = {n: r for n, r in campaign.released("03", self.folder).items() if study_of(r).dataset == dataset}
-        laws = fit_all(by_pool_size(self.figures, runs))
-        if dataset not in laws.get(metric, {}):
-            raise UserError(f"no curve of {metric} over pool sizes of {dataset}.")
-        value, low, high = laws[metric][dataset].predict(np.array([PAPER_SCALE[1]]))[:, 0]
-        return Measured(value, low, high, runs=tuple(runs))
-
     def hardness(self, run: str, measure: str, samples: str, models: str, kind: str) -> Measured:
         """A correlation of :func:`dynmia.hardness.relate`."""
         path = resolve(self.folder) / f"{run}.hardness.nc"
@@ -158,7 +148,8 @@ def _advantage_spread(released: Released) -> Measured:
 
 COMPLEX = ("mnist-cnn-4000", "cifar10-cnn-4000", "cinic10-cnn-4000")
 SGD, SAM = "cifar10-cnn-2000-sgd", "cifar10-cnn-2000-sam-0.1"
-SHALLOW, DEEPER, BASE = "cifar10-cnn-4000", "cifar10-wrn-16-1-4000", "cifar10-baseline"  # DEEPER: nearest to WRN-28-2
+SHALLOW, DEEPER, BASE = "cifar10-cnn-4000", "cifar10-wrn-28-2-4000", "cifar10-baseline"
+MNIST, CIFAR = "mnist-cnn-50000", "cifar10_jpeg-cnn-50000"  # the shallow CNN at the paper's pool
 
 
 def _claims() -> list[Claim]:
@@ -171,9 +162,6 @@ def _claims() -> list[Claim]:
     def steps(metric: str) -> Callable[[Released], Measured]:
         return lambda released: released.steps(COMPLEX, metric)
 
-    def reach(dataset: str) -> Callable[[Released], Measured]:
-        return lambda released: released.extrapolated(dataset, "displacement")
-
     def related(measure: str, samples: str, models: str) -> Callable[[Released], Measured]:
         return lambda released: released.hardness("cifar10-cnn-2000", measure, samples, models, "pearson")
 
@@ -184,33 +172,33 @@ def _claims() -> list[Claim]:
     milli, percent, deep = "/1000", "% a checkpoint", "cifar10/cifar10-shallow"
     return [
         Claim(key, "membership of CIFAR-10 samples is encoded in training: they turn vulnerable at a peak rate",
-              data, ("cifar10", "transition_peak"), percent, value(cifar, "transition_peak"), setting=True),
+              data, ("cifar10", "transition_peak"), percent, value(cifar, "transition_peak"), setting=SCALE),
         Claim(key, "so it is for MNIST", data, ("mnist", "transition_peak"), percent, value(mnist, "transition_peak"),
-              setting=True),
+              setting=SCALE),
         Claim(key, "CIFAR-10 samples turn vulnerable at a higher peak rate than MNIST samples", data,
               ("cifar10/mnist", "transition_peak"), "ratio", over(cifar, mnist, "transition_peak"), neutral=1),
-        Claim(key, "the centre of mass moves, MNIST", data, ("mnist", "displacement"), milli,
-              value(mnist, "displacement"), setting=True),
+        Claim(key, "the centre of mass moves, MNIST", pool, ("mnist", "displacement"), milli,
+              value(MNIST, "displacement"), setting=SCALE),
+        Claim(key, "the centre of mass moves, CIFAR-10", pool, ("cifar10", "displacement"), milli,
+              value(CIFAR, "displacement"), setting=SCALE),
         Claim(key, "the centre of mass moves, CINIC-10", data, ("cinic10", "displacement"), milli,
-              value(cinic, "displacement"), setting=True),
+              value(cinic, "displacement"), setting=SCALE),
         Claim(key, "more complex data move it further: MNIST, CIFAR-10, CINIC-10 in this order (smallest step)", data,
               None, "ratio", steps("displacement"), neutral=1),
-        Claim(key, "the cloud hardly spreads on MNIST: its spatial entropy falls", data, ("mnist", "entropy_change"),
-              "bits", value(mnist, "entropy_change"), sense=-1, setting=True),
+        Claim(key, "the cloud hardly spreads on MNIST: its spatial entropy falls", pool, ("mnist", "entropy_change"),
+              "bits", value(MNIST, "entropy_change"), sense=-1, setting=SCALE),
+        Claim(key, "the cloud spreads on CIFAR-10", pool, ("cifar10", "entropy_change"), "bits",
+              value(CIFAR, "entropy_change"), setting=SCALE),
         Claim(key, "the cloud spreads on CINIC-10", data, ("cinic10", "entropy_change"), "bits",
-              value(cinic, "entropy_change"), setting=True),
+              value(cinic, "entropy_change"), setting=SCALE),
         Claim(key, "more complex data spread it more, in the same order (smallest step)", data, None,
               "ratio", steps("entropy_change"), neutral=1),
         Claim(mechanism, "membership is encoded nearly three times faster on CINIC-10 than on MNIST", data,
               ("cinic10/mnist", "speed_mean"), "ratio", over(cinic, mnist, "speed_mean"), neutral=1),
-        Claim(mechanism, "a larger pool, a smaller displacement: MNIST, extrapolated to a pool of 50,000",
-              pool, ("mnist", "displacement"), milli, reach("mnist"), setting=True),
-        Claim(mechanism, "the same for CIFAR-10 (the paper's is WRN-28-2, ours the shallow CNN)", pool,
-              ("cifar10", "displacement"), milli, reach("cifar10"), setting=True),
-        Claim(experiment, "the shallow CNN moves the centre of mass, CIFAR-10", architecture,
-              ("cifar10-shallow", "displacement"), milli, value(SHALLOW, "displacement"), setting=True),
-        Claim(experiment, "the shallow CNN spreads the cloud, CIFAR-10", architecture,
-              ("cifar10-shallow", "entropy_change"), "bits", value(SHALLOW, "entropy_change"), setting=True),
+        Claim(experiment, "the shallow CNN moves the centre of mass, CIFAR-10", pool,
+              ("cifar10-shallow", "displacement"), milli, value(CIFAR, "displacement"), setting=SHALLOW_SCALE),
+        Claim(experiment, "the shallow CNN spreads the cloud, CIFAR-10", pool,
+              ("cifar10-shallow", "entropy_change"), "bits", value(CIFAR, "entropy_change"), setting=SHALLOW_SCALE),
         Claim(experiment, "a deeper residual network moves it further than the shallow CNN", architecture,
               (deep, "displacement"), "ratio", over(DEEPER, SHALLOW, "displacement"), neutral=1),
         Claim(experiment, "a deeper residual network spreads it more than the shallow CNN", architecture,
@@ -220,9 +208,9 @@ def _claims() -> list[Claim]:
         Claim(experiment, "SGD turns samples vulnerable at a higher peak rate than SAM", optimiser,
               ("cifar10-sgd/cifar10-sam", "transition_peak"), "ratio", over(SGD, SAM, "transition_peak"), neutral=1),
         Claim(experiment, "SGD turns samples vulnerable", optimiser, ("cifar10-sgd", "transition_peak"), percent,
-              value(SGD, "transition_peak"), setting=True),
+              value(SGD, "transition_peak"), setting=SCALE),
         Claim(experiment, "SAM turns samples vulnerable", optimiser, ("cifar10-sam", "transition_peak"),
-              percent, value(SAM, "transition_peak"), setting=True),
+              percent, value(SAM, "transition_peak"), setting=SCALE),
         Claim(mechanism, "epistemic uncertainty goes with dynamic vulnerability among the vulnerable samples", hard,
               ("cifar10", "epistemic_correlation"), "Pearson r", related("epistemic_all", "vulnerable", "all models")),
         Claim(mechanism, "so it does when the two come from disjoint halves of the population", hard,
@@ -276,7 +264,7 @@ def scorecard(released: Released, paper: Mapping[tuple[str, str], float]) -> pd.
             ours = None
         told = printed_value(paper, *claim.paper) if claim.paper else np.nan
         studies = [study_of(released.run(run)) for run in ours.runs] if ours else []
-        at_scale = bool(studies) and all((s.model, s.pool_size) == PAPER_SCALE for s in studies)
+        at_scale = bool(studies) and all((s.model, s.pool_size) == claim.setting for s in studies)
         numbers = [ours.value, ours.low, ours.high, ours.null_low, ours.null_high] if ours else [np.nan] * 5
         scale = _scale(released, ours.runs) if ours else ""
         rows.append([claim.kind, claim.text, claim.chapter, claim.unit, told, *numbers, scale,
