@@ -222,6 +222,19 @@ def batch_sizes(measured: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, "index").rename_axis("batch size")
 
 
+def at_512(measured: dict[str, Any]) -> str:
+    """The best training rate of a GPU with batches of 512 beside what the targets set the rate with 256 against."""
+    found = {name: entry["median"] for name, entry in entries(measured).items()}
+    best = max((rate for name, rate in found.items() if "graph_512" in name), default=0.0)
+    if not best or not {"copy", "dataloader_loop_256", "eager_512"} <= set(found):
+        return "batches of 512: not yet measured."
+    return (
+        f"batches of 512: {best / (found['copy'] / 15e6):.2f} of the ceiling, "
+        f"{best / found['dataloader_loop_256']:.1f} times the `DataLoader` loop (taken with batches of 256; it waits "
+        f"for its workers), {best / found['eager_512']:.1f} times the eager loop."
+    )
+
+
 def agreement(measured: dict[str, Any], runs: Mapping[str, xr.Dataset]) -> pd.DataFrame:
     """Accuracies and attack AUC at the end of one study: each GPU engine, and CPU populations that differ by the seed.
 

@@ -68,6 +68,11 @@ def test_batch_sizes_side_by_side(gpu):
     rates_of = {"copy": 4.2e12, "eager_256": 30_000, "graph_256": 50_000, "compiled_graph_256_2_in_flight": 90_000}
     gpu["measures"] |= {name: entry(value) for name, value in rates_of.items()}
     table = cost.batch_sizes(gpu)
+    assert cost.at_512(gpu) == "batches of 512: not yet measured."
+    more = {"graph_512": 84_000, "dataloader_loop_256": 21_000, "eager_512": 42_000}
+    gpu["measures"] |= {name: entry(value) for name, value in more.items()}
+    assert cost.at_512(gpu).startswith("batches of 512: 0.30 of the ceiling, 4.0 times the `DataLoader` loop")
+    assert cost.at_512(gpu).endswith("2.0 times the eager loop.")
     assert table.index.tolist() == [256]
     assert table.loc[256].to_dict() == {
         "eager": "30.0", "graph": "50.0", "compiled graph": "50.0", "2 in flight": "90.0", "best / eager": "3.0",
