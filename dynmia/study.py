@@ -70,7 +70,8 @@ class Study:
         weight_decay: decoupled for AdamW, L2 for SGD.
         rho: radius of SAM's neighbourhood (Foret et al. 2021); ignored by other optimisers.
         augment: random crop (4 pixels of zero padding at 32 x 32, in proportion else) and horizontal flip.
-        precision: ``float32``, ``bf16`` (autocast; evaluation stays in float32) or ``auto`` (bf16 on CUDA only).
+        precision: ``float32``, ``bf16`` (autocast; evaluation stays in float32, on a GPU with TF32 in
+            convolutions) or ``auto`` (bf16 on CUDA only).
         record: ``phi``, or ``hardness``, which keeps what :mod:`dynmia.hardness` needs too (twice the disk, about 1.5
             times the time; phi is the same).
         pool_seed: draws the pool, so that populations with other seeds can share it.

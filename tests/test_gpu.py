@@ -309,6 +309,20 @@ def test_every_model_is_compiled_as_a_whole_and_keeps_its_names(name, monkeypatc
     assert list(model.state_dict()) == names
 
 
+def test_a_traced_step_is_the_plain_one(study, tmp_path, monkeypatch):
+    """Statistics frozen for SAM, evaluation in between, another model in the lane: a tracer must see all of them."""
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda forward, **options: compiler(forward, backend="aot_eager", **options))
+    study = study.replace(model="wrn-10-1", optimizer="sam-sgd", epochs=2, checkpoint_every=1)
+    plain, traced = (
+        lanes(study, tmp_path / name, [0, 1], lanes=1, compiled=name == "traced") for name in ("plain", "traced")
+    )
+    for model in (0, 1):
+        ours, theirs = traced.load_shard(model)[0], plain.load_shard(model)[0]
+        np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-4)
+        np.testing.assert_allclose(ours["phi"], theirs["phi"], atol=1e-3 * np.ptp(theirs["phi"]))
+
+
 def test_an_operation_without_a_deterministic_form_is_named(study, tmp_path, monkeypatch):
     def refused(*arguments):
         raise RuntimeError("unpool does not have a deterministic implementation, but you asked for one")
