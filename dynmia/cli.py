@@ -189,7 +189,9 @@ def summarise(
 
 @app.command()
 def complexity(
-    dataset: Annotated[list[str] | None, typer.Argument(help="data sets (default: all of `dynmia datasets`)")] = None,
+    dataset: Annotated[
+        list[str] | None, typer.Argument(help="data sets (default: all of `dynmia datasets` but copies)")
+    ] = None,
     pool_size: Annotated[int, typer.Option(help="samples of each; digits take the pool of the quick preset")] = 4000,
     data_dir: DataDir = None,
     csv: Csv = None,
@@ -197,7 +199,8 @@ def complexity(
     """Measure how complex the pools are, without a network: 1-NN error, intrinsic dimension, overlap, compression."""
     from .complexity import pool_complexity
 
-    table = pool_complexity(dataset or DATASETS, pool_size, data_dir)
+    sets = [name for name in DATASETS if not name.endswith("_jpeg")]  # a copy is no set of its own
+    table = pool_complexity(dataset or sets, pool_size, data_dir)
     typer.echo(table.drop(columns="fingerprint").to_string(float_format="%.3f", na_rep=""))
     if csv:
         table.to_csv(csv, float_format="%.7g")

@@ -50,20 +50,9 @@ def parse_study(text: str) -> Study:
 def run_tests(seconds: float) -> dict[str, Any]:
     """Run the GPU tests in a process of its own; its last line, and what failed."""
     root = Path(__file__).parents[1]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-m",
-        "gpu",
-        "-p",
-        "no:cacheprovider",
-        "--tb=short",
-        "--show-capture=no",
-        "tests/test_gpu.py",
-    ]
+    words = "-m pytest -q -m gpu -p no:cacheprovider --tb=short --show-capture=no tests/test_gpu.py"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, *words.split()]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=seconds)
     lines = (done.stdout + done.stderr).strip().splitlines()
     typer.echo("\n".join(lines[-60:]), err=True)
