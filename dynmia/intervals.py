@@ -111,11 +111,14 @@ def every(
     return table.loc[list(only)].rename_axis("metric")
 
 
-def ratio(above: Scored, below: Scored, metric: str, level: float = 0.95) -> pd.Series:
+def ratio(above: Scored, below: Scored, metric: str, level: float = 0.95, paired: bool = True) -> pd.Series:
     """A metric of one run over that of another, with Fieller's interval from what :func:`score_halves` returned.
 
     Runs of one size are halved alike, so what paired samples, or models of one number, have in common cancels. Where
     the lower figure is not clear of zero the interval has no upper end (Fieller 1954).
+
+    Args:
+        paired: False for runs that have no sample in common: what their halves have in common is chance, and left out.
 
     Returns:
         value, low, high; a ratio to a figure that is not positive is undefined, NaN.
@@ -124,14 +127,17 @@ def ratio(above: Scored, below: Scored, metric: str, level: float = 0.95) -> pd.
     drawn = {dim: np.array([scored[1][dim][metric] for scored in (above, below)]) for dim in above[1]}
     if "sample" in drawn and METRICS[metric].interval == "basic":
         centre = 2 * value - drawn["sample"].mean(1)
-    return quotient(value, list(drawn.values()), centre, level)
+    return quotient(value, list(drawn.values()), centre, level, paired)
 
 
 def quotient(
-    value: np.ndarray, drawn: Sequence[np.ndarray], centre: np.ndarray | None = None, level: float = 0.95
-) -> pd.Series:
+    value: np.ndarray, drawn: Sequence[np.ndarray], centre: np.ndarray | None = None, level: float = 0.95,
+    paired: bool = True,
+) -> pd.Series:  # fmt: skip
     """Ratio of two figures (2,) with Fieller's interval from those of their halves along each dimension, (2, draws)."""
     covariance = np.sum([np.cov(part, ddof=0) for part in drawn], 0)
+    if not paired:
+        covariance = np.diag(np.diag(covariance))
     quantile = stats.t.ppf((1 + level) / 2, drawn[0].shape[1] // 2)
     low, high = fieller(value if centre is None else centre, covariance, quantile)
     return pd.Series({"value": value[0] / value[1] if value[1] > 0 else np.nan, "low": low, "high": high})

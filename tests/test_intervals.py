@@ -94,6 +94,8 @@ def test_the_ratio_of_paired_runs_cancels_what_they_share(run):
     other = Simulator(samples=120, checkpoints=3, separation=1.5, effect=0.5, seed=9).run(20, 5)
     scored = [intervals.score_halves(one, "fpr@0.05", only=["displacement"]) for one in (run, louder, other)]
     same, apart = intervals.ratio(*scored[:2], "displacement"), intervals.ratio(scored[0], scored[2], "displacement")
+    alone = intervals.ratio(*scored[:2], "displacement", paired=False)
+    assert (alone.value, alone.high - alone.low > 1.5 * (same.high - same.low)) == (same.value, True)
     assert same.tolist() == pytest.approx([1, 1, 1], abs=0.02)
     assert apart.high - apart.low > 0.2
 

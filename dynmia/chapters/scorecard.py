@@ -115,7 +115,8 @@ class Released:
         for run in (above, below):
             if run not in self._scored:
                 self._scored[run] = intervals.score_halves(self.run(run), self.rule, only=RATIOS)
-        found = intervals.ratio(self._scored[above], self._scored[below], metric)
+        pools = [(study_of(run).dataset, run.sample.values.tolist()) for run in map(self.run, (above, below))]
+        found = intervals.ratio(self._scored[above], self._scored[below], metric, paired=pools[0] == pools[1])
         return Measured(found.value, found.low, found.high, 1.0, 1.0, (above, below))
 
     def steps(self, runs: tuple[str, ...], metric: str) -> Measured:
