@@ -60,7 +60,7 @@ def displacement_curves(members: Mapping[str, Planes], nulls: Nulls) -> Figure:
     for axis, (name, planes) in zip(axes.flat, members.items()):
         curves(planes, dyn.displacement, _name("displacement"), {n: nulls[n] for n in planes}, axis)
         axis.set_title(DATASETS.get(name, name))
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     return figure
 
 

@@ -31,7 +31,8 @@ from ..runs import open_run, resolve, study_of
 from ..summary import band, cell, resolved
 
 VERDICTS = ("reproduced", "direction reproduced", "not reproduced", "not yet measured at this scale")
-RATIOS = ("displacement", "entropy_change", "speed_mean", "transition_peak")  # metrics of which claims take ratios
+ENDS = ("displacement", "entropy_change")  # metrics of which claims take ratios: of the first and last checkpoint alone
+PATHS = ("speed_mean", "transition_peak")  # and of all checkpoints
 SCALE, SHALLOW_SCALE = ("wrn-28-2", 50_000), ("cnn", 50_000)  # model and pool that a number of the paper belongs to
 
 
@@ -83,7 +84,7 @@ class Released:
     _runs: dict[str, xr.Dataset] = field(default_factory=dict)
     _planes: dict[str, xr.Dataset] = field(default_factory=dict)
     _related: dict[str, pd.DataFrame] = field(default_factory=dict)
-    _scored: dict[str, intervals.Scored] = field(default_factory=dict)
+    _scored: dict[tuple[str, tuple[str, ...]], intervals.Scored] = field(default_factory=dict)
 
     def run(self, name: str) -> xr.Dataset:
         """A released run."""
@@ -112,12 +113,18 @@ class Released:
 
     def over(self, above: str, below: str, metric: str) -> Measured:
         """A metric of one run over that of another, with the interval over models and samples."""
-        for run in (above, below):
-            if run not in self._scored:
-                self._scored[run] = intervals.score_halves(self.run(run), self.rule, only=RATIOS)
+        only = ENDS if metric in ENDS else PATHS
+        first, second = (self._halves(run, only) for run in (above, below))
         pools = [(study_of(run).dataset, run.sample.values.tolist()) for run in map(self.run, (above, below))]
-        found = intervals.ratio(self._scored[above], self._scored[below], metric, paired=pools[0] == pools[1])
+        found = intervals.ratio(first, second, metric, paired=pools[0] == pools[1])
         return Measured(found.value, found.low, found.high, 1.0, 1.0, (above, below))
+
+    def _halves(self, name: str, only: tuple[str, ...]) -> intervals.Scored:
+        if (name, only) not in self._scored:
+            run = self.run(name)
+            run = run.isel(epoch=[0, -1]) if only == ENDS else run
+            self._scored[name, only] = intervals.score_halves(run, self.rule, only=only)
+        return self._scored[name, only]
 
     def steps(self, runs: tuple[str, ...], metric: str) -> Measured:
         """The smallest step of a metric from each run to the next, as a ratio: above 1 if they are in that order."""
