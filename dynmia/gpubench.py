@@ -24,9 +24,8 @@ from .training import train_epoch
 
 DEVICE, MODEL, SHAPE, CLASSES = "cuda", "wrn-28-2", (3, 32, 32), 10
 STEPS = 60  # of an epoch, as long as a third of a second
-SMALL: dict[str, Any] = dict(
-    optimizer="adamw", model="cnn", steps=600
-)  # the shallow CNN: a step takes a tenth of a millisecond
+# the shallow CNN: a step takes a third of a millisecond
+SMALL: dict[str, Any] = dict(optimizer="adamw", model="cnn", steps=600)
 TRAFFIC = (15e6, 21e6)  # bytes of memory traffic an image, forward and backward in bf16: fully fused, or less
 SECONDS = 0.7  # of one measurement
 CHECKPOINTS, EPOCHS, TRAINED, QUERIED = 41, 400, 25_000, 60_000  # of one model of the paper's baseline
