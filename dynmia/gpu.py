@@ -69,7 +69,7 @@ class Lane:
         self.state = new_state(study, pool, 0, str(device))
         if study.optimizer.startswith("sam"):
             self.state.kept = [torch.empty_like(p) for p in self.state.model.parameters()]
-        self.compiled = compiled
+        self.compiled, self.half = compiled, study.precision == "bf16" and ":" not in study.model
         if compiled:
             compile_forward(self.state.model)
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -146,8 +146,8 @@ class Lane:
         return float(self.total) / self.steps
 
     def query(self, images: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """:func:`dynmia.step.evaluate` in batches that fill a GPU."""
-        fill = dict(batch=EVALUATION_BATCH, whole=self.compiled) if self.cuda else {}
+        """:func:`dynmia.step.evaluate` in batches that fill a GPU; in float16 if the study trains in bf16."""
+        fill = dict(batch=EVALUATION_BATCH, whole=self.compiled, half=self.half) if self.cuda else {}
         return evaluate(self.state, self.data, images, labels, **fill)  # type: ignore[arg-type]
 
 
@@ -222,7 +222,9 @@ def train_lanes(
     if ":" in study.model or "dropout" in study.model:  # it draws random numbers, from one generator for all lanes
         count = 1
     opened = open_lanes(study, pool, data, count, compiled)
-    engine = f"cuda-graph, {count} in flight{', compiled' * opened[0].compiled}" if opened[0].cuda else "cpu"
+    first = opened[0]
+    how = f"cuda-graph, {count} in flight{', compiled' * first.compiled}{', queried in float16' * first.half}"
+    engine = how if first.cuda else "cpu"
     flights: dict[Lane, Iterator[int]] = {}
     in_flight = count  # during the epoch that is queued
 

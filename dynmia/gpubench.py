@@ -34,6 +34,7 @@ BASELINES = {
     "eager": "our own loop in bf16: channels-last, data on the device, fused optimiser, no graph",
     "dataloader_loop": f"torch DataLoader of single images, ToTensor and normalise, {WORKERS} worker processes, pinned "
     "memory, bf16 autocast, channels-last, loss.item() at every step",
+    "plain_dataloader_loop": "the same as public LiRA code writes it: float32 (TF32 in convolutions), default layout",
     "ceiling": "copy bandwidth of this device / 15 MB (high) or 21 MB (low) of memory traffic an image",
 }
 
@@ -81,7 +82,7 @@ def eager(batch: int, compiled: bool = False, **options: Any) -> Callable[[], fl
 
 
 def querying(compiled: bool) -> Callable[[], float]:
-    """Queried images per second in evaluation mode and float32."""
+    """Queried images per second in evaluation mode, float16 but for the logits."""
     study, pool, data = setting(256)
     lane = open_lanes(study, pool, data, 1, compiled)[0]
     count = len(data.images) // EVALUATION_BATCH * EVALUATION_BATCH or len(data.images)
@@ -93,8 +94,8 @@ def querying(compiled: bool) -> Callable[[], float]:
     return lambda: count * rate(query, SECONDS)
 
 
-def dataloader(batch: int) -> Callable[[], float]:
-    """Training images per second of the loop that public code writes."""
+def dataloader(batch: int, plain: bool = False) -> Callable[[], float]:
+    """Training images per second of the loop that public code writes, in bf16 and channels-last unless ``plain``."""
     from torch.utils.data import DataLoader
 
     def normal(image: np.ndarray) -> torch.Tensor:
@@ -103,14 +104,15 @@ def dataloader(batch: int) -> Callable[[], float]:
     images = SingleImages(random_pool(SHAPE, CLASSES, STEPS * batch), normal)
     options = dict(num_workers=WORKERS, persistent_workers=WORKERS > 0, pin_memory=torch.cuda.is_available())
     loader = DataLoader(images, batch, shuffle=True, drop_last=True, **options)  # type: ignore[arg-type]
-    model = build_model(MODEL, SHAPE, CLASSES).to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layout = torch.contiguous_format if plain else torch.channels_last
+    model = build_model(MODEL, SHAPE, CLASSES).to(DEVICE, memory_format=layout)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(model.parameters(), 0.05, 0.9, weight_decay=5e-4)
 
     def epoch() -> None:
         for images, labels in loader:
-            images = images.to(DEVICE, non_blocking=True, memory_format=torch.channels_last)
+            images = images.to(DEVICE, non_blocking=True, memory_format=layout)
             optimizer.zero_grad()
-            with torch.autocast(DEVICE, torch.bfloat16):
+            with torch.autocast(DEVICE, torch.bfloat16, enabled=not plain):
                 loss = F.cross_entropy(model(images), labels.to(DEVICE, non_blocking=True))
             loss.backward()
             optimizer.step()
@@ -139,11 +141,12 @@ def measures() -> dict[str, tuple[str, Callable[[], Callable[[], float]]]]:
         found[f"eager_{batch}"] = "fast", partial(eager, batch)
         found[f"graph_{batch}"] = "fast", partial(captured, batch)
         found[f"compiled_graph_{batch}"] = "fast", partial(captured, batch, compiled=True)
-        for lanes in (2, 3, 4):
+        for lanes in (2, 3, 4, 6, 8) if batch == 256 else (2, 3, 4):
             found[f"compiled_graph_{batch}_{lanes}_in_flight"] = "fast", partial(captured, batch, lanes, True)
         found[f"compiled_{batch}"] = "fast", partial(eager, batch, compiled=True)
         if batch == 256:
             found["dataloader_loop_256"] = "fast", partial(dataloader, 256)
+            found["plain_dataloader_loop_256"] = "fast", partial(dataloader, 256, plain=True)
             for name, compiled in (("", False), ("compiled_", True)):
                 found[f"sam_{name}graph_256"] = "fast", partial(captured, batch, 1, compiled, optimizer="sam-sgd")
                 found[f"{name}evaluation"] = "fast", partial(querying, compiled)
@@ -195,7 +198,8 @@ def measure(
         enter(name, unit, lambda: [scale * a / b for a, b in zip(rates[above], rates[below], strict=True)])
 
     ratio("best / eager_256", best, "eager_256")
-    ratio("best / dataloader_loop_256", best, "dataloader_loop_256")
+    for kind in ("dataloader_loop_256", "plain_dataloader_loop_256"):
+        ratio(f"best / {kind}", best, kind)
     ratio("deterministic step / fast step", "graph_256", "deterministic_graph_256")
     ratio("sam step / sgd step", "graph_256", "sam_graph_256")
     ratio("sam step / sgd step, compiled", "compiled_graph_256", "sam_compiled_graph_256")

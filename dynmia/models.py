@@ -30,6 +30,17 @@ def build_model(name: str, shape: Shape, classes: int) -> nn.Module:
     return {"cnn": cnn, "cnn-dropout": cnn_dropout, "deep-cnn": deep_cnn, "mlp": mlp}[name](shape, classes)
 
 
+class Head(nn.Linear):
+    """The last layer: queries get float32 logits from it, whatever arithmetic the layers before it were run in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        if self.training:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
 def cnn(shape: Shape, classes: int) -> nn.Module:
     """Shallow CNN: 3 x (conv 3x3, ReLU, max-pool 2), one linear layer; 113,738 parameters at 3 x 32 x 32.
 
@@ -43,7 +54,7 @@ def cnn(shape: Shape, classes: int) -> nn.Module:
             layers, height, width = [*layers, nn.MaxPool2d(2)], height // 2, width // 2
         layers.append(nn.ReLU(inplace=True))
         channels = out
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * width, classes))
+    return nn.Sequential(*layers, nn.Flatten(), Head(channels * height * width, classes))
 
 
 def cnn_dropout(shape: Shape, classes: int) -> nn.Module:
@@ -62,14 +73,14 @@ def deep_cnn(shape: Shape, classes: int) -> nn.Module:
             layers, height, width = [*layers, nn.MaxPool2d(2)], height // 2, width // 2
         layers.append(nn.ReLU(inplace=True))
         channels = out
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), Head(channels, classes))
 
 
 def mlp(shape: Shape, classes: int) -> nn.Module:
     """Two hidden layers of 256 units with ReLU."""
     inputs = shape[0] * shape[1] * shape[2]
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(inputs, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, classes)
+        nn.Flatten(), nn.Linear(inputs, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), Head(256, classes)
     )
 
 
@@ -88,7 +99,7 @@ class WideResNet(nn.Module):
                 channels = out
         self.blocks = nn.Sequential(groups)
         self.norm = nn.BatchNorm2d(channels)
-        self.head = nn.Linear(channels, classes)
+        self.head = Head(channels, classes)
         for module in self.modules():  # He et al. (2015), as in the reference implementation
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -160,12 +160,14 @@ def train_step(
 @torch.no_grad()
 def evaluate(
     state: TrainState, data: DeviceData, images: Tensor, labels: Tensor, batch: int = EVALUATION_BATCH,
-    whole: bool = False,
+    whole: bool = False, half: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Query in evaluation mode and float32; returns phi float64 (n,) and whether the top class is right, bool (n,).
 
-    On a GPU convolutions take float32 in TF32 (10 bits of mantissa), as torch does by default. ``whole`` fills the last
-    batch up with black images, so that all have one shape: a compiler would make a program for each.
+    On a GPU convolutions take float32 in TF32 (10 bits of mantissa), as torch does by default. ``half`` keeps these ten
+    bits and moves half the bytes: all layers but the last, whose logits stay float32, in float16. If a value does not
+    fit into float16, all is queried again without it. ``whole`` fills the last batch up with black images, so that all
+    have one shape: a compiler would make a program for each.
     """
     state.model.eval()
     phi, right = [], []
@@ -173,10 +175,14 @@ def evaluate(
         target, some = labels[part : part + batch], images[part : part + batch]
         if whole and len(some) < batch:
             some = F.pad(some, (0, 0, 0, 0, 0, 0, 0, batch - len(some)))
-        logits = state.model(data.normalise(some))[: len(target)]
+        with torch.autocast(images.device.type, torch.float16, enabled=half):
+            logits = state.model(data.normalise(some))[: len(target)].float()
         phi.append(logit_scaled_confidence(logits, target))
         right.append(logits.argmax(1) == target)
-    return torch.cat(phi).cpu().numpy(), torch.cat(right).cpu().numpy()
+    values = torch.cat(phi).cpu().numpy()
+    if half and not np.isfinite(values).all():
+        return evaluate(state, data, images, labels, batch, whole)
+    return values, torch.cat(right).cpu().numpy()
 
 
 def new_state(study: Study, pool: Pool, model: int, device: str) -> TrainState:

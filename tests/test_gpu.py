@@ -20,7 +20,7 @@ from dynmia.merge import merge
 from dynmia.models import build_model
 from dynmia.optim import sam_ascend, sam_return
 from dynmia.runs import assemble
-from dynmia.step import DeviceData, arithmetic, crop, crop_and_flip, draw_crops, new_state, unflatten
+from dynmia.step import DeviceData, arithmetic, crop, crop_and_flip, draw_crops, evaluate, new_state, unflatten
 from dynmia.training import train_epoch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -323,6 +323,48 @@ def test_a_traced_step_is_the_plain_one(study, tmp_path, monkeypatch):
         np.testing.assert_allclose(ours["phi"], theirs["phi"], atol=1e-3 * np.ptp(theirs["phi"]))
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", ["cnn", "cnn-dropout", "deep-cnn", "mlp", "wrn-10-1"])
+def test_queries_in_float16_are_close_and_their_logits_float32(name, compiled, monkeypatch):
+    pool = random_pool((3, 16, 16), 10, 40)
+    study = Study(model=name, batch_size=16, precision="bf16")
+    data, state = DeviceData.of(pool, "cpu"), new_state(study, pool, 0, "cpu")
+    whole = evaluate(state, data, data.images, data.labels)
+    seen, last = [], [module for module in state.model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    last.register_forward_hook(lambda module, inputs, logits: seen.append((inputs[0].dtype, logits.dtype)))
+    if compiled:
+        compiler = torch.compile
+        monkeypatch.setattr(torch, "compile", lambda forward, **options: compiler(forward, backend="eager", **options))
+        gpu.compile_forward(state.model)
+    half = evaluate(state, data, data.images, data.labels, batch=16, whole=True, half=True)
+    np.testing.assert_allclose(half[0], whole[0], atol=2e-3)  # of logits of order 1
+    assert not np.array_equal(half[0], whole[0])
+    assert set(seen) == {(torch.float16, torch.float32)}
+
+
+def test_what_overflows_float16_is_queried_in_float32():
+    pool = random_pool((3, 16, 16), 10, 40)
+    data, state = DeviceData.of(pool, "cpu"), new_state(Study(model="cnn"), pool, 0, "cpu")
+    with torch.no_grad():
+        state.model[0].weight *= 1e6
+    whole, half = (evaluate(state, data, data.images, data.labels, half=half) for half in (False, True))
+    assert np.abs(whole[0]).max() > 65504
+    assert np.array_equal(half[0], whole[0])
+
+
+def test_models_of_a_user_and_studies_in_float32_are_queried_in_float32(tmp_path, monkeypatch):
+    (tmp_path / "own_net.py").write_text(WAITING)
+    monkeypatch.syspath_prepend(tmp_path)
+    pool = random_pool((3, 16, 16), 10, 40)
+    for model, precision, half in (
+        ("cnn", "bf16", True),
+        ("cnn", "float32", False),
+        ("own_net:net", "bf16", False),
+    ):
+        study = Study(model=model, batch_size=16, precision=precision)
+        assert gpu.Lane(study, pool, DeviceData.of(pool, "cpu")).half == half
+
+
 def test_an_operation_without_a_deterministic_form_is_named(study, tmp_path, monkeypatch):
     def refused(*arguments):
         raise RuntimeError("unpool does not have a deterministic implementation, but you asked for one")
@@ -341,8 +383,8 @@ def measured(monkeypatch):
     for name, value in small.items():
         monkeypatch.setattr(gpubench, name, value)
     monkeypatch.setattr(torch, "compile", lambda forward, **options: forward)
-    keep = ("copy", "dataloader_loop_256", "deterministic_graph_256", "eager_256", "graph_256", "sam_graph_256",
-            "evaluation", "compiled_graph_256_2_in_flight")  # fmt: skip
+    keep = ("copy", "dataloader_loop_256", "plain_dataloader_loop_256", "deterministic_graph_256", "eager_256",
+            "graph_256", "sam_graph_256", "evaluation", "compiled_graph_256_2_in_flight")  # fmt: skip
     measures = {name: entry for name, entry in gpubench.measures().items() if name in keep}
     monkeypatch.setattr(gpubench, "measures", lambda: measures)
     return gpubench.measure(time.time() + 600, lambda name, value: None, repeats=2)
@@ -350,7 +392,8 @@ def measured(monkeypatch):
 
 def test_the_benchmark_names_rates_and_ratios_and_what_failed(measured):
     entry = {"median": 512.0, "min": 512.0, "max": 512.0, "unit": "images/s"}
-    for name in ("dataloader_loop_256", "deterministic_graph_256", "eager_256", "graph_256", "sam_graph_256"):
+    graphs = ("graph_256", "sam_graph_256", "deterministic_graph_256")
+    for name in ("dataloader_loop_256", "plain_dataloader_loop_256", "eager_256", *graphs):
         assert measured[name] == entry
     assert measured["best"] == "compiled_graph_256_2_in_flight"
     assert measured["best / eager_256"] == {"median": 2.0, "min": 2.0, "max": 2.0, "unit": "x"}
@@ -453,6 +496,38 @@ def test_the_deterministic_mode_repeats_and_resumes_to_the_bit(study, tmp_path, 
             lanes(study, tmp_path / "stopped", device="cuda", lanes=3, report=stop_at(0, 2))
         assert_same(lanes(study, tmp_path / "stopped", device="cuda", lanes=3), whole)
     assert whole.load_shard(0)[1]["mode"] == "deterministic"
+
+
+@cuda
+@pytest.mark.parametrize("setting", ["adamw", "wide-resnet-bf16-sam"])
+def test_the_fast_mode_resumes_close_to_the_uninterrupted_run(study, tmp_path, setting, monkeypatch):
+    monkeypatch.setattr("dynmia.training.SAVING", 1e9)
+    study = study.replace(**SETTINGS[setting])
+    with arithmetic("fast"):
+        whole = lanes(study, tmp_path / "whole", device="cuda", lanes=3)
+        with pytest.raises(Stopped):
+            lanes(study, tmp_path / "stopped", device="cuda", lanes=3, report=stop_at(0, 2))
+        stopped = lanes(study, tmp_path / "stopped", device="cuda", lanes=3)
+    for model in range(3):
+        assert stopped.load_shard(model)[1]["mode"] == "fast"
+        pair = phi(stopped, model)[-1], phi(whole, model)[-1]
+        assert np.corrcoef(*pair)[0, 1] > 0.95
+        assert np.corrcoef(phi(stopped, model)[0], pair[1])[0, 1] < 0.95  # nor is it what was there before training
+
+
+@cuda
+@pytest.mark.parametrize("compiled", [False, True])
+def test_queries_in_float16_are_close_to_float32_on_a_gpu(compiled):
+    study = Study(model="wrn-10-1", batch_size=16, precision="bf16")
+    pool = dataclasses.replace(random_pool((3, 16, 16), 10, 200), keep=np.ones((1, 200), bool))
+    lane = gpu.Lane(study, pool, DeviceData.of(pool, "cuda"), compiled)
+    with lane.here():
+        lane.load(0)
+        half = lane.query(lane.data.images, lane.data.labels)[0]
+        lane.half = False
+        whole = lane.query(lane.data.images, lane.data.labels)[0]
+    np.testing.assert_allclose(half, whole, atol=0.01 * np.ptp(whole))
+    assert not np.array_equal(half, whole)
 
 
 @cuda
