@@ -45,8 +45,8 @@ def listed(rows: dict[str, str], width: int) -> None:
 @app.command()
 def datasets() -> None:
     """List the data sets by name."""
-    own = "your own: a .npz file with train_images, train_labels, test_images, test_labels, or an image"
-    listed(DATASETS | {"PATH": own, "": "folder with train/CLASS/*.png and test/CLASS/*.png"}, 15)
+    own = "your own: a .npz file with train_images (or train_features, train_texts), train_labels and the same for"
+    listed(DATASETS | {"PATH": own, "": "test, or an image folder with train/CLASS/*.png and test/CLASS/*.png"}, 15)
 
 
 @app.command()
@@ -190,17 +190,16 @@ def summarise(
 @app.command()
 def complexity(
     dataset: Annotated[
-        list[str] | None, typer.Argument(help="data sets (default: all of `dynmia datasets` but copies)")
+        list[str] | None, typer.Argument(help="data sets of images (default: all of them but copies)")
     ] = None,
     pool_size: Annotated[int, typer.Option(help="samples of each; digits take the pool of the quick preset")] = 4000,
     data_dir: DataDir = None,
     csv: Csv = None,
 ) -> None:
     """Measure how complex the pools are, without a network: 1-NN error, intrinsic dimension, overlap, compression."""
-    from .complexity import pool_complexity
+    from .complexity import IMAGES, pool_complexity
 
-    sets = [name for name in DATASETS if not name.endswith("_jpeg")]  # a copy is no set of its own
-    table = pool_complexity(dataset or sets, pool_size, data_dir)
+    table = pool_complexity(dataset or IMAGES, pool_size, data_dir)
     typer.echo(table.drop(columns="fingerprint").to_string(float_format="%.3f", na_rep=""))
     if csv:
         table.to_csv(csv, float_format="%.7g")

@@ -23,7 +23,7 @@ from .summary import bootstrap_weights
 
 DATASETS = {
     "digits": "digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10",
-    "cinic10": "CINIC-10", "cifar10_jpeg": "CIFAR-10, JPEG copy",
+    "cinic10": "CINIC-10", "cifar10_jpeg": "CIFAR-10, JPEG copy", "location30": "Location-30", "trec": "TREC",
 }  # fmt: skip
 MODELS = {"cnn": "shallow CNN", "deep-cnn": "deeper CNN", "mlp": "MLP", "cnn-dropout": "shallow CNN, dropout"}
 OPTIMIZERS = {"sgd": "SGD", "adamw": "AdamW", "sam-sgd": "SAM", "sam-adamw": "SAM, AdamW"}

@@ -14,10 +14,12 @@ import numpy as np
 import pandas as pd
 
 from .data import load_dataset
+from .errors import UserError
 from .pool import make_pool
 from .study import PRESETS, Study
 
 DIGITS = {"nn_error": 1, "dimension": 1, "overlap": 3, "png": 0, "png_value": 2}  # decimals to print
+IMAGES = ("digits", "mnist", "fashion_mnist", "cifar10", "cinic10")  # the sets of images, but for copies
 COLUMNS = ["label", "unit", "value", "low", "high", "null_low", "null_high"]
 
 
@@ -126,5 +128,7 @@ def pool_complexity(
     for name in datasets:
         size = PRESETS["quick"]["pool_size"] if name == "digits" else pool_size
         pool = make_pool(Study(dataset=name, pool_size=size), load_dataset(name, data_dir))
+        if pool.shape[1:] == (1, 1):
+            raise UserError(f"{name} has no images to measure: name sets of images, such as {', '.join(IMAGES)}.")
         tables[name] = complexity(pool.images, pool.labels).assign(samples=size, fingerprint=pool.fingerprint)
     return pd.concat(tables, names=["dataset"])

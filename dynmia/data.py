@@ -1,4 +1,7 @@
-"""Image data sets as uint8 arrays: embedded digits, the canonical sets, a user's ``.npz`` file or image folder.
+"""Data sets as arrays: embedded digits, the canonical sets, a user's ``.npz`` file or image folder.
+
+A feature vector is an image of one pixel with a channel a feature, and a text is the vector of its word counts, so that
+everything after this module knows images alone.
 
 A named set is looked for as ``<name>.npz`` in the data folder (``--data-dir`` or ``DYNMIA_DATA``). Without one it is
 downloaded once: MNIST, Fashion-MNIST and CIFAR-10 by torchvision, CINIC-10 from its official archive, checked by hash.
@@ -19,8 +22,9 @@ import numpy as np
 from .errors import UserError, disk_error, reason
 from .study import is_path
 
-KEYS = ("train_images", "train_labels", "test_images", "test_labels")
-CODED = tuple(f"{split}_{part}" for split in ("train", "test") for part in ("jpeg", "offsets", "labels"))
+SPLITS = ("train", "test")
+KINDS = {"images": (), "features": (), "texts": (), "jpeg": ("offsets",)}  # of samples in a file; what they come with
+WORDS = 4096  # entries of a text's vector, into which words are hashed
 SIZES = {  # shape (C, H, W), training split, test split, classes
     "digits": ((1, 8, 8), 1497, 300, 10),
     "mnist": ((1, 28, 28), 60000, 10000, 10),
@@ -28,6 +32,8 @@ SIZES = {  # shape (C, H, W), training split, test split, classes
     "cifar10": ((3, 32, 32), 50000, 10000, 10),
     "cinic10": ((3, 32, 32), 90000, 90000, 10),
     "cifar10_jpeg": ((3, 32, 32), 50000, 10000, 10),
+    "location30": ((446, 1, 1), 4010, 1000, 30),
+    "trec": ((WORDS, 1, 1), 5452, 500, 6),
 }
 CINIC10_URL = "https://datashare.ed.ac.uk/bitstream/handle/10283/3192/CINIC-10.tar.gz"
 CINIC10_MD5 = "6ee4d0c996905fe93221de577967a372"
@@ -35,7 +41,10 @@ CINIC10_MD5 = "6ee4d0c996905fe93221de577967a372"
 
 @dataclass(frozen=True)
 class Dataset:
-    """uint8 images (n, H, W, C), int64 labels (n,) in 0 ... classes - 1, for a training and a test split."""
+    """Images (n, H, W, C) and int64 labels (n,) in 0 ... classes - 1, for a training and a test split.
+
+    Images are uint8; feature vectors, images (n, 1, 1, D), may be float32 too.
+    """
 
     train_images: np.ndarray
     train_labels: np.ndarray
@@ -78,13 +87,14 @@ def load_dataset(name: str, data_dir: str | os.PathLike[str] | None = None) -> D
 
 def check(where: object, arrays: dict[str, np.ndarray]) -> Dataset:
     """Check the four arrays of a data set and bring them into the shapes of :class:`Dataset`."""
-    for split in ("train", "test"):
+    for split in SPLITS:
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-        if images.dtype != np.uint8:
+        vectors = images.ndim == 4 and images.shape[1:3] == (1, 1)
+        if images.dtype != np.uint8 and not vectors:
             raise UserError(f"{where}: {split}_images has dtype {images.dtype}; it must be uint8 (0 to 255).")
         if images.ndim not in (3, 4) or 0 in images.shape:
             raise UserError(f"{where}: {split}_images has shape {images.shape}; it must be (n, H, W) or (n, H, W, C).")
-        if images.ndim == 4 and images.shape[-1] not in (1, 3):
+        if images.ndim == 4 and images.shape[-1] not in (1, 3) and not vectors:
             raise UserError(f"{where}: {split}_images has {images.shape[-1]} channels; it must have 1 or 3.")
         if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
             raise UserError(
@@ -113,13 +123,20 @@ def check(where: object, arrays: dict[str, np.ndarray]) -> Dataset:
 def _from_npz(path: Path) -> Dataset:
     try:
         with np.load(path, allow_pickle=False) as file:
-            coded = "train_jpeg" in file
-            for key in CODED if coded else KEYS:
+            kind = next((kind for kind in KINDS if f"train_{kind}" in file), "images")
+            keys = [f"{split}_{part}" for split in SPLITS for part in (kind, *KINDS[kind], "labels")]
+            for key in keys:
                 if key not in file:
-                    raise UserError(f"{path} has no key {key!r}; it needs {', '.join(CODED if coded else KEYS)}.")
-            arrays = {key: file[key] for key in KEYS if key in file}
-            for split in ("train", "test") if coded else ():
-                arrays[f"{split}_images"] = _decode(file[f"{split}_jpeg"].tobytes(), file[f"{split}_offsets"])
+                    raise UserError(f"{path} has no key {key!r}; it needs {', '.join(keys)}.")
+            arrays = {key: file[key] for key in keys}
+        for split in SPLITS:
+            given = arrays[f"{split}_{kind}"]
+            if kind == "jpeg":
+                given = _decode(given.tobytes(), arrays[f"{split}_offsets"])
+            elif kind != "images":
+                read = _count_words if kind == "texts" and given.dtype.kind == "U" else np.asarray
+                given = _vectors(f"{path}: {split}_{kind}", read(given), kind)
+            arrays[f"{split}_images"] = given
     except UserError:
         raise
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds on a damaged or pickled file
@@ -135,6 +152,26 @@ def _decode(joined: bytes, offsets: np.ndarray) -> np.ndarray:
     return np.stack([np.asarray(Image.open(BytesIO(file)).convert("RGB")) for file in files])
 
 
+def _vectors(where: str, features: np.ndarray, kind: str) -> np.ndarray:
+    """Feature vectors (n, D) as images (n, 1, 1, D): uint8 and bool as uint8, other numbers as float32."""
+    numeric = features.dtype == bool or np.issubdtype(features.dtype, np.number)
+    if features.ndim != 2 or 0 in features.shape or not numeric:
+        wanted = {"features": "numbers (n, D)", "texts": "strings (n,)"}[kind]
+        raise UserError(f"{where} is {features.dtype} {features.shape}; it must be {wanted}.")
+    kept = features.astype(np.uint8 if features.dtype in (bool, np.uint8) else np.float32)
+    if not np.isfinite(kept).all():
+        raise UserError(f"{where} holds NaN, infinite or too large numbers: drop or fill them.")
+    return kept[:, None, None, :]
+
+
+def _count_words(texts: np.ndarray) -> np.ndarray:
+    """Texts (n,) as counts, uint8 (n, WORDS), of their words of two letters or more, lower case, hashed."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    counts = HashingVectorizer(n_features=WORDS, norm=None, alternate_sign=False).transform(texts.tolist())
+    return counts.toarray().clip(0, 255).astype(np.uint8)
+
+
 def _from_folder(path: Path) -> Dataset:
     """Read ``train/CLASS/*`` and ``test/CLASS/*`` with torchvision's class order (alphabetical)."""
     from PIL import Image
@@ -142,7 +179,7 @@ def _from_folder(path: Path) -> Dataset:
 
     arrays: dict[str, np.ndarray] = {}
     classes: list[str] = []
-    for split in ("train", "test"):
+    for split in SPLITS:
         try:
             folder = ImageFolder(str(path / split))
         except (OSError, RuntimeError) as error:
@@ -181,15 +218,15 @@ def _digits() -> Dataset:
 def _download(name: str, cache: Path) -> Dataset:
     if name == "cinic10":
         return _cinic10(cache)
-    if name == "cifar10_jpeg":
-        raise UserError("cifar10_jpeg cannot be downloaded: use cifar10, or put cifar10_jpeg.npz into a data folder.")
     from torchvision import datasets
 
     classes: dict[str, Callable[..., object]] = {
         "mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10
     }  # fmt: skip
+    if name not in classes:
+        raise UserError(f"{name} is not downloaded: put {name}.npz into a folder, named by --data-dir or DYNMIA_DATA.")
     arrays = {}
-    for split in ("train", "test"):
+    for split in SPLITS:
         try:
             part = classes[name](str(cache), train=split == "train", download=True)
         except (OSError, RuntimeError) as error:

@@ -22,7 +22,7 @@ from .summary import bootstrap_weights
 # Okabe and Ito (2008); the same data set has the same colour in every chapter
 COLOURS = {
     "digits": "#56B4E9", "mnist": "#0072B2", "fashion_mnist": "#009E73", "cifar10": "#D55E00", "cinic10": "#CC79A7",
-    "cifar10_jpeg": "#8C510A",
+    "cifar10_jpeg": "#8C510A", "location30": "#E69F00", "trec": "#000000",
 }  # fmt: skip
 OTHER, NULL, INK = "#E69F00", "#9A9A9A", "#333333"
 STYLE: Any = {

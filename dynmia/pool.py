@@ -18,10 +18,11 @@ class Pool:
     """The target samples of a study, its held-out test set and the inclusion mask.
 
     Attributes:
-        images: uint8 (n, H, W, C); labels: int64 (n,); sample_id: int64 (n,), index in the training split.
+        images: (n, H, W, C), uint8, or float32 if they are feature vectors; labels: int64 (n,).
+        sample_id: int64 (n,), index in the training split.
         test_images, test_labels: held out, used for accuracy only.
         keep: bool (N, n), True where model i trains on sample z.
-        mean, std: float32 (C,), of the pool's pixels on the 0 to 255 scale.
+        mean, std: float32 (C,), of the pool's pixels on the 0 to 255 scale; std is at least 1 there.
         classes: number of classes.
     """
 
@@ -72,6 +73,8 @@ def make_pool(study: Study, dataset: Dataset) -> Pool:
             f"classes {', '.join(map(str, lost))} are not among the first {study.test_size} held-out images, so the "
             "test accuracy leaves them out: use a larger test_size.", stacklevel=2,
         )  # fmt: skip
+    if study.augment and dataset.train_images.shape[1:3] == (1, 1):
+        raise UserError(f"augment crops and flips images, and {study.dataset} has none: leave augment out.")
     rng = np.random.default_rng(np.random.SeedSequence([study.pool_seed, 1]))
     order = rng.permutation(len(dataset.train_labels))
     turn = np.empty(len(order), dtype=np.int64)  # how many of the same class come before, in the drawn order
@@ -84,6 +87,7 @@ def make_pool(study: Study, dataset: Dataset) -> Pool:
         raise UserError(f"pool_size {size} leaves a shadow model nothing to train on: use a larger pool_size.")
     images = dataset.train_images[ids]
     flat = images.reshape(-1, images.shape[-1]).astype(np.float32)
+    std = flat.std(0, dtype=np.float64).astype(np.float32)
     return Pool(
         images=images,
         labels=dataset.train_labels[ids],
@@ -92,7 +96,7 @@ def make_pool(study: Study, dataset: Dataset) -> Pool:
         test_labels=dataset.test_labels[: study.test_size],
         keep=keep,
         mean=flat.mean(0, dtype=np.float64).astype(np.float32),
-        std=np.maximum(flat.std(0, dtype=np.float64), 1.0).astype(np.float32),
+        std=np.maximum(std, 1) if images.dtype == np.uint8 else np.where(std > 0, std, 1),
         classes=dataset.classes,
     )
 

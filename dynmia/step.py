@@ -34,7 +34,7 @@ class TrainState:
 
 @dataclass(frozen=True)
 class DeviceData:
-    """The pool on the training device: uint8 images (n, H, W, C), labels (n,), and the normalisation."""
+    """The pool on the training device: images (n, H, W, C), labels (n,), and the normalisation."""
 
     images: Tensor
     labels: Tensor
@@ -60,7 +60,7 @@ class DeviceData:
         )
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 (B, H, W, C) -> float32 (B, C, H, W), which is channels-last in memory without a copy."""
+        """(B, H, W, C) -> float32 (B, C, H, W), which is channels-last in memory without a copy."""
         return ((images.float() - self.mean) * self.scale).permute(0, 3, 1, 2)
 
 

@@ -26,6 +26,8 @@ DATASETS = {
     "cifar10": "CIFAR-10, 32 x 32 colour",
     "cinic10": "CINIC-10, 32 x 32 colour (CIFAR-10 classes, most images from ImageNet)",
     "cifar10_jpeg": "CIFAR-10 in a JPEG-coded (lossy) copy of your own: for where the exact images are not at hand",
+    "location30": "Location-30, 446 binary features of who was where, 30 classes; a copy of your own",
+    "trec": "TREC questions by the words in them, 6 classes; a copy of your own",
 }
 MODELS = {
     "cnn": "shallow CNN: 3 convolutions (32, 64, 128), ReLU, max-pooling, one linear layer",
@@ -69,9 +71,9 @@ class Study:
         nesterov: Nesterov momentum for SGD.
         weight_decay: decoupled for AdamW, L2 for SGD.
         rho: radius of SAM's neighbourhood (Foret et al. 2021); ignored by other optimisers.
-        augment: random crop (4 pixels of zero padding at 32 x 32, in proportion else) and horizontal flip.
-        precision: ``float32``, ``bf16`` (autocast; evaluation stays in float32, on a GPU with TF32 in
-            convolutions) or ``auto`` (bf16 on CUDA only).
+        augment: random crop (4 pixels of zero padding at 32 x 32, in proportion else) and horizontal flip, of images.
+        precision: ``float32`` (on a GPU with TF32 in convolutions), ``bf16`` (autocast; evaluation in float32, on a GPU
+            in float16 but for the logits) or ``auto`` (bf16 on CUDA only).
         record: ``phi``, or ``hardness``, which keeps what :mod:`dynmia.hardness` needs too (twice the disk, about 1.5
             times the time; phi is the same).
         pool_seed: draws the pool, so that populations with other seeds can share it.
