@@ -158,7 +158,8 @@ def _vectors(where: str, features: np.ndarray, kind: str) -> np.ndarray:
     if features.ndim != 2 or 0 in features.shape or not numeric:
         wanted = {"features": "numbers (n, D)", "texts": "strings (n,)"}[kind]
         raise UserError(f"{where} is {features.dtype} {features.shape}; it must be {wanted}.")
-    kept = features.astype(np.uint8 if features.dtype in (bool, np.uint8) else np.float32)
+    with np.errstate(over="ignore"):
+        kept = features.astype(np.uint8 if features.dtype in (bool, np.uint8) else np.float32)
     if not np.isfinite(kept).all():
         raise UserError(f"{where} holds NaN, infinite or too large numbers: drop or fill them.")
     return kept[:, None, None, :]

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import dynmia
 from dynmia import Study, UserError, data
 from dynmia.data import load_dataset, read_cinic10
 from dynmia.pool import make_pool
+from dynmia.summary import METRICS
 
 CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -159,8 +161,93 @@ def test_a_malformed_coded_file_is_refused(tmp_path, changes, words):
     assert_refused("cifar10_jpeg", "cifar10_jpeg.npz", *words, data_dir=tmp_path)
 
 
-def test_a_jpeg_copy_is_not_downloaded(offline):
-    assert_refused("cifar10_jpeg", "cannot be downloaded", "use cifar10")
+@pytest.mark.parametrize("name", ["cifar10_jpeg", "location30", "trec"])
+def test_a_set_that_is_not_downloaded_says_where_to_put_it(offline, name):
+    assert_refused(name, f"{name} is not downloaded", f"{name}.npz", "DYNMIA_DATA")
+
+
+# --- feature vectors and texts
+
+FEATURES = np.random.default_rng(0).normal(size=(60, 5))
+TEXTS = np.array(["Who is who ?", "what is a WHO", ""] * 20)
+
+
+@pytest.mark.parametrize(
+    ("features", "dtype"),
+    [(FEATURES > 0, np.uint8), (np.arange(300, dtype=np.uint8).reshape(60, 5), np.uint8), (FEATURES, np.float32),
+     (np.arange(300).reshape(60, 5) - 9, np.float32)],
+)  # fmt: skip
+def test_feature_vectors_are_images_of_one_pixel(make_npz, features, dtype):
+    loaded = load_dataset(str(make_npz(train_images=None, train_features=features, test_features=features[:30])))
+    assert loaded.train_images.shape == (60, 1, 1, 5)
+    assert loaded.train_images.dtype == dtype
+    np.testing.assert_allclose(loaded.train_images[:, 0, 0], features, rtol=1e-6)
+    np.testing.assert_array_equal(loaded.test_images, loaded.train_images[:30])
+
+
+def test_texts_are_counts_of_their_words(make_npz):
+    loaded = load_dataset(str(make_npz(train_images=None, train_texts=TEXTS, test_texts=TEXTS[:30])))
+    first, second, empty = loaded.train_images[:3, 0, 0].astype(int)
+    assert loaded.train_images.shape == (60, 1, 1, data.WORDS)
+    assert (first.sum(), second.sum(), empty.sum()) == (3, 3, 0)  # "a" and "?" are no words
+    assert first.max() == 2
+    assert second[first.argmax()] == 1  # who
+    assert ((first > 0) & (second > 0)).sum() == 2  # who, is
+
+
+def test_a_word_that_is_too_frequent_counts_as_255(make_npz):
+    texts = np.array(["so " * 300, "so it"] * 30)
+    loaded = load_dataset(str(make_npz(train_images=None, train_texts=texts, test_texts=texts[:30])))
+    assert loaded.train_images[0].max() == 255
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(train_features=FEATURES), ["no key 'test_features'", "it needs train_features, train_labels"]),
+        (dict(train_features=FEATURES, test_features=FEATURES[:30, :4]), ["(1, 1, 5)", "(1, 1, 4)", "agree"]),
+        (dict(train_features=FEATURES[0], test_features=FEATURES), ["train_features", "(5,)", "numbers (n, D)"]),
+        (dict(train_features=FEATURES, test_features=TEXTS[:, None]), ["test_features is <U13", "numbers (n, D)"]),
+        (dict(train_features=np.full((60, 5), np.nan), test_features=FEATURES), ["train_features", "NaN"]),
+        (dict(train_features=FEATURES, test_features=FEATURES * 1e300), ["test_features", "too large"]),
+        (dict(train_features=FEATURES[:9], test_features=FEATURES[:30]), ["integers (9,)"]),
+        (dict(train_texts=TEXTS, test_texts=np.arange(30)), ["test_texts is int64 (30,)", "strings (n,)"]),
+        (dict(train_texts=TEXTS.astype(object), test_texts=TEXTS[:30]), ["allow_pickle"]),
+    ],
+)
+def test_malformed_vectors_and_texts_are_refused(make_npz, changes, words):
+    assert_refused(make_npz(train_images=None, test_images=None, **changes), "own.npz", *words)
+
+
+def test_float_features_are_standardised_each_by_itself(make_npz):
+    features = np.column_stack([FEATURES[:, 0] * 1e-4, 1e3 + FEATURES[:, 1], np.full(60, 7.0)])
+    path = make_npz(train_images=None, train_features=features, test_features=features[:30])
+    pool = make_pool(Study(dataset=str(path)), load_dataset(str(path)))
+    scaled = (pool.images[:, 0, 0] - pool.mean) / pool.std
+    np.testing.assert_allclose(scaled.std(0), [1, 1, 0], atol=1e-3)
+    np.testing.assert_allclose(scaled.mean(0), 0, atol=1e-3)
+
+
+def test_augmentation_of_feature_vectors_is_refused(make_npz):
+    path = make_npz(train_images=None, train_features=FEATURES, test_features=FEATURES[:30])
+    study = Study(dataset=str(path), augment=True)
+    with pytest.raises(UserError, match=r"augment crops and flips images, and .*own.npz has none"):
+        make_pool(study, load_dataset(str(path)))
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("kind", ["features", "texts"])
+def test_a_population_trains_on_vectors_and_its_members_show(make_npz, tmp_path, kind, model):
+    rng = np.random.default_rng(0)
+    samples = rng.normal(size=(60, 20)) if kind == "features" else np.array(
+        [" ".join(rng.choice([f"w{k}" for k in range(400)], 8)) for _ in range(60)]
+    )  # fmt: skip
+    path = make_npz(train_images=None, **{f"train_{kind}": samples, f"test_{kind}": samples[:30]})
+    study = Study(dataset=str(path), model=model, epochs=40, checkpoint_every=20, shadow_models=6, batch_size=8)
+    run = dynmia.train(study, out=tmp_path / "run", device="cpu", workers=1, progress=False)
+    auc = METRICS["auc"].of(dynmia.vulnerability_plane(run), None)
+    assert float(run.train_accuracy.isel(epoch=-1).mean()) > 0.95  # labels of noise, learned by heart
+    assert float(auc) > 0.9
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
@@ -365,6 +452,8 @@ def test_a_download_goes_to_the_cache(monkeypatch, offline):
         ("fashion_mnist", {5699, 60000}, (28, 28, 1)),
         ("cifar10", {13711, 50000}, (32, 32, 3)),
         ("cinic10", {5837, 90000}, (32, 32, 3)),
+        ("location30", {4010}, (1, 1, 446)),
+        ("trec", {5452}, (1, 1, data.WORDS)),
     ],
 )
 def test_real_data_have_the_documented_shape(real_data, name, sizes, shape):
@@ -373,5 +462,7 @@ def test_real_data_have_the_documented_shape(real_data, name, sizes, shape):
     loaded = load_dataset(name, real_data)
     assert len(loaded.train_images) in sizes
     assert loaded.train_images.shape[1:] == loaded.test_images.shape[1:] == shape
-    assert loaded.classes == 10
-    assert np.bincount(make_pool(Study(dataset=name, pool_size=1000), loaded).labels).tolist() == [100] * 10
+    (channels, height, width), _, _, classes = data.SIZES[name]
+    assert (shape, loaded.classes) == ((height, width, channels), classes)
+    counts = np.bincount(make_pool(Study(dataset=name, pool_size=min(sizes) // 10), loaded).labels)
+    assert counts.max() - counts.min() <= 1 or counts.min() == (loaded.train_labels == counts.argmin()).sum()

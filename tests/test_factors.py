@@ -8,7 +8,7 @@ import xarray as xr
 from scipy.stats import spearmanr, ttest_1samp
 from test_matching import ACCURACY, STRENGTHS, run_of
 
-from dynmia import null_planes, vulnerability_plane
+from dynmia import compare, null_planes, vulnerability_plane
 from dynmia.chapters.factors import (
     CLAIMS,
     FITTING,
@@ -21,7 +21,7 @@ from dynmia.chapters.factors import (
     sizes,
     written,
 )  # fmt: skip
-from dynmia.chapters.figures_factors import against_fit, against_size, dose_response
+from dynmia.chapters.figures_factors import GAP, against_fit, against_size, dose_response
 from dynmia.matching import MATCHINGS, STATE, with_halves
 from dynmia.models import build_model, depth
 
@@ -200,6 +200,10 @@ def test_figures_have_a_panel_a_metric_with_units(planes, nulls, table):
     assert figure.axes[3].get_xlabel() == "parameters"
     figure = against_fit(planes, nulls)
     assert [axis.get_xlabel() for axis in figure.axes[3:]] == ["epoch", "train accuracy (%)", "held-out accuracy (%)"]
+    figure, plane = against_fit(planes, clocks=["epoch", GAP]), planes["sgd"]
+    line = next(line for line in figure.axes[1].get_lines() if line.get_color() == compare.colours(planes)["sgd"])
+    apart = 100 * (plane.train_accuracy - plane.test_accuracy).mean("model")
+    np.testing.assert_allclose(line.get_xdata(), apart)
     figure = dose_response(table, {"slow": 0.1, "leaky": 0.2}, ("auc", "vulnerable"), "SGD")
     assert figure.axes[1].get_ylabel() == "vulnerable\n(points)\nSAM minus SGD"
     assert len(figure.axes) == 2 < len(STATE)

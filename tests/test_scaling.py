@@ -5,13 +5,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import xarray as xr
 
 from dynmia import Study, vulnerability_plane
 from dynmia import dynamics as dyn
 from dynmia.chapters.comparison import (
+    above_noise,
     accuracy,
     cell,
+    gap_sentences,
+    gaps,
     order_sentence,
     orders,
     paper_table,
@@ -34,6 +38,7 @@ from dynmia.chapters.scaling import (
 )
 from dynmia.pool import draw_keep
 from dynmia.summary import METRICS
+from dynmia.verdict import CLAIMS
 
 
 def run_of(dataset, pool, strength, seed=0):
@@ -52,6 +57,28 @@ def run_of(dataset, pool, strength, seed=0):
         coords={"epoch": epochs, "sample": np.arange(pool)},
         attrs={"study": json.dumps(study.to_dict()), "title": study.title},
     )  # fmt: skip
+
+
+def test_the_gap_is_the_mean_difference_of_the_two_accuracies():
+    run = run_of("mnist", 40, 1.0)
+    value, low, high = gaps({"a": run}).loc[("a", "gap"), ["value", "low", "high"]]
+    each = 100 * (1 - (0.5 + np.arange(8) / 100))  # of the eight models, at the end
+    assert value == pytest.approx(each.mean())
+    interval = scipy.stats.t.interval(0.95, 7, each.mean(), scipy.stats.sem(each))
+    assert (low, high) == pytest.approx(interval)
+    assert accuracy(run)[0] == pytest.approx(100 - each.mean())
+    table = table_of({"a": {"auc": 0.6, "vulnerable": 20.0}})
+    (line,) = gap_sentences(gaps({"a": run}), table, {"a": "MNIST"}, "bayes")
+    assert line.startswith("MNIST: a model is 46 [44, 49] points more accurate")
+    assert "attack AUC 0.60 [0.57, 0.63]; 20 [19, 21] % are vulnerable under `bayes`" in line
+
+
+def test_where_an_interval_lies_to_its_no_signal_level():
+    values = {m: 1.0 for m in CLAIMS} | {"vulnerable": 0.001, "entropy_change": -1.0}  # no signal: 0.0005 to 0.002
+    found = above_noise(table_of({"a": values}), ["a"], {"a": "MNIST"})["MNIST"]
+    assert found["vulnerable at the end"] == "not distinguishable from"
+    assert found["spatial entropy change"] == "below"
+    assert (found == "above").sum() == len(CLAIMS) - 2
 
 
 def table_of(values):

@@ -12,17 +12,39 @@ import pandas as pd
 import xarray as xr
 from scipy import stats
 
+from ..campaign import no_signal
 from ..compare import DATASETS, labels
 from ..complexity import DIGITS
 from ..summary import METRICS, band, cell
 from ..trends import ordered, rank_trend
+from ..verdict import CLAIMS, compare
 
 
-def accuracy(run: xr.Dataset) -> tuple[float, float, float]:
-    """Held-out accuracy at the end in per cent: mean over the models with its 95 % interval (Student's t)."""
-    value = 100 * run.test_accuracy.isel(epoch=-1)
+def accuracy(run: xr.Dataset, gap: bool = False) -> tuple[float, float, float]:
+    """Held-out accuracy at the end in per cent: mean over the models with its 95 % interval (Student's t).
+
+    With ``gap``, by how many points the accuracy on a model's own half is above it.
+    """
+    last = run.isel(epoch=-1)
+    value = 100 * (last.train_accuracy - last.test_accuracy if gap else last.test_accuracy)
     half = stats.t.ppf(0.975, value.size - 1) * float(value.std(ddof=1)) / np.sqrt(value.size)
     return float(value.mean()), float(value.mean()) - half, float(value.mean()) + half
+
+
+def gaps(runs: Mapping[str, xr.Dataset]) -> pd.DataFrame:
+    """The gap between the two accuracies of each run as a measure of :func:`rank_table`: index (run, ``gap``)."""
+    rows = [["generalisation gap", *accuracy(run, gap=True)] for run in runs.values()]
+    index = pd.MultiIndex.from_product([runs, ["gap"]])
+    return pd.DataFrame(rows, index, ["label", "value", "low", "high"])
+
+
+def above_noise(figures: pd.DataFrame, runs: Sequence[str], words: Mapping[str, str]) -> pd.DataFrame:
+    """Where the interval of each figure of a verdict lies to its no-signal level; a row a figure, a column a run."""
+    noise = no_signal(figures)
+    return pd.DataFrame({
+        words[run]: {METRICS[m].label: compare(figures.loc[(run, m)], noise.loc[(run, m)]) for m in CLAIMS}
+        for run in runs
+    })  # fmt: skip
 
 
 def side_by_side(
@@ -89,6 +111,19 @@ def rank_table(
             for metric in metrics
         }
     ).rename_axis("complexity")
+
+
+def gap_sentences(gaps: pd.DataFrame, figures: pd.DataFrame, words: Mapping[str, str], rule: str) -> list[str]:
+    """For each run of :func:`gaps`, how far it overfits at the end and how much it leaks."""
+    lines = []
+    for run in gaps.index.get_level_values(0):
+        gap, auc, share = gaps.loc[(run, "gap")], figures.loc[(run, "auc")], figures.loc[(run, "vulnerable")]
+        lines.append(
+            f"{words[run]}: a model is {cell(gap.value, gap.low, gap.high, 1)} points more accurate on its own half "
+            f"than on held-out samples; attack AUC {cell(auc.value, auc.low, auc.high, 2)}; "
+            f"{cell(share.value, share.low, share.high, 1)} % are vulnerable under `{rule}`."
+        )
+    return lines
 
 
 def ratio(above: pd.Series, below: pd.Series) -> tuple[float, float, float]:

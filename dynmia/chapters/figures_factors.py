@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -15,6 +15,13 @@ from ..plots import INK, NULL, STYLE, band
 from ..summary import METRICS, bootstrap_weights
 
 LEAKAGE = {"attack AUC": STATE["auc"], "vulnerable (%)": STATE["vulnerable"]}
+GAP = "train minus held-out accuracy (points)"
+CLOCKS = {
+    "epoch": lambda plane: plane.epoch,
+    "train accuracy (%)": lambda plane: 100 * plane.train_accuracy.mean("model"),
+    "held-out accuracy (%)": lambda plane: 100 * plane.test_accuracy.mean("model"),
+    GAP: lambda plane: 100 * (plane.train_accuracy - plane.test_accuracy).mean("model"),
+}
 SHADES = ("#000000", "#0072B2", "#E69F00", "#CC79A7")  # Okabe and Ito: one for each matching
 
 
@@ -62,22 +69,18 @@ def against_size(tables: Mapping[str, pd.DataFrame], size: pd.DataFrame, words: 
 
 
 @rc_context(STYLE)
-def against_fit(planes: Planes, nulls: Nulls | None = None) -> Figure:
-    """Leakage against epoch, mean train accuracy and mean held-out accuracy: one point a checkpoint, 95 % bands."""
+def against_fit(planes: Planes, nulls: Nulls | None = None, clocks: Sequence[str] = tuple(CLOCKS)[:3]) -> Figure:
+    """Leakage against each of ``clocks``, names of ``CLOCKS``: one point a checkpoint, 95 % bands."""
     words, shades = labels(planes), colours(planes)
-    clocks = {
-        "epoch": lambda plane: plane.epoch,
-        "train accuracy (%)": lambda plane: 100 * plane.train_accuracy.mean("model"),
-        "held-out accuracy (%)": lambda plane: 100 * plane.test_accuracy.mean("model"),
-    }
-    figure, axes = plt.subplots(len(LEAKAGE), 3, figsize=(10.5, 3.1 * len(LEAKAGE)), sharex="col", sharey="row")
+    size = 3.5 * len(clocks), 3.1 * len(LEAKAGE)
+    figure, axes = plt.subplots(len(LEAKAGE), len(clocks), figsize=size, sharex="col", sharey="row")
     for number, (name, plane) in enumerate(planes.items()):
         weights = bootstrap_weights(plane)
         look = dict(color=shades[name], marker=MARKERS[number % len(MARKERS)], label=words[name])
         for row, (label, of) in zip(axes, LEAKAGE.items()):
             value, drawn = of(plane, None), band(of(plane, weights))
-            for axis, clock in zip(row, clocks.values()):
-                shaded(axis, clock(plane), value, drawn, alpha=0.15, ms=3, lw=1, **look)
+            for axis, clock in zip(row, clocks):
+                shaded(axis, CLOCKS[clock](plane), value, drawn, alpha=0.15, ms=3, lw=1, **look)
             row[0].set_ylabel(label)
     for row, of in zip(axes, LEAKAGE.values()):
         values = [float(of(noise, None)[t]) for some in (nulls or {}).values() for noise in some for t in (0, -1)]
