@@ -67,16 +67,20 @@ def test_the_gap_is_the_mean_difference_of_the_two_accuracies():
     interval = scipy.stats.t.interval(0.95, 7, each.mean(), scipy.stats.sem(each))
     assert (low, high) == pytest.approx(interval)
     assert accuracy(run)[0] == pytest.approx(100 - each.mean())
-    table = table_of({"a": {"auc": 0.6, "vulnerable": 20.0}})
+    table = table_of({"a": {"auc": 0.6, "vulnerable": 20.0, "transition_peak": 4.0, "transition_peak_epoch": 6.0}})
     (line,) = gap_sentences(gaps({"a": run}), table, {"a": "MNIST"}, "bayes")
     assert line.startswith("MNIST: a model is 46 [44, 49] points more accurate")
-    assert "attack AUC 0.60 [0.57, 0.63]; 20 [19, 21] % are vulnerable under `bayes`" in line
+    assert (
+        "attack AUC 0.60 [0.57, 0.63]; 20 [19, 21] % are vulnerable under `bayes`. They turn so at up to 4.0 [3.8, 4.2]"
+        in line
+    )
+    assert line.endswith("% a checkpoint, at epoch 6.")
 
 
 def test_where_an_interval_lies_to_its_no_signal_level():
     values = {m: 1.0 for m in CLAIMS} | {"vulnerable": 0.001, "entropy_change": -1.0}  # no signal: 0.0005 to 0.002
     found = above_noise(table_of({"a": values}), ["a"], {"a": "MNIST"})["MNIST"]
-    assert found["vulnerable at the end"] == "not distinguishable from"
+    assert found["vulnerable at the end"] == "not told apart"
     assert found["spatial entropy change"] == "below"
     assert (found == "above").sum() == len(CLAIMS) - 2
 

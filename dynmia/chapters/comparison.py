@@ -44,7 +44,7 @@ def above_noise(figures: pd.DataFrame, runs: Sequence[str], words: Mapping[str, 
     return pd.DataFrame({
         words[run]: {METRICS[m].label: compare(figures.loc[(run, m)], noise.loc[(run, m)]) for m in CLAIMS}
         for run in runs
-    })  # fmt: skip
+    }).replace("not distinguishable from", "not told apart")  # fmt: skip
 
 
 def side_by_side(
@@ -114,14 +114,16 @@ def rank_table(
 
 
 def gap_sentences(gaps: pd.DataFrame, figures: pd.DataFrame, words: Mapping[str, str], rule: str) -> list[str]:
-    """For each run of :func:`gaps`, how far it overfits at the end and how much it leaks."""
+    """For each run of :func:`gaps`, how far it overfits, how much it leaks at the end, and how fast it came to that."""
     lines = []
     for run in gaps.index.get_level_values(0):
-        gap, auc, share = gaps.loc[(run, "gap")], figures.loc[(run, "auc")], figures.loc[(run, "vulnerable")]
+        gap = gaps.loc[(run, "gap")]
+        rows = {m: figures.loc[(run, m)] for m in ("auc", "vulnerable", "transition_peak")}
+        auc, share, rate = (cell(row.value, row.low, row.high, METRICS[m].digits) for m, row in rows.items())
         lines.append(
             f"{words[run]}: a model is {cell(gap.value, gap.low, gap.high, 1)} points more accurate on its own half "
-            f"than on held-out samples; attack AUC {cell(auc.value, auc.low, auc.high, 2)}; "
-            f"{cell(share.value, share.low, share.high, 1)} % are vulnerable under `{rule}`."
+            f"than on held-out samples; attack AUC {auc}; {share} % are vulnerable under `{rule}`. They turn so at up "
+            f"to {rate} % a checkpoint, at epoch {figures.value[run, 'transition_peak_epoch']:.0f}."
         )
     return lines
 
