@@ -235,8 +235,7 @@ def test_augmentation_of_feature_vectors_is_refused(make_npz):
         make_pool(study, load_dataset(str(path)))
 
 
-@pytest.mark.parametrize("model", ["mlp", "cnn"])
-@pytest.mark.parametrize("kind", ["features", "texts"])
+@pytest.mark.parametrize(("kind", "model"), [("features", "mlp"), ("features", "cnn"), ("texts", "mlp")])
 def test_a_population_trains_on_vectors_and_its_members_show(make_npz, tmp_path, kind, model):
     rng = np.random.default_rng(0)
     samples = rng.normal(size=(60, 20)) if kind == "features" else np.array(

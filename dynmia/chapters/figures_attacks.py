@@ -61,8 +61,8 @@ def lines(planes: Planes, panels: Mapping[str, Callable], draws: int = 100) -> F
 
 @rc_context(STYLE)
 def clouds(planes: Planes) -> Figure:
-    """The cloud at the end under each attack, and the share of samples whose FPR is at least so high."""
-    figure, axes = grid(len(planes) + 1, 4, (2.75, 2.9))
+    """The cloud at the end of each plane, and the share of samples whose FPR is at least so high."""
+    figure, axes = grid(len(planes) + 1, 4 if len(planes) > 5 else 3, (2.75, 2.9))
     last = axes.flat[len(planes)]
     shades = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(planes)))
     for number, (name, plane) in enumerate(planes.items()):
