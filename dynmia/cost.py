@@ -155,8 +155,9 @@ def work(study: Study, samples: int, test: int) -> tuple[int, int]:
 
 def measurements(folder: str | os.PathLike[str] = "data") -> dict[str, dict[str, Any]]:
     """The committed benchmarks ``bench-*.json`` of a folder by name: ``entries`` of a CPU, ``measures`` of a GPU."""
+    paths = sorted(Path(folder).glob("bench-*.json"), key=lambda path: path.stem)  # bench-cpu before bench-cpu-2
     try:
-        return {path.stem: json.loads(path.read_text()) for path in sorted(Path(folder).glob("bench-*.json"))}
+        return {path.stem: json.loads(path.read_text()) for path in paths}
     except ValueError as error:
         raise StoreError(
             f"a bench-*.json in {folder} is no JSON ({error}): make it again by `dynmia bench`."

@@ -113,6 +113,8 @@ def test_measurements_are_found_by_name(tmp_path, cpu):
     assert measurements(tmp_path) == {}
     (tmp_path / "bench-cpu.json").write_text(json.dumps(cpu))
     assert measurements(tmp_path) == {"bench-cpu": cpu}
+    (tmp_path / "bench-cpu-2.json").write_text(json.dumps(cpu))
+    assert list(measurements(tmp_path)) == ["bench-cpu", "bench-cpu-2"]
     (tmp_path / "bench-gpu.json").write_text("{")
     with pytest.raises(StoreError, match="make it again"):
         measurements(tmp_path)
