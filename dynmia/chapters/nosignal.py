@@ -168,7 +168,7 @@ def verdict(tables: Mapping[str, pd.DataFrame], bias: pd.DataFrame, rates: pd.Da
 
 def share_map(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Share explained of every metric of every run, one panel a rule; a frame where p > ``LEVEL``."""
-    with panels(1, len(tables), (15, 7), grid=False, sharey=True) as (figure, axes):
+    with panels(len(tables), 1, (11, 4.7 * len(tables)), grid=False, sharex=True) as (figure, axes):
         for axis, (rule, table) in zip(axes.flat, tables.items()):
             share, p = (x.unstack("run", sort=False) for x in (explained(table).value, table.p))
             image = axis.imshow(share.abs(), cmap="Blues", vmin=0, vmax=100, aspect="auto")
