@@ -1,0 +1,128 @@
+"""Rare features: are those feature vectors and texts memorised that have one, such as a word, that few others have.
+
+The rarest feature of a sample is told from the pool alone, so it shares no noise with the models.
+
+    python -m dynmia.chapters.rarity        # rarity.csv: needs the data sets
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from .. import dynamics as dyn
+from ..campaign import entries
+from ..compare import grid, shaded
+from ..data import load_dataset
+from ..hardness import correlation, null_correlations, null_vulnerability
+from ..matching import Planes
+from ..plots import STYLE, band
+from ..pool import make_pool
+from ..runs import resolve
+from ..summary import bootstrap_weights, cell, p_values, quantiles
+from ._shared import release, released
+
+PATH = "rarity.csv"
+GROUPS = {"no other": (1, 1), "one other": (2, 2), "2 to 4": (3, 5), "5 to 9": (6, 10), "10 or more": (11, np.inf)}
+SHADES = ("#440154", "#3b528b", "#21918c", "#5ec962", "#bddf26")  # viridis, dark: rare
+
+
+def rarest(features: np.ndarray) -> np.ndarray:
+    """How many samples have the rarest of a sample's features, itself included, (n,); NaN for a sample without any.
+
+    Args:
+        features: (n, D); a feature is there if it is not 0.
+    """
+    there = features != 0
+    least = np.where(there, there.sum(0), np.inf).min(1)
+    return np.where(there.any(1), least, np.nan)
+
+
+def compute() -> pd.DataFrame:
+    """:func:`rarest` of every sample in the pools of chapter 19 that hold no images: columns run, sample, rarest."""
+    tables = []
+    for entry in entries(only="19"):
+        pool = make_pool(entry.study, load_dataset(entry.study.dataset))
+        if pool.shape[1:] == (1, 1):
+            found = rarest(pool.images[:, 0, 0])
+            tables.append(pd.DataFrame({"run": entry.name, "sample": pool.sample_id, "rarest": found}))
+    return pd.concat(tables).reset_index(drop=True)
+
+
+def of_runs(planes: Planes, folder: str = "data") -> dict[str, xr.DataArray]:
+    """The released :func:`rarest` of the runs in ``planes`` that have one, by run and sample; empty without a table."""
+    if not (resolve(folder) / PATH).exists():
+        return {}
+    table = released(PATH, "rarity", folder, index=["run", "sample"]).rarest
+    there = [run for run in planes if run in table.index.unique("run")]
+    return {run: table.loc[run].to_xarray().reindex(sample=planes[run].sample) for run in there}
+
+
+def relate(plane: xr.Dataset, run: xr.Dataset, rare: xr.DataArray, rule: str, draws: int = 50) -> pd.Series:
+    """Spearman correlation of dynamic vulnerability with :func:`rarest`: value, low, high, null_low, null_high, p, n.
+
+    The interval is over samples; the no-signal level over ``draws`` redrawn keep masks.
+    """
+    row = correlation(rare, dyn.dynamic_vulnerability(plane)).loc["spearman"]
+    drawn = null_correlations(rare, null_vulnerability(run, rule, draws))[["spearman"]]
+    noise = quantiles(drawn).loc["spearman"]
+    p = p_values(pd.Series({"spearman": row.value}), drawn)["spearman"]
+    return pd.concat([row, pd.Series({"null_low": noise.low, "null_high": noise.high, "p": p})])
+
+
+def shares(plane: xr.Dataset, rare: xr.DataArray) -> dict[str, tuple[int, xr.DataArray, np.ndarray]]:
+    """For each of ``GROUPS`` with 20 samples or more: samples, vulnerable (%) over epochs, its 95 % band over them."""
+    found = {}
+    for name, (low, high) in GROUPS.items():
+        some = plane.isel(sample=np.flatnonzero((rare >= low) & (rare <= high)))
+        if some.sizes["sample"] >= 20:
+            now = dyn.vulnerable(some)
+            drawn = 100 * dyn.population_mean(now, bootstrap_weights(some))
+            found[name] = some.sizes["sample"], 100 * dyn.population_mean(now), band(drawn)
+    return found
+
+
+def final(groups: dict[str, tuple[int, xr.DataArray, np.ndarray]]) -> dict[str, str]:
+    """The vulnerable share at the end of each group of :func:`shares`, with its interval, as it is printed."""
+    ends = {name: (float(share[-1]), *interval[:, -1].tolist()) for name, (_, share, interval) in groups.items()}
+    return {name: cell(value, low, high, 0) for name, (value, low, high) in ends.items()}
+
+
+def sentence(word: str, row: pd.Series, groups: dict[str, tuple[int, xr.DataArray, np.ndarray]]) -> str:
+    """What the correlation and the groups of one run say, by the rule of the chapter."""
+    value = f"Spearman correlation {cell(row.value, row.low, row.high, 2)}"
+    if not (row.high < row.null_low or row.low > row.null_high):
+        text = f"not clear of the no-signal range of {row.null_low:.2f} to {row.null_high:.2f}: no conclusion"
+    elif row.value < 0:
+        text = "the rarer its rarest feature, the more vulnerable is a sample"
+    else:
+        text = "the rarer its rarest feature, the less vulnerable is a sample"
+    ends = [
+        f"{text} % of the {groups[name][0]:,} samples whose rarest {name} {'has' if 'other' in name else 'others have'}"
+        for name, text in final(groups).items()
+    ]
+    last = f" Finally vulnerable are {ends[0]}, and {ends[-1]}." if len(ends) > 1 else ""
+    return f"{word}: {value}; {text}.{last}"
+
+
+@rc_context(STYLE)
+def panels(found: dict[str, dict[str, tuple[int, xr.DataArray, np.ndarray]]]) -> Figure:
+    """Vulnerable share over epochs by how many others have the sample's rarest feature, one panel a run."""
+    figure, axes = grid(len(found), max(len(found), 1), (5.2, 3.5), sharey=True)
+    for axis, (name, groups) in zip(axes.flat, found.items()):
+        for label, (count, share, interval) in groups.items():
+            shade = SHADES[list(GROUPS).index(label)]
+            shaded(axis, share.epoch, share, interval, color=shade, marker="o", ms=3, label=f"{label} ({count:,})")
+        axis.set(xlabel="epoch", title=name)
+        axis.legend(
+            title="others that have\nits rarest feature", loc="upper left", bbox_to_anchor=(1, 1), title_fontsize=8
+        )
+    axes[0, 0].set(ylabel="vulnerable (%)", ylim=(0, None))
+    return figure
+
+
+if __name__ == "__main__":
+    release(compute(), PATH, "rarity")
