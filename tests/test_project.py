@@ -130,8 +130,8 @@ def test_layers_import_downwards_only():
 def test_chapters_import_the_pipeline_and_what_comes_before_them():
     order = [
         "_shared", "comparison", "rarity", "scaling", "factors", "early", "robustness", "scorecard", "nosignal",
-        "smoothing", "holding", "how_many", "markov", "markov_verdict", "definitions", "sensitivity", "uncertainty", "calibrated",
-        "oracles", "checked", "figures_scale", "figures_factors", "figures_hardness", "figures_early",
+        "smoothing", "holding", "how_many", "markov", "markov_verdict", "definitions", "sensitivity", "uncertainty",
+        "calibrated", "oracles", "checked", "figures_scale", "figures_factors", "figures_hardness", "figures_early",
         "figures_attacks", "figures_how_many", "figures_sensitivity",
     ]  # fmt: skip
     assert set(order) == {path.stem for path in (ROOT / "dynmia" / "chapters").glob("*.py")} - {"__init__"}
