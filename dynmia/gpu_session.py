@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,8 +27,9 @@ from .study import PRESETS, Study
 DEVICE = "cuda"
 PARTS = ("tests", "measures", "agreement", "training")
 STUDIES = ("paper-baseline", "paper-sgd", "paper-sam")
-AGREEMENT = "cifar10-cnn-1000"  # five populations of it are released, so that the noise of the seed is known
 ENGINES = ("graph", "compiled graph", "eager")
+# study -> other seeds to train, so that the noise of the seed is known; of the first, populations of five are released
+AGREEMENTS = {"cifar10-cnn-1000": (), "cifar10-cnn-1000,model=wrn-10-1,epochs=24,shadow_models=12": (1, 2, 3)}
 TESTS_UNTIL, MEASURES_UNTIL = 0.35, 0.6  # shares of the budget; what tests and measures leave over goes to training
 
 
@@ -60,8 +62,8 @@ def run_tests(seconds: float) -> dict[str, Any]:
     return {"returncode": done.returncode, "summary": lines[-1] if lines else "", "failed": failed}
 
 
-def agree(text: str, out: Path, data_dir: str | None, deadline: float) -> dict[str, Any]:
-    """Train one study by each engine: mean accuracies and the AUC of LiRA at the end, which must not differ."""
+def agree(text: str, seeds: Iterable[int], out: Path, data_dir: str | None, deadline: float) -> dict[str, Any]:
+    """Train one study by each engine, and other ``seeds`` of it by the first: accuracies and LiRA's AUC at the end."""
     from .engine import open_store, train_here
     from .gpu import train_lanes
     from .plane import vulnerability_plane
@@ -69,24 +71,26 @@ def agree(text: str, out: Path, data_dir: str | None, deadline: float) -> dict[s
     from .step import arithmetic
     from .summary import METRICS
 
-    found: dict[str, Any] = {"study": text}
-    for name in ENGINES:
-        folder, models = out / f"agreement-{name.replace(' ', '-')}", range(parse_study(text).shadow_models)
-        study, pool, store = open_store(parse_study(text), out=folder, data_dir=data_dir, device=DEVICE)
+    found: dict[str, Any] = {}
+    variants = {name: (name, parse_study(text)) for name in ENGINES}
+    variants |= {f"seed {seed}": (ENGINES[0], parse_study(f"{text},seed={seed}")) for seed in seeds}
+    for number, (name, (kind, wanted)) in enumerate(variants.items()):
+        folder, models = out / f"agreement-{wanted.model}-{number}", range(wanted.shadow_models)
+        study, pool, store = open_store(wanted, out=folder, data_dir=data_dir, device=DEVICE)
         began = time.time()
         with arithmetic("fast"):
-            if name == "eager":
+            if kind == "eager":
                 train_here(study, pool, store, models, lambda event: None, DEVICE, deadline)
             else:
-                train_lanes(study, pool, store, models, device=DEVICE, deadline=deadline, compiled="compiled" in name)
+                train_lanes(study, pool, store, models, device=DEVICE, deadline=deadline, compiled="compiled" in kind)
         if left := len(store.missing()):
             found[name] = f"{left} models are left: the time was over"
             continue
         last = assemble(store, pool).isel(epoch=[-1])
         auc = METRICS["auc"].of(vulnerability_plane(last), None)
-        found[name] = {"auc": round(float(auc), 4), "seconds": round(time.time() - began, 1)} | {
+        found[name] = {"engine": store.load_shard(0)[1]["engine"], "auc": round(float(auc), 4)} | {
             part: round(float(last[part].mean()), 4) for part in ("train_accuracy", "test_accuracy")
-        }
+        } | {"seconds": round(time.time() - began, 1)}  # fmt: skip
     return found
 
 
@@ -160,8 +164,8 @@ def session(
         until = began + seconds * (MEASURES_UNTIL if "training" in parts else 0.95)
         report = lambda name, value: typer.echo(f"{time.time() - began:6.0f} s  {name}: {value}", err=True)  # noqa: E731
         enter("measures", lambda: measure(until, report, only=measurement))
-    if "agreement" in parts:
-        enter("agreement", lambda: agree(AGREEMENT, out, data_dir, began + seconds))
+    for text, seeds in AGREEMENTS.items() if "agreement" in parts else []:
+        enter(f"agreement {text}", lambda t=text, s=seeds: agree(t, s, out, data_dir, began + seconds))
     for text in studies if "training" in parts else []:
         enter(f"training {text}", lambda t=text: train(t, out, data_dir, began + seconds, lanes, mode))
 

@@ -526,6 +526,7 @@ def test_progress_counts_every_epoch_once(tiny, tmp_path, capsys):
 # --- CUDA
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_cuda_gives_the_attack_results_of_the_cpu(tiny, tiny_run, tmp_path, precision):
@@ -539,6 +540,7 @@ def test_cuda_gives_the_attack_results_of_the_cpu(tiny, tiny_run, tmp_path, prec
     assert advantages[0] == pytest.approx(advantages[1], abs=0.1)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
 def test_cuda_resumes_close_to_the_uninterrupted_run(tiny, tmp_path):
     def shard(folder):

@@ -429,13 +429,14 @@ def test_the_engines_are_compared_on_one_study(tmp_path, monkeypatch, make_npz):
     monkeypatch.setattr(engine, "pick_device", lambda device: "cpu")
     monkeypatch.setattr(torch, "compile", lambda forward, **options: forward)
     monkeypatch.setattr(gpu_session, "DEVICE", "cpu")
-    found = gpu_session.agree(text, tmp_path, None, time.time() + 60)
-    assert found["study"] == text
+    found = gpu_session.agree(text, [1], tmp_path, None, time.time() + 60)
+    assert list(found) == ["graph", "compiled graph", "eager", "seed 1"]
     for name in gpu_session.ENGINES:  # on a CPU, all of them are the same
         assert found[name] | {"seconds": 0} == found["graph"] | {"seconds": 0}
         assert 0 <= found[name]["auc"] <= 1
         assert found[name]["seconds"] > 0
-    over = gpu_session.agree(text, tmp_path / "late", None, time.time() - 1)
+    assert found["seed 1"] | {"seconds": 0} != found["graph"] | {"seconds": 0}
+    over = gpu_session.agree(text, [], tmp_path / "late", None, time.time() - 1)
     assert over["eager"] == "6 models are left: the time was over"
 
 
