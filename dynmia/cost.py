@@ -7,7 +7,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -236,12 +236,24 @@ def at_512(measured: dict[str, Any]) -> str:
     )
 
 
-def agreement(measured: dict[str, Any], runs: Mapping[str, xr.Dataset]) -> pd.DataFrame:
-    """Accuracies and attack AUC at the end of one study: each GPU engine, and CPU populations that differ by the seed.
+def bandwidth(files: Iterable[dict[str, Any]]) -> str:
+    """What the GPU with the most memory bandwidth gains by it over the one with the least; empty for fewer than two."""
+    found = [(file["hardware"], entries(file), file["measures"]["best"]) for file in files]
+    rows = [(rates["copy"]["median"], rates[best]["median"], name) for name, rates, best in found if "copy" in rates]
+    if len({name for _, _, name in rows}) < 2:
+        return ""
+    (low, slower, slow), (high, faster, fast) = min(rows), max(rows)
+    gains = f"{high / low:.2f} times as fast as the {slow} and trains {faster / slower:.2f} times as fast"
+    return f"The {fast} copies {gains}."
+
+
+def agreement(measured: dict[str, Any], study: str, runs: Mapping[str, xr.Dataset]) -> pd.DataFrame:
+    """Accuracies and attack AUC at the end of one study: each GPU engine, and populations that differ by the seed.
 
     Args:
         measured: what ``python -m dynmia.gpu_session --part agreement`` wrote.
-        runs: the CPU populations.
+        study: of the studies in it, the one to show.
+        runs: CPU populations of that study.
 
     Returns:
         Index what trained it; columns train_accuracy, test_accuracy, auc.
@@ -252,9 +264,22 @@ def agreement(measured: dict[str, Any], runs: Mapping[str, xr.Dataset]) -> pd.Da
         rows[f"CPU, {name}"] = {
             part: float(last[part].mean()) for part in ("train_accuracy", "test_accuracy")
         } | {"auc": float(METRICS["auc"].of(vulnerability_plane(last), None))}  # fmt: skip
-    engines = {name: found for name, found in measured["agreement"].items() if isinstance(found, dict)}
-    table = pd.DataFrame(rows | {f"{measured['hardware']}, {name}": found for name, found in engines.items()}).T
-    return table[["train_accuracy", "test_accuracy", "auc"]]
+    found = {name: one for name, one in measured[f"agreement {study}"].items() if isinstance(one, dict)}
+    table = pd.DataFrame(rows | {f"{measured['hardware']}, {name}": one for name, one in found.items()}).T
+    return table[["train_accuracy", "test_accuracy", "auc"]].astype(float)
+
+
+def apart(table: pd.DataFrame) -> list[str]:
+    """How far the engines of a table of :func:`agreement` lie from the graph, beside what a seed changes."""
+    seeds, engines = table[table.index.str.contains("seed")], table[~table.index.str.contains("seed")]
+    graph = engines.iloc[0]
+    seeds = seeds if seeds.index.str.startswith("CPU").all() else pd.concat([seeds, engines.iloc[:1]])
+    return [
+        f"{name.split(', ')[-1]}: {abs(row.auc - graph.auc):.4f} from the graph's AUC and "
+        f"{abs(row.test_accuracy - graph.test_accuracy):.4f} from its held-out accuracy; the standard deviation over "
+        f"{len(seeds)} seeds is {seeds.auc.std():.4f} and {seeds.test_accuracy.std():.4f}."
+        for name, row in engines.iloc[1:].iterrows()
+    ]
 
 
 def study_hours(study: Study, measured: dict[str, Any]) -> dict[str, float]:

@@ -181,7 +181,8 @@ def measure(
         return [work() for _ in range(repeats)]
 
     known = measures()
-    for name in [choose(name, known, "measurement") for name in only or known]:
+    chosen = [choose(name, known, "measurement") for name in only or known]
+    for name in chosen:
         mode, prepare = known[name]
         if time.time() > deadline:
             result[name] = "not measured: the time was over"
@@ -195,7 +196,8 @@ def measure(
     work = 3 * forward_flops(build_model(MODEL, SHAPE, CLASSES), SHAPE)
 
     def ratio(name: str, above: str, below: str, scale: float = 1.0, unit: str = "x") -> None:
-        enter(name, unit, lambda: [scale * a / b for a, b in zip(rates[above], rates[below], strict=True)])
+        if {above, below} <= {best, *chosen}:
+            enter(name, unit, lambda: [scale * a / b for a, b in zip(rates[above], rates[below], strict=True)])
 
     ratio("best / eager_256", best, "eager_256")
     for kind in ("dataloader_loop_256", "plain_dataloader_loop_256"):

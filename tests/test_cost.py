@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 from test_cli import run
 
@@ -80,14 +81,39 @@ def test_batch_sizes_side_by_side(gpu):
     }  # fmt: skip
 
 
+def test_what_bandwidth_gains(gpu):
+    gpu["measures"]["copy"] = entry(2e12)
+    assert cost.bandwidth([]) == cost.bandwidth([gpu, gpu]) == ""
+    other = {"hardware": "a wider GPU", "measures": {"best": "x", "x": entry(60_000), "copy": entry(3e12)}}
+    line = "The a wider GPU copies 1.50 times as fast as the a GPU and trains 1.20 times as fast."
+    assert cost.bandwidth([other, gpu]) == line
+    del other["measures"]["copy"]
+    assert cost.bandwidth([other, gpu]) == ""
+
+
 def test_engines_beside_populations_of_other_seeds(tiny_run):
     found = {"auc": 0.6, "train_accuracy": 0.9, "test_accuracy": 0.5, "seconds": 2}
-    measured = {"hardware": "a GPU", "agreement": {"study": "x", "graph": found, "eager": "4 models are left"}}
-    table = cost.agreement(measured, {"seed 0": tiny_run[1]})
+    measured = {"hardware": "a GPU", "agreement x": {"graph": found, "eager": "4 models are left"}}
+    table = cost.agreement(measured, "x", {"seed 0": tiny_run[1]})
     assert table.index.tolist() == ["CPU, seed 0", "a GPU, graph"]
     assert table.loc["a GPU, graph"].tolist() == [0.9, 0.5, 0.6]
     assert table.loc["CPU, seed 0", "test_accuracy"] == pytest.approx(float(tiny_run[1].test_accuracy[-1].mean()))
     assert 0.3 < table.loc["CPU, seed 0", "auc"] < 1
+
+
+def test_how_far_engines_lie_apart_beside_what_a_seed_changes():
+    def row(auc):
+        return {"train_accuracy": 1, "test_accuracy": auc - 0.1, "auc": auc}
+
+    rows = {"a GPU, graph": row(0.6), "a GPU, eager": row(0.61), "a GPU, seed 1": row(0.5), "a GPU, seed 2": row(0.7)}
+    line = (
+        "eager: 0.0100 from the graph's AUC and 0.0100 from its held-out accuracy; the standard deviation over 3 seeds "
+        "is 0.1000 and 0.1000."
+    )
+    assert cost.apart(pd.DataFrame(rows).T) == [line]
+    rows |= {"CPU, seed 0": row(0.6), "CPU, seed 1": row(0.6)}  # then the GPU's graph is of one of their seeds
+    rows = {name: one for name, one in rows.items() if not name.startswith("a GPU, seed")}
+    assert cost.apart(pd.DataFrame(rows).T) == [line.replace("0.1000", "0.0000").replace("3 seeds", "2 seeds")]
 
 
 def test_the_papers_study_from_committed_rates(cpu, gpu):

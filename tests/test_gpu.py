@@ -404,6 +404,13 @@ def test_the_benchmark_names_rates_and_ratios_and_what_failed(measured):
     json.dumps(measured)
 
 
+def test_of_some_measurements_no_ratio_with_the_others(monkeypatch):
+    entry = "fast", lambda: lambda: 2.0
+    monkeypatch.setattr(gpubench, "measures", lambda: dict.fromkeys(("copy", "eager_256", "graph_256"), entry))
+    some = gpubench.measure(time.time() + 60, lambda name, value: None, 1, only=["graph_256", "eager_256"])
+    assert set(some) == {"model", "baselines", "best", "graph_256", "eager_256", "best / eager_256", "arithmetic"}
+
+
 def test_the_whole_list_of_measures():
     names = set(gpubench.measures())
     for batch in (128, 256, 512):

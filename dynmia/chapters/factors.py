@@ -169,10 +169,11 @@ KEPT = {
 def architecture_verdict(
     table: pd.DataFrame, paper: Mapping[str, float], deepest: str, shallow: str, rule: str
 ) -> list[str]:
-    """One sentence a metric of ``paper`` (ratios): ours at the last epoch, beside the paper's, then at equal fit.
+    """One sentence a metric of ``paper`` (ratios): ours at the last common epoch, the paper's, then at equal fit.
 
     Args:
-        table: ratios of the deepest over the shallow network, index (matching, metric), from :func:`contrasts`.
+        table: ratios of the deepest over the shallow network, index (matching, metric), from :func:`contrasts`; may
+            lack a matching.
     """
     lines = []
     for metric, theirs in paper.items():
@@ -185,10 +186,10 @@ def architecture_verdict(
             continue
         size = "inside" if end.low <= theirs <= end.high else "below" if theirs < end.low else "above"
         text = (
-            f"{label} (`{rule}`), {deepest} over {shallow}: {written(metric, end, 2)} at the last epoch, "
+            f"{label} (`{rule}`), {deepest} over {shallow}: {written(metric, end, 2)} at epoch {end.epoch:g}, "
             f"{DIRECTION[end.side]}; the paper's {theirs:.2f} is {size} our interval."
         )
-        for matching in ("train", "test"):
+        for matching in [name for name in ("train", "test") if (name, metric) in table.index]:
             row = table.loc[(matching, metric)]
             text += f" {_capital(MATCHINGS[matching])} {written(metric, row, 2)}: {KEPT[row.side]}."
         lines.append(text)

@@ -7,8 +7,8 @@ A claim is *clear* if the whole 95 % interval lies on the paper's side of "no ef
     direction reproduced             clear; the paper's number is not ours, or belongs to a setting that ours is not
     reproduced                       clear, and our interval holds the paper's number (keeps to it, if it is a bound)
 
-A number of one setting (a displacement, say) can be reproduced by a population of the paper's scale alone; ratios,
-orders, correlations and shares can be by any, and the scale is printed beside each.
+A number of one setting (a displacement, say) can be reproduced by a population of the paper's model, pool and epochs
+alone; ratios, orders, correlations and shares can be by any, and the scale is printed beside each.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from ..runs import open_run, resolve, study_of
 from ..summary import band, cell, resolved
 
 VERDICTS = ("reproduced", "direction reproduced", "not reproduced", "not yet measured at this scale")
-ENDS = ("displacement", "entropy_change")  # metrics of which claims take ratios: of the first and last checkpoint alone
+ENDS = ("displacement", "entropy_change")  # metrics of which claims take ratios: of two checkpoints, the first and last
 PATHS = ("speed_mean", "transition_peak")  # and of all checkpoints
-SCALE, SHALLOW_SCALE = ("wrn-28-2", 50_000), ("cnn", 50_000)  # model and pool that a number of the paper belongs to
+# model, pool and epochs that a number of the paper belongs to
+SCALE, SHALLOW_SCALE, SHORTER = ("wrn-28-2", 50_000, 400), ("cnn", 50_000, 400), ("wrn-28-2", 50_000, 160)
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Claim:
         measure: from the released runs; raises :class:`dynmia.errors.UserError` where they are missing.
         neutral: no effect; sense: +1 if the paper claims more than that, -1 if less.
         bound: the paper's number is a bound, not an estimate.
-        setting: model and pool size that the number belongs to, or None if it can be reproduced at any scale.
+        setting: model, pool size and epochs that the number belongs to, or None if any scale can reproduce it.
     """
 
     kind: str
@@ -71,7 +72,7 @@ class Claim:
     neutral: float = 0.0
     sense: int = 1
     bound: bool = False
-    setting: tuple[str, int] | None = None
+    setting: tuple[str, int, int] | None = None
 
 
 @dataclass
@@ -84,7 +85,7 @@ class Released:
     _runs: dict[str, xr.Dataset] = field(default_factory=dict)
     _planes: dict[str, xr.Dataset] = field(default_factory=dict)
     _related: dict[str, pd.DataFrame] = field(default_factory=dict)
-    _scored: dict[tuple[str, tuple[str, ...]], intervals.Scored] = field(default_factory=dict)
+    _scored: dict[tuple[str, tuple[str, ...], int], intervals.Scored] = field(default_factory=dict)
 
     def run(self, name: str) -> xr.Dataset:
         """A released run."""
@@ -112,19 +113,21 @@ class Released:
         return self._planes[run]
 
     def over(self, above: str, below: str, metric: str) -> Measured:
-        """A metric of one run over that of another, with the interval over models and samples."""
-        only = ENDS if metric in ENDS else PATHS
-        first, second = (self._halves(run, only) for run in (above, below))
+        """A metric of one run over that of another, up to the last epoch of both; interval over models and samples."""
+        only, last = ENDS if metric in ENDS else PATHS, min(int(self.run(run).epoch[-1]) for run in (above, below))
+        first, second = (self._halves(run, only, last) for run in (above, below))
         pools = [(study_of(run).dataset, run.sample.values.tolist()) for run in map(self.run, (above, below))]
         found = intervals.ratio(first, second, metric, paired=pools[0] == pools[1])
         return Measured(found.value, found.low, found.high, 1.0, 1.0, (above, below))
 
-    def _halves(self, name: str, only: tuple[str, ...]) -> intervals.Scored:
-        if (name, only) not in self._scored:
-            run = self.run(name)
-            run = run.isel(epoch=[0, -1]) if only == ENDS else run
-            self._scored[name, only] = intervals.score_halves(run, self.rule, only=only)
-        return self._scored[name, only]
+    def _halves(self, name: str, only: tuple[str, ...], last: int) -> intervals.Scored:
+        key = name, only, last
+        if key not in self._scored:
+            run = self.run(name).sel(epoch=slice(None, last))
+            self._scored[key] = intervals.score_halves(
+                run.isel(epoch=[0, -1]) if only == ENDS else run, self.rule, only=only
+            )
+        return self._scored[key]
 
     def steps(self, runs: tuple[str, ...], metric: str) -> Measured:
         """The smallest step of a metric from each run to the next, as a ratio: above 1 if they are in that order."""
@@ -157,7 +160,8 @@ def _advantage_spread(released: Released) -> Measured:
 COMPLEX = ("mnist-cnn-4000", "cifar10-cnn-4000", "cinic10-cnn-4000")
 SGD, SAM = "cifar10-cnn-2000-sgd", "cifar10-cnn-2000-sam-0.1"
 SHALLOW, DEEPER, BASE = "cifar10-cnn-4000", "cifar10-wrn-28-2-4000", "cifar10-baseline"
-MNIST, CIFAR = "mnist-cnn-50000", "cifar10_jpeg-cnn-50000"  # the shallow CNN at the paper's pool
+# at the paper's pool: the shallow CNN, and the paper's own network
+MNIST, CIFAR, WIDE = "mnist-cnn-50000", "cifar10_jpeg-cnn-50000", "cifar10_jpeg-wrn-28-2-50000"
 
 
 def _claims() -> list[Claim]:
@@ -180,15 +184,17 @@ def _claims() -> list[Claim]:
     milli, percent, deep = "/1000", "% a checkpoint", "cifar10/cifar10-shallow"
     return [
         Claim(key, "membership of CIFAR-10 samples is encoded in training: they turn vulnerable at a peak rate",
-              data, ("cifar10", "transition_peak"), percent, value(cifar, "transition_peak"), setting=SCALE),
-        Claim(key, "so it is for MNIST", data, ("mnist", "transition_peak"), percent, value(mnist, "transition_peak"),
+              architecture, ("cifar10", "transition_peak"), percent, value(WIDE, "transition_peak"), setting=SCALE),
+        Claim(key, "so it is for MNIST", pool, ("mnist", "transition_peak"), percent, value(MNIST, "transition_peak"),
               setting=SCALE),
         Claim(key, "CIFAR-10 samples turn vulnerable at a higher peak rate than MNIST samples", data,
               ("cifar10/mnist", "transition_peak"), "ratio", over(cifar, mnist, "transition_peak"), neutral=1),
+        Claim(key, "so they do at the paper's pool", pool, ("cifar10/mnist", "transition_peak"), "ratio",
+              over(CIFAR, MNIST, "transition_peak"), neutral=1),
         Claim(key, "the centre of mass moves, MNIST", pool, ("mnist", "displacement"), milli,
               value(MNIST, "displacement"), setting=SCALE),
-        Claim(key, "the centre of mass moves, CIFAR-10", pool, ("cifar10", "displacement"), milli,
-              value(CIFAR, "displacement"), setting=SCALE),
+        Claim(key, "the centre of mass moves, CIFAR-10", architecture, ("cifar10", "displacement"), milli,
+              value(WIDE, "displacement"), setting=SCALE),
         Claim(key, "CIFAR-10 moves it further than MNIST, both at the paper's pool", pool,
               ("cifar10/mnist", "displacement"), "ratio", over(CIFAR, MNIST, "displacement"), neutral=1),
         Claim(key, "the centre of mass moves, CINIC-10", data, ("cinic10", "displacement"), milli,
@@ -197,8 +203,8 @@ def _claims() -> list[Claim]:
               None, "ratio", steps("displacement"), neutral=1),
         Claim(key, "the cloud hardly spreads on MNIST: its spatial entropy falls", pool, ("mnist", "entropy_change"),
               "bits", value(MNIST, "entropy_change"), sense=-1, setting=SCALE),
-        Claim(key, "the cloud spreads on CIFAR-10", pool, ("cifar10", "entropy_change"), "bits",
-              value(CIFAR, "entropy_change"), setting=SCALE),
+        Claim(key, "the cloud spreads on CIFAR-10", architecture, ("cifar10", "entropy_change"), "bits",
+              value(WIDE, "entropy_change"), setting=SCALE),
         Claim(key, "the cloud spreads on CINIC-10", data, ("cinic10", "entropy_change"), "bits",
               value(cinic, "entropy_change"), setting=SCALE),
         Claim(key, "more complex data spread it more, in the same order (smallest step)", data, None,
@@ -213,14 +219,18 @@ def _claims() -> list[Claim]:
               (deep, "displacement"), "ratio", over(DEEPER, SHALLOW, "displacement"), neutral=1),
         Claim(experiment, "a deeper residual network spreads it more than the shallow CNN", architecture,
               (deep, "entropy_change"), "ratio", over(DEEPER, SHALLOW, "entropy_change"), neutral=1),
+        Claim(experiment, "it moves it further at the paper's pool", architecture,
+              (deep, "displacement"), "ratio", over(WIDE, CIFAR, "displacement"), neutral=1),
+        Claim(experiment, "it spreads it more at the paper's pool", architecture,
+              (deep, "entropy_change"), "ratio", over(WIDE, CIFAR, "entropy_change"), neutral=1),
         Claim(experiment, "the deeper CNN moves it further than the shallow CNN", architecture, None, "ratio",
               over(BASE, SHALLOW, "displacement"), neutral=1),
         Claim(experiment, "SGD turns samples vulnerable at a higher peak rate than SAM", optimiser,
               ("cifar10-sgd/cifar10-sam", "transition_peak"), "ratio", over(SGD, SAM, "transition_peak"), neutral=1),
         Claim(experiment, "SGD turns samples vulnerable", optimiser, ("cifar10-sgd", "transition_peak"), percent,
-              value(SGD, "transition_peak"), setting=SCALE),
+              value(SGD, "transition_peak"), setting=SHORTER),
         Claim(experiment, "SAM turns samples vulnerable", optimiser, ("cifar10-sam", "transition_peak"),
-              percent, value(SAM, "transition_peak"), setting=SCALE),
+              percent, value(SAM, "transition_peak"), setting=SHORTER),
         Claim(mechanism, "epistemic uncertainty goes with dynamic vulnerability among the vulnerable samples", hard,
               ("cifar10", "epistemic_correlation"), "Pearson r", related("epistemic_all", "vulnerable", "all models")),
         Claim(mechanism, "so it does when the two come from disjoint halves of the population", hard,
@@ -274,7 +284,7 @@ def scorecard(released: Released, paper: Mapping[tuple[str, str], float]) -> pd.
             ours = None
         told = printed_value(paper, *claim.paper) if claim.paper else np.nan
         studies = [study_of(released.run(run)) for run in ours.runs] if ours else []
-        at_scale = bool(studies) and all((s.model, s.pool_size) == claim.setting for s in studies)
+        at_scale = bool(studies) and all((s.model, s.pool_size, s.epochs) == claim.setting for s in studies)
         numbers = [ours.value, ours.low, ours.high, ours.null_low, ours.null_high] if ours else [np.nan] * 5
         scale = _scale(released, ours.runs) if ours else ""
         rows.append([claim.kind, claim.text, claim.chapter, claim.unit, told, *numbers, scale,
