@@ -148,11 +148,12 @@ def test_the_verdict_names_the_claim_and_what_slower_fitting_explains():
 
 def ratios(value, low, high, side):
     row = {"value": value, "low": low, "high": high, "side": side, "run_value": -2.0, "reference_value": -1.0}
+    row |= {"epoch": 36.0}
     return pd.DataFrame.from_dict({(matching, "displacement"): row for matching in MATCHINGS}, "index")
 
 
 @pytest.mark.parametrize(("row", "words"), [
-    ((2.0, 1.5, 2.5, "more"), ["2.0 [1.5, 2.5]", "direction is the paper's", "3.00 is above our", "is ahead"]),
+    ((2.0, 1.5, 2.5, "more"), ["2.0 [1.5, 2.5] at epoch 36", "is the paper's", "3.00 is above our", "is ahead"]),
     ((3.1, 2.5, 3.5, "more"), ["the paper's 3.00 is inside our interval"]),
     ((0.5, 0.4, 0.6, "less"), ["opposite to the paper's", "is behind"]),
     ((1.0, 0.9, 1.1, "unresolved"), ["no direction is resolved", "cannot be told apart"]),
@@ -163,6 +164,10 @@ def test_architecture_verdict_by_hand(row, words):
     assert line.startswith("Centre-of-mass displacement (`bayes`)")
     for word in words:
         assert word in line
+    (short,) = architecture_verdict(
+        ratios(*row).loc[["epoch", "train"]], {"displacement": 3.0}, "deep", "flat", "bayes"
+    )
+    assert "held-out" not in short
 
 
 def test_held_out_gain_is_a_paired_t_interval(planes):
