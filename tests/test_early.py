@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from sklearn.linear_model import LogisticRegression
@@ -8,7 +9,7 @@ from test_plane import signal_run
 
 from dynmia import UserError, vulnerability_plane
 from dynmia import dynamics as dyn
-from dynmia.chapters.early import SCORES, average_precision, halves, prediction, stay
+from dynmia.chapters.early import SCORES, average_precision, by_then, halves, prediction, recalls, stay
 
 
 def hard_run(samples=400, seed=0, models=20):
@@ -46,6 +47,29 @@ def test_average_precision_equals_scikit_learn_with_ties_and_weights(levels):
     got = average_precision(truth, score, weights)
     expected = [average_precision_score(truth, score, sample_weight=row) for row in weights]
     np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+def test_recall_at_the_checkpoints_between_the_ends():
+    plane = random_plane(5, 200, 3)
+    table = recalls(plane)
+    np.testing.assert_allclose(table.value, 100 * dyn.early_identification(plane).recall[1:-1])
+    np.testing.assert_allclose(table.index, plane.epoch[1:-1] / plane.epoch[-1])
+    assert (table.low < table.value).all()
+    assert (table.value < table.high).all()
+    assert (recalls(random_plane(5, 3200, 3)).eval("high - low").mean() < (table.high - table.low).mean() / 2).all()
+
+
+def test_a_recall_by_a_share_of_training_is_judged_from_both_sides():
+    def told(low, high, shares=(0.2, 0.4)):
+        table = pd.DataFrame({"low": low, "high": high}, index=list(shares))
+        return by_then(table, 70, 0.375)
+
+    assert told([71, 80], [75, 90]) == "reached"
+    assert told([60, 71], [69, 80]) == "open"  # it may be reached between the two
+    assert told([69, 71], [72, 80]) == "open"
+    assert told([60, 65], [64, 69]) == "not reached"
+    assert told([60], [64], [0.2]) == told([80], [90], [0.5]) == "open"
+    assert told([60], [64], [0.375]) == "not reached"
 
 
 def test_average_precision_without_a_positive_is_nan():

@@ -50,6 +50,23 @@ def first_reach(plane: xr.Dataset, weights: Weights = None, share: float = 0.7) 
     return plane.epoch[reached.argmax("epoch")].drop_vars("epoch") / plane.epoch[-1].drop_vars("epoch")
 
 
+def recalls(plane: xr.Dataset, draws: int = 100) -> pd.DataFrame:
+    """Recall (%) of the finally vulnerable at each checkpoint but the ends, by share of training: value, low, high."""
+    sides = [dyn.early_identification(plane, weights).recall for weights in (None, bootstrap_weights(plane, draws))]
+    value, drawn = (100 * recall.isel(epoch=slice(1, -1)) for recall in sides)
+    low, high = drawn.quantile([0.025, 0.975], "draw").values
+    share = plane.epoch.values[1:-1] / float(plane.epoch[-1])
+    return pd.DataFrame({"value": value.values, "low": low, "high": high}, pd.Index(share, name="share of training"))
+
+
+def by_then(table: pd.DataFrame, wanted: float, share: float = EARLY) -> str:
+    """Whether ``wanted`` is reached by ``share`` of training, from the checkpoints of :func:`recalls` beside it."""
+    before, after = table[table.index <= share], table[table.index >= share]
+    if len(before) and before.low.iloc[-1] > wanted:
+        return "reached"
+    return "not reached" if len(after) and after.high.iloc[0] < wanted else "open"
+
+
 def halves(run: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
     """Two runs of disjoint halves of the models, on the samples that :func:`dynmia.hardness.half_of` keeps in both.
 
