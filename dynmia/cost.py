@@ -187,6 +187,15 @@ def targets(measured: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=["measured [range]", "target", "met"])
 
 
+def target_table(files: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
+    """Every target that is measured in a file: what it is, then a column a file; misses are marked."""
+    tables = {name: targets(file) for name, file in files.items()}
+    goals = pd.concat([table.target for table in tables.values()])
+    columns = {name: table.iloc[:, 0] + table.met.map({"yes": "", "no": " – missed"}) for name, table in tables.items()}
+    whole = pd.DataFrame({"target": goals[~goals.index.duplicated()]} | columns).fillna("")
+    return whole.loc[[label for label, *_ in TARGETS.values() if label in whole.index]]
+
+
 def rates(measured: dict[str, Any]) -> pd.DataFrame:
     """Every entry that has no target: what the ratios were made of."""
     rows = {name: spread_text(entry) for name, entry in entries(measured).items() if name not in TARGETS}

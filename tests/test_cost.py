@@ -64,6 +64,20 @@ def test_tables_show_what_was_measured_and_nothing_else(cpu, gpu):
     assert len(targets({"hardware": "nothing"})) == 0
 
 
+def test_targets_of_several_machines_in_one_table(cpu, gpu):
+    slow = {"entries": {"busy_share": entry(0.9)}}
+    table = cost.target_table({"fast": cpu, "slow": slow, "gpu": gpu})
+    assert table.columns.tolist() == ["target", "fast", "slow", "gpu"]
+    assert table.index.tolist() == [cost.TARGETS[name][0] for name in cost.TARGETS if name in (
+        "pool_of_processes / sgemm", "busy_share", "sam step / sgd step"
+    )]  # fmt: skip
+    busy = table.loc[cost.TARGETS["busy_share"][0]]
+    assert busy.target == ">= 0.95"
+    assert not busy.fast.endswith("missed")
+    assert busy.slow.endswith("x – missed")
+    assert busy.gpu == ""
+
+
 def test_batch_sizes_side_by_side(gpu):
     assert len(cost.batch_sizes(gpu)) == 0
     rates_of = {"copy": 4.2e12, "eager_256": 30_000, "graph_256": 50_000, "compiled_graph_256_2_in_flight": 90_000}
