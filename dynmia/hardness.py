@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from scipy.stats import rankdata
 
 from .dynamics import dynamic_vulnerability, vulnerable
 from .errors import StoreError
+from .intervals import LEAST, numbers_of_halves, pooled_or_not
+from .intervals import halves as random_halves
+from .matching import estimate
 from .plane import vulnerability_plane
 from .runs import stored_dataset, write_dataset
 from .store import RunStore
@@ -43,6 +47,7 @@ MEASURES = {  # name: what it is, and where it comes from
 
 
 PARTS = ("all", "a", "b")
+HALVES = 20  # of the models, and of the samples, from which intervals are taken
 ENSEMBLES = {"single": "ensemble", "mc": "mc_ensemble"}  # of the predictions of one model, or of its MC dropout
 
 
@@ -63,7 +68,8 @@ def measure(store: RunStore, run: xr.Dataset, test_labels: np.ndarray) -> xr.Dat
         Dims part (``all``, ``a``, ``b``), epoch, sample; a float32 variable for each of ``MEASURES`` that was recorded.
         Uncertainties are in nats. What counts over time (self_influence, forgetting, learned, loss_iqr) uses the
         checkpoints up to that epoch. Values are NaN where nothing is recorded (gradients: every fourth checkpoint) or a
-        part has no model of that side.
+        part has no model of that side. half_M (half, sample) is measure M at the end from each half of the models
+        that intervals over models are taken from (:func:`dynmia.intervals.halves`).
 
         For :mod:`dynmia.reliability`, on dims (seldom, test), of one model also model: confidence_E, the largest
         predicted probability of a held-out image, and right_E, whether its class is the true one, for the estimators
@@ -88,36 +94,58 @@ def measure(store: RunStore, run: xr.Dataset, test_labels: np.ndarray) -> xr.Dat
         return values
 
     gradient, dropout = placed("grad_norm"), placed("mc_information")
-    parts = halves(len(shards))
-    found = {name: np.full((len(parts), len(epochs), len(run.label)), np.nan, np.float32) for name in MEASURES}
-    for number, models in enumerate(parts.values()):
+
+    def reduced(models: np.ndarray, t: int) -> dict[str, np.ndarray]:
         keep = run.keep.values[models]
-        for t in range(len(epochs)):
-            here = {name: values[number, t] for name, values in found.items()}
-            p = prob[models, t].astype(np.float64)
-            true = np.exp(-loss[models, t])
-            here["epistemic_all"][:] = _information(p, np.ones_like(keep))[0]
-            here["epistemic_out"][:], here["aleatoric_out"][:] = _information(p, ~keep)
-            here["variance_out"][:] = _mean(true**2, ~keep) - _mean(true, ~keep) ** 2
-            here["mc_information"][:] = dropout[models, t].mean(0)
-            here["memorisation"][:] = _mean(right[models, t], keep) - _mean(right[models, t], ~keep)
+        p = prob[models, t].astype(np.float64)
+        true = np.exp(-loss[models, t])
+        epistemic, aleatoric = _information(p, ~keep)
+        high, low = np.quantile(loss[models, : t + 1], [0.75, 0.25], axis=1)
+        stays = np.cumprod(right[models, t::-1], 1).sum(1)  # checkpoints up to t that are all right
+        first = epochs[np.minimum(t + 1 - stays, t)] + np.where(stays == 0, run.epoch.diff("epoch").values[0], 0)
+        lost = right[models, :t] & ~right[models, 1 : t + 1]
+        return {
+            "epistemic_out": epistemic,
+            "epistemic_all": _information(p, np.ones_like(keep))[0],
+            "aleatoric_out": aleatoric,
+            "variance_out": _mean(true**2, ~keep) - _mean(true, ~keep) ** 2,
+            "mc_information": dropout[models, t].mean(0),
+            "memorisation": _mean(right[models, t], keep) - _mean(right[models, t], ~keep),
             # TracIn's sum over checkpoints, without the learning rate: it is constant and does not rank samples
-            here["self_influence"][:] = _mean(np.nansum(gradient[models, : t + 1] ** 2, 1), keep)
-            here["gradient_in"][:], here["gradient_out"][:] = (
-                _mean(gradient[models, t], side) for side in (keep, ~keep)
-            )
-            here["loss_in"][:], here["loss_out"][:] = (_mean(loss[models, t], side) for side in (keep, ~keep))
-            high, low = np.quantile(loss[models, : t + 1], [0.75, 0.25], axis=1)
-            here["loss_iqr"][:] = _mean(high - low, keep)
-            stays = np.cumprod(right[models, t::-1], 1).sum(1)  # checkpoints up to t that are all right
-            first = epochs[np.minimum(t + 1 - stays, t)] + np.where(stays == 0, run.epoch.diff("epoch").values[0], 0)
-            here["learned"][:] = _mean(first, keep)
-            lost = right[models, :t] & ~right[models, 1 : t + 1]
-            here["forgetting"][:] = _mean(lost.sum(1), keep)
-    dims = ("part", "epoch", "sample")
-    kept = {name: (dims, values) for name, values in found.items() if np.isfinite(values[0, -1]).any()}
-    coords = {"part": list(parts), "epoch": epochs, "sample": run.sample.values}
-    return xr.Dataset(kept | _held_out(shards, test_labels), coords | {"seldom": epochs[dear]}, run.attrs)
+            "self_influence": _mean(np.nansum(gradient[models, : t + 1] ** 2, 1), keep),
+            "gradient_in": _mean(gradient[models, t], keep),
+            "gradient_out": _mean(gradient[models, t], ~keep),
+            "loss_in": _mean(loss[models, t], keep),
+            "loss_out": _mean(loss[models, t], ~keep),
+            "loss_iqr": _mean(high - low, keep),
+            "learned": _mean(first, keep),
+            "forgetting": _mean(lost.sum(1), keep),
+        }
+
+    parts = halves(len(shards))
+    rows = [[reduced(models, t) for t in range(len(epochs))] for models in parts.values()]
+    found = {name: np.array([[here[name] for here in row] for row in rows], np.float32) for name in MEASURES}
+    kept = {name: values for name, values in found.items() if np.isfinite(values[0, -1]).any()}
+    numbers = numbers_of_halves(len(shards), HALVES) if len(shards) >= LEAST else []
+    last = [reduced(models, len(epochs) - 1) for models in numbers]
+    coords = {"part": list(parts), "epoch": epochs, "sample": run.sample.values, "seldom": epochs[dear]}
+    return xr.Dataset(
+        {name: (("part", "epoch", "sample"), values) for name, values in kept.items()}
+        | {
+            f"half_{name}": (("half", "sample"), _rounded(np.array([here[name] for here in last], np.float32)))
+            for name in kept
+            if last
+        }
+        | _held_out(shards, test_labels),
+        coords,
+        run.attrs,
+    )
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """``values`` to 10 bits, which compress to half the size and rank samples as well."""
+    mantissa, exponent = np.frexp(values)
+    return np.ldexp(np.round(mantissa * 1024) / 1024, exponent).astype(np.float32)
 
 
 def _held_out(shards: list[dict[str, np.ndarray]], labels: np.ndarray) -> dict[str, Any]:
@@ -190,7 +218,7 @@ def correlation(
         mu, mv, uu, vv, uv = moments.T
         spread = (uu - mu**2) * (vv - mv**2)
         drawn = (uv - mu * mv) / np.sqrt(np.where(spread > 1e-12, spread, np.nan))  # NaN if one value fills a draw
-        low, high = np.nanquantile(drawn[1:], [(1 - level) / 2, (1 + level) / 2])
+        low, high = np.nanquantile(drawn[1:], [(1 - level) / 2, (1 + level) / 2]) if draws else (np.nan, np.nan)
         rows[name] = [drawn[0], low, high, len(a)]
     return pd.DataFrame.from_dict(rows, "index", columns=["value", "low", "high", "n"])
 
@@ -227,8 +255,9 @@ def relate(
     """Correlation of every measure at the end of training with dynamic vulnerability.
 
     Rows are (measure, samples, models, kind). samples: ``all``, or the finally ``vulnerable`` ones. models: ``all
-    models`` on both sides; ``same half`` and ``other half``, the mean over the two halves of the population with the
-    measure from one and the vulnerability from the same or the other (ends of the intervals are averaged too); ``no
+    models`` on both sides, with the interval over models and samples if the measure of halves is recorded, else over
+    samples; ``same half`` and ``other half``, the mean over the two halves of the population with the measure from one
+    and the vulnerability from the same or the other (ends of the intervals, over samples, are averaged too); ``no
     signal``, the vulnerability scored anew after redrawing the keep mask ``null`` times (or what
     :func:`null_vulnerability` returned): mean and 95 % range. kind: ``pearson`` or ``spearman``.
 
@@ -246,6 +275,7 @@ def relate(
         if part != "all"
     }
     noise = null_vulnerability(run, rule, null) if isinstance(null, int) else null
+    halved = halved_targets(run, rule) if "half" in hardness.dims else []
     rows: dict[tuple[str, str, str], pd.DataFrame] = {}
     for name in (name for name in hardness.data_vars if "part" in hardness[name].dims):
         measured = last[name]
@@ -258,11 +288,42 @@ def relate(
         for subset in ("all", "vulnerable"):
             key, whole = (str(name), subset), pair("all", "all", subset)
             drawn = null_correlations(measured.sel(part="all").where((subset == "all") | sides["all"][1]), noise)
+            if f"half_{name}" in hardness and np.isfinite(whole.value).all():
+                x = [*last[f"half_{name}"], *[measured.sel(part="all")] * HALVES]
+                whole = over_both(whole, x, halved, subset)
             rows[*key, "all models"] = whole.assign(p=p_values(whole.value, drawn))
             rows[*key, "same half"] = (pair("a", "a", subset) + pair("b", "b", subset)) / 2
             rows[*key, "other half"] = (pair("a", "b", subset) + pair("b", "a", subset)) / 2
             rows[*key, "no signal"] = quantiles(drawn).assign(n=whole.n)
     return pd.concat(rows, names=["measure", "samples", "models", "kind"])
+
+
+def halved_targets(run: xr.Dataset, rule: str) -> list[tuple[xr.DataArray, xr.DataArray]]:
+    """Vulnerability, and who is vulnerable at the end, of ``HALVES`` halves of the models and then of the samples."""
+    parts = [*random_halves(run, "model", HALVES), *random_halves(run, "sample", HALVES)]
+    return [_target(part, rule, variance=pooled_or_not(run)) for part in parts]
+
+
+def over_both(
+    whole: pd.DataFrame, measured: Sequence[xr.DataArray], halved: Sequence[tuple[xr.DataArray, xr.DataArray]],
+    subset: str = "all",
+) -> pd.DataFrame:  # fmt: skip
+    """``whole``, from :func:`correlation`, with the interval over models and samples instead.
+
+    It is formed on Fisher's scale (artanh), where its width does not depend on the value.
+
+    Args:
+        measured: what the halves give: one value a sample for each of them.
+        halved: from :func:`halved_targets`.
+        subset: ``all``, or the samples that are ``vulnerable`` at the end of the half.
+    """
+    drawn = [
+        correlation(x, y.where(final) if subset == "vulnerable" else y, draws=0).value
+        for x, (y, final) in zip(measured, halved, strict=True)
+    ]
+    table = np.arctanh(pd.DataFrame([whole.value, *drawn]).clip(-0.9999, 0.9999))
+    ends = pd.DataFrame({kind: np.tanh(estimate(xr.DataArray(table[kind], dims="draw"))) for kind in table})
+    return whole.assign(low=ends.loc["low"], high=ends.loc["high"])
 
 
 def over_time(measured: xr.DataArray, vulnerability: xr.DataArray, kind: str = "spearman") -> pd.DataFrame:
@@ -275,9 +336,9 @@ def over_time(measured: xr.DataArray, vulnerability: xr.DataArray, kind: str = "
     return pd.DataFrame(rows).T.rename_axis("epoch")
 
 
-def _target(run: xr.Dataset, rule: str) -> tuple[xr.DataArray, xr.DataArray]:
+def _target(run: xr.Dataset, rule: str, **options: Any) -> tuple[xr.DataArray, xr.DataArray]:
     """Dynamic vulnerability of each sample, and whether it is vulnerable at the end."""
-    plane = vulnerability_plane(run, rule)
+    plane = vulnerability_plane(run, rule, roc=False, **options)
     return dynamic_vulnerability(plane), vulnerable(plane).isel(epoch=-1, drop=True)
 
 

@@ -195,13 +195,19 @@ def pooled_or_not(run: xr.Dataset) -> str:
 
 def halves(run: xr.Dataset, dim: str, draws: int, seed: int = 0) -> Iterator[xr.Dataset]:
     """Random halves of the models or samples of ``run``, each followed by its complement; an odd one is left over."""
-    size, rng = run.sizes[dim], np.random.default_rng([seed, 4])
+    size = run.sizes[dim]
     if dim == "model" and size < LEAST:
         raise UserError(f"{size} models are too few to halve: an interval over models needs {LEAST}.")
+    for part in numbers_of_halves(size, draws, seed):
+        yield run.isel(sample=part) if dim == "sample" else some_models(run, part)
+
+
+def numbers_of_halves(size: int, draws: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """The numbers that :func:`halves` takes of ``size``."""
+    rng = np.random.default_rng([seed, 4])
     for _ in range((draws + 1) // 2):
         order = rng.permutation(size)
-        for part in (np.sort(order[: size // 2]), np.sort(order[-(size // 2) :])):
-            yield run.isel(sample=part) if dim == "sample" else some_models(run, part)
+        yield from (np.sort(order[: size // 2]), np.sort(order[-(size // 2) :]))
 
 
 def some_models(run: xr.Dataset, part: np.ndarray) -> xr.Dataset:

@@ -7,12 +7,16 @@ import pandas as pd
 import pytest
 import torch
 import xarray as xr
+from scipy import stats
 from scipy.stats import entropy, pearsonr, spearmanr
 from torch import nn
 
-from dynmia import engine, hardness, record
+from dynmia import engine, hardness, record, vulnerability_plane
+from dynmia.dynamics import dynamic_vulnerability
 from dynmia.errors import StoreError
+from dynmia.intervals import halves, numbers_of_halves
 from dynmia.models import build_model
+from dynmia.simulate import Simulator
 from dynmia.summary import p_values
 
 
@@ -179,6 +183,70 @@ def test_relate_and_verdict(recorded):
     assert sentences[4].startswith(
         "Epistemic uncertainty ranks the vulnerable samples better: Spearman correlation 0.70"
     )
+
+
+def loss_recorded(run):
+    """What :func:`dynmia.hardness.measure` keeps of the mean loss of out-models, from phi alone, at the end."""
+
+    def reduced(models):
+        loss, out = np.logaddexp(0, -run.phi.values[-1, models].astype(float)), ~run.keep.values[models]
+        return np.where(out, loss, 0).sum(0) / np.where(out.any(0), out.sum(0), np.nan)
+
+    parts, sizes = hardness.halves(run.sizes["model"]), (run.sizes["epoch"], run.sizes["sample"])
+    values = np.full((len(parts), *sizes), np.nan)
+    values[:, -1] = [reduced(models) for models in parts.values()]
+    half = [reduced(models) for models in numbers_of_halves(run.sizes["model"], hardness.HALVES)]
+    return xr.Dataset(
+        {"loss_out": (("part", "epoch", "sample"), values), "half_loss_out": (("half", "sample"), np.array(half))},
+        {"part": list(parts), "epoch": run.epoch.values, "sample": run.sample.values},
+    )
+
+
+def test_measures_of_halves_of_the_models(tiny, tmp_path):
+    study = tiny.replace(shadow_models=12, record="hardness", epochs=2, checkpoint_every=1)
+    pool, store = engine.train_part(study, out=tmp_path, device="cpu", progress=False)
+    run = engine.finish(pool, store)
+    found = hardness.measure(store, run, pool.test_labels)
+    np.testing.assert_allclose(found.half_loss_out, loss_recorded(run).half_loss_out, rtol=2.0**-10)
+    prob = np.stack([store.load_shard(model)[0]["prob"][-1] for model in range(12)]).astype(float)
+    for number, models in enumerate(numbers_of_halves(12, hardness.HALVES)):
+        mean = entropy(prob[models].mean(0), axis=-1) - entropy(prob[models], axis=-1).mean(0)
+        np.testing.assert_allclose(found.half_epistemic_all[number], mean, atol=2e-3)
+    path = hardness.save(found, tmp_path / "x.hardness.nc")
+    np.testing.assert_array_equal(hardness.load(path).half_learned, found.half_learned)
+
+
+def test_the_interval_over_models_and_samples_is_that_of_the_halves():
+    run = Simulator(samples=200, separation=1.5, seed=1).run(16)
+    found, noise = loss_recorded(run), hardness.null_vulnerability(run, draws=2)
+    table, plain = (hardness.relate(one, run, null=noise) for one in (found, found.drop_vars("half_loss_out")))
+    key = ("loss_out", "all", "all models", "pearson")
+    assert table.value.equals(plain.value)
+    rest = [name for name in table.index if name[2] != "all models"]
+    pd.testing.assert_frame_equal(table.loc[rest], plain.loc[rest])
+    drawn = {}
+    for dim in ("model", "sample"):
+        drawn[dim] = []
+        for number, part in enumerate(halves(run, dim, hardness.HALVES)):
+            x = found.half_loss_out[number] if dim == "model" else found.loss_out.sel(part="all").isel(epoch=-1)
+            y = dynamic_vulnerability(vulnerability_plane(part, variance="pooled"))
+            drawn[dim].append(np.arctanh(pearsonr(x.sel(sample=y.sample), y)[0]))
+    half = stats.t.ppf(0.975, hardness.HALVES // 2) * np.sqrt(sum(np.var(values) for values in drawn.values()))
+    middle = np.arctanh(plain.value[key])
+    np.testing.assert_allclose(table.loc[key, ["low", "high"]].tolist(), np.tanh([middle - half, middle + half]))
+
+
+def test_the_interval_over_models_and_samples_is_as_wide_as_populations_differ():
+    found = []
+    for seed in range(25):
+        run = Simulator(samples=300, separation=1.5, effect=0.5, seed=seed).run(20, seed=seed)
+        noise = hardness.null_vulnerability(run, draws=2)
+        found.append(
+            hardness.relate(loss_recorded(run), run, null=noise).loc["loss_out", "all", "all models", "pearson"]
+        )
+    found = pd.DataFrame(found)
+    assert 0.7 < (found.high - found.low).mean() / (2 * 1.96 * found.value.std()) < 1.6
+    assert found.eval(f"low < {found.value.mean()} < high").mean() >= 0.8
 
 
 def test_a_run_without_predictions_is_named(tiny, tiny_run):

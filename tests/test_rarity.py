@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 
 import dynmia
 from dynmia import campaign
@@ -42,9 +42,9 @@ def test_the_released_table_is_made_of_the_data(real_data, monkeypatch):
     for name in ("trec", "location30"):
         if not (real_data / f"{name}.npz").exists():
             pytest.skip(f"the data folder has no {name}.npz")
-    made = rarity.compute().set_index(["run", "sample"]).rarest
-    table = rarity.released("rarity.csv", "rarity", index=made.index.names).rarest
-    pd.testing.assert_series_equal(made.sort_index(), table, check_dtype=False)
+    made = rarity.compute().set_index(["run", "sample"])
+    table = rarity.released("rarity.csv", "rarity", index=made.index.names)
+    pd.testing.assert_frame_equal(made.sort_index(), table, check_dtype=False)
 
 
 def test_a_folder_without_the_table_has_none(released, tmp_path):
@@ -85,6 +85,41 @@ def test_planted_memory_of_rare_features_is_found(strength):
     assert words[strength] in line
     assert "of the 20 samples whose rarest no other has, and" in line
     assert line.endswith("of the 200 samples whose rarest 10 or more others have.")
+
+
+def test_what_another_value_explains_is_taken_out():
+    rng = np.random.default_rng(0)
+    length, own, noise = (
+        xr.DataArray(v, dims="sample", coords={"sample": range(500)}) for v in rng.normal(size=(3, 500))
+    )
+    rare, score = length + own, length + 0.5 * noise
+    x, y = rarity.beyond(rare, length), rarity.beyond(score, length)
+    ranks = np.array([rankdata(v) for v in (rare, score, length)])
+    (xy, xz), yz = np.corrcoef(ranks)[0, 1:], np.corrcoef(ranks)[1, 2]
+    partial = (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
+    assert np.corrcoef(x, y)[0, 1] == pytest.approx(partial, abs=1e-12)
+    assert xy > 0.4
+    assert abs(partial) < 0.15
+    gap = rarity.beyond(rare.where(rare > 0), length)
+    assert np.isnan(gap.values).sum() == int((rare <= 0).sum())
+
+
+@pytest.mark.parametrize("explained", [True, False])
+def test_rarity_at_an_equal_number_of_features(explained):
+    run, counts = planted(0.4)
+    plane = dynmia.vulnerability_plane(run)
+    other = counts.copy(data=np.random.default_rng(1).normal(0, 5, counts.size))
+    rare, given = (counts + other, counts) if explained else (counts, other)
+    plain, fixed = (rarity.relate(plane, run, rare, "fpr@0.01", draws=40, given=one) for one in (None, given))
+    assert plain.p < 0.05
+    assert (fixed.p > 0.05) == explained
+    assert fixed.low < fixed.value < fixed.high
+    if not explained:
+        assert fixed.value == pytest.approx(plain.value, abs=0.05)
+    groups = rarity.shares(plane, counts)
+    line = rarity.sentence("Planted", plain, groups, fixed)
+    assert line.startswith(rarity.sentence("Planted", plain, groups))
+    assert "At an equal number of features the rank correlation is" in line
 
 
 def test_panels_name_the_groups_and_how_many_samples_they_hold(released):

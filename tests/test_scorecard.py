@@ -10,6 +10,8 @@ import pytest
 from dynmia.chapters import scorecard
 from dynmia.chapters.scorecard import VERDICTS, Claim, Measured, judge
 from dynmia.errors import UserError
+from dynmia.matching import STATE
+from dynmia.simulate import Simulator
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = pd.read_csv(ROOT / "data" / "paper.csv", comment="#").set_index(["dataset", "metric"]).value.to_dict()
@@ -87,3 +89,14 @@ def test_a_missing_run_is_an_error_that_the_scorecard_takes_for_not_measured(tmp
 def test_the_rules_that_the_page_prints_name_every_verdict():
     text = inspect.getdoc(scorecard)
     assert all(verdict in text for verdict in VERDICTS)
+
+
+def test_a_ratio_is_of_the_last_epoch_that_both_runs_have():
+    long, short = (Simulator(samples=80, separation=2 + seed, seed=seed).run(20, seed=seed) for seed in (0, 1))
+    released = scorecard.Released()
+    released._runs |= {"long": long, "short": short.isel(epoch=slice(4))}
+    for metric in ("displacement", "entropy_change"):
+        found = released.over("long", "short", metric)
+        ends = [float(STATE[metric](released.plane(name)).sel(epoch=30)) for name in ("long", "short")]
+        assert found.value == pytest.approx(ends[0] / ends[1])
+        assert found.low < found.value < found.high

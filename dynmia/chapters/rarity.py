@@ -12,18 +12,19 @@ import pandas as pd
 import xarray as xr
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from scipy.stats import rankdata
 
 from .. import dynamics as dyn
 from ..campaign import entries
 from ..compare import grid, shaded
 from ..data import load_dataset
-from ..hardness import correlation, null_correlations, null_vulnerability
+from ..hardness import correlation, halved_targets, null_correlations, null_vulnerability, over_both
 from ..matching import Planes
 from ..plots import STYLE, band
 from ..pool import make_pool
 from ..runs import resolve
 from ..summary import bootstrap_weights, cell, p_values, quantiles
-from ._shared import release, released
+from ._shared import release, released, said
 
 PATH = "rarity.csv"
 GROUPS = {"no other": (1, 1), "one other": (2, 2), "2 to 4": (3, 5), "5 to 9": (6, 10), "10 or more": (11, np.inf)}
@@ -42,35 +43,66 @@ def rarest(features: np.ndarray) -> np.ndarray:
 
 
 def compute() -> pd.DataFrame:
-    """:func:`rarest` of every sample in the pools of chapter 19 that hold no images: columns run, sample, rarest."""
+    """Of every sample in the pools of chapter 19 that hold no images: columns run, sample, rarest, features.
+
+    :func:`rarest`, and how many features a sample has (of a text: how many different words).
+    """
     tables = []
     for entry in entries(only="19"):
         pool = make_pool(entry.study, load_dataset(entry.study.dataset))
         if pool.shape[1:] == (1, 1):
-            found = rarest(pool.images[:, 0, 0])
-            tables.append(pd.DataFrame({"run": entry.name, "sample": pool.sample_id, "rarest": found}))
+            values = pool.images[:, 0, 0]
+            found = {"rarest": rarest(values), "features": (values != 0).sum(1)}
+            tables.append(pd.DataFrame({"run": entry.name, "sample": pool.sample_id} | found))
     return pd.concat(tables).reset_index(drop=True)
 
 
-def of_runs(planes: Planes, folder: str = "data") -> dict[str, xr.DataArray]:
-    """The released :func:`rarest` of the runs in ``planes`` that have one, by run and sample; empty without a table."""
+def of_runs(planes: Planes, folder: str = "data", column: str = "rarest") -> dict[str, xr.DataArray]:
+    """A released ``column`` of :func:`compute` for the runs in ``planes`` that have one; empty without a table."""
     if not (resolve(folder) / PATH).exists():
         return {}
-    table = released(PATH, "rarity", folder, index=["run", "sample"]).rarest
+    table = released(PATH, "rarity", folder, index=["run", "sample"])[column]
     there = [run for run in planes if run in table.index.unique("run")]
     return {run: table.loc[run].to_xarray().reindex(sample=planes[run].sample) for run in there}
 
 
-def relate(plane: xr.Dataset, run: xr.Dataset, rare: xr.DataArray, rule: str, draws: int = 50) -> pd.Series:
+def relate(
+    plane: xr.Dataset,
+    run: xr.Dataset,
+    rare: xr.DataArray,
+    rule: str,
+    draws: int = 50,
+    given: xr.DataArray | None = None,
+) -> pd.Series:
     """Spearman correlation of dynamic vulnerability with :func:`rarest`: value, low, high, null_low, null_high, p, n.
 
-    The interval is over samples; the no-signal level over ``draws`` redrawn keep masks.
+    The interval is over models and samples; the no-signal level over ``draws`` redrawn keep masks. With ``given``, a
+    value a sample, it is the partial rank correlation, where ``given`` is held fixed.
     """
-    row = correlation(rare, dyn.dynamic_vulnerability(plane)).loc["spearman"]
-    drawn = null_correlations(rare, null_vulnerability(run, rule, draws))[["spearman"]]
-    noise = quantiles(drawn).loc["spearman"]
-    p = p_values(pd.Series({"spearman": row.value}), drawn)["spearman"]
-    return pd.concat([row, pd.Series({"null_low": noise.low, "null_high": noise.high, "p": p})])
+    fixed = given is not None
+
+    def rest(values: xr.DataArray) -> xr.DataArray:
+        return beyond(values, given) if given is not None else values
+
+    kind = "pearson" if fixed else "spearman"
+    halved = [(rest(y), final) for y, final in halved_targets(run, rule)]
+    x = [rest(rare.sel(sample=y.sample)) for y, _ in halved]
+    row = over_both(correlation(rest(rare), rest(dyn.dynamic_vulnerability(plane))), x, halved).loc[kind]
+    noise = null_vulnerability(run, rule, draws)
+    noise = xr.concat([rest(one) for one in noise], "draw") if fixed else noise
+    drawn = null_correlations(rest(rare), noise)[[kind]]
+    level = quantiles(drawn).loc[kind]
+    p = p_values(pd.Series({kind: row.value}), drawn)[kind]
+    return pd.concat([row, pd.Series({"null_low": level.low, "null_high": level.high, "p": p})])
+
+
+def beyond(values: xr.DataArray, given: xr.DataArray) -> xr.DataArray:
+    """Ranks of a value a sample, less what a straight line on the ranks of ``given`` tells of them; NaN stays NaN."""
+    known = np.isfinite(values.values)
+    y, x = (rankdata(one.values[known]) for one in (values, given.sel(sample=values.sample)))
+    x, left = x - x.mean(), np.full(values.shape, np.nan)
+    left[known] = y - y.mean() - x * (x @ y) / (x @ x)
+    return values.copy(data=left)
 
 
 def shares(plane: xr.Dataset, rare: xr.DataArray) -> dict[str, tuple[int, xr.DataArray, np.ndarray]]:
@@ -91,8 +123,10 @@ def final(groups: dict[str, tuple[int, xr.DataArray, np.ndarray]]) -> dict[str, 
     return {name: cell(value, low, high, 0) for name, (value, low, high) in ends.items()}
 
 
-def sentence(word: str, row: pd.Series, groups: dict[str, tuple[int, xr.DataArray, np.ndarray]]) -> str:
-    """What the correlation and the groups of one run say, by the rule of the chapter."""
+def sentence(
+    word: str, row: pd.Series, groups: dict[str, tuple[int, xr.DataArray, np.ndarray]], fixed: pd.Series | None = None
+) -> str:
+    """What the correlation and the groups of one run say; ``fixed``: at an equal number of features."""
     value = f"Spearman correlation {cell(row.value, row.low, row.high, 2)}"
     if not (row.high < row.null_low or row.low > row.null_high):
         text = f"not clear of the no-signal range of {row.null_low:.2f} to {row.null_high:.2f}: no conclusion"
@@ -105,6 +139,9 @@ def sentence(word: str, row: pd.Series, groups: dict[str, tuple[int, xr.DataArra
         for name, text in final(groups).items()
     ]
     last = f" Finally vulnerable are {ends[0]}, and {ends[-1]}." if len(ends) > 1 else ""
+    if fixed is not None:
+        beside = f"the no-signal range is {fixed.null_low:.2f} to {fixed.null_high:.2f}"
+        last += f" At an equal number of features the rank correlation is {said(fixed, 2)} ({beside})."
     return f"{word}: {value}; {text}.{last}"
 
 
