@@ -116,8 +116,8 @@ def test_layers_import_downwards_only():
         "errors", "study", "data", "pool", "complexity", "models", "optim", "signals", "record", "step", "store",
         "merge", "runs", "progress", "training", "gpu", "worker", "ray_engine", "engine", "lira", "attacks", "plane",
         "simulate", "dynamics", "markov", "summary", "noise", "smooth", "intervals", "coverage", "matching", "trends",
-        "agreement", "retest", "hardness", "reliability", "verdict", "plots", "compare", "cost", "campaign",
-        "precision", "notebooks", "bench", "gpubench", "options", "cli", "gpu_session",
+        "agreement", "retest", "correlations", "hardness", "reliability", "verdict", "plots", "compare", "cost",
+        "campaign", "precision", "notebooks", "bench", "gpubench", "options", "cli", "gpu_session",
     ]  # fmt: skip
     assert set(order) == {path.stem for path in (ROOT / "dynmia").glob("*.py")} - {"__init__"}
     for position, name in enumerate(order):

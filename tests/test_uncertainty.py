@@ -9,7 +9,7 @@ import xarray as xr
 from scipy.special import expit
 
 import dynmia
-from dynmia import hardness
+from dynmia import correlations, hardness
 from dynmia.chapters import calibrated, uncertainty
 from dynmia.errors import UserError
 from dynmia.pool import draw_keep
@@ -96,8 +96,8 @@ def test_estimators_and_their_correlations(populations):
     np.testing.assert_array_equal(found.mc_mi, recorded["dropout"].mc_information)
     np.testing.assert_allclose(found.deep_variance.sel(part="all"), expit(runs["deep"].phi.values).var(1), atol=1e-12)
     table = uncertainty.relate(found[["mi_all", "deep_mi"]], runs["base"], "bayes", null=2)
-    vulnerability = uncertainty.target(hardness.half_of(runs["base"], np.arange(4, 8)), "bayes")[0]
-    by_hand = hardness.correlation(found.deep_mi.sel(part="all")[-1], vulnerability).loc["pearson"]
+    vulnerability = correlations.target(hardness.half_of(runs["base"], np.arange(4, 8)), "bayes")[0]
+    by_hand = correlations.correlation(found.deep_mi.sel(part="all")[-1], vulnerability).loc["pearson"]
     row = table.loc["deep_mi", "all", "other half", "pearson"]
     pd.testing.assert_series_equal(row.drop("p"), by_hand, check_names=False, check_dtype=False)
     straight = hardness.relate(found[["mi_all"]], runs["base"], "bayes", null=2)
@@ -110,12 +110,12 @@ def test_ceiling_is_the_correlation_with_the_truth():
     run = simulator.run()
     top = uncertainty.ceiling(run).loc["all"]
     truth = simulator.truth().advantage.mean("epoch")
-    mine = hardness.correlation(truth, uncertainty.target(run, "fpr@0.01")[0]).value["pearson"]
+    mine = correlations.correlation(truth, correlations.target(run, "fpr@0.01")[0]).value["pearson"]
     assert mine == pytest.approx(top.value, abs=0.05)
     assert 0.5 < top.low < top.value < 1
 
 
-def correlations(value, width=0.05):
+def related(value, width=0.05):
     """A table as of `relate`, the same value everywhere, or one an estimator; no signal is 0 +/- 0.1."""
     rows = {}
     for name in uncertainty.ESTIMATORS:
@@ -130,21 +130,19 @@ def correlations(value, width=0.05):
 
 
 def test_the_rule_of_robustness():
-    assert uncertainty.robustness(correlations(0.9), 0.916)[0] == "robust"
-    assert uncertainty.robustness(correlations(0.5), 0.916)[0] == "robust in sign only"
+    assert uncertainty.robustness(related(0.9), 0.916)[0] == "robust"
+    assert uncertainty.robustness(related(0.5), 0.916)[0] == "robust in sign only"
     spread = dict.fromkeys(uncertainty.ESTIMATORS, 0.9) | {"deep_mi": -0.4, "mc_mi": 0.0}
-    word, text = uncertainty.robustness(correlations(spread), 0.916)
+    word, text = uncertainty.robustness(related(spread), 0.916)
     assert word == "not robust"
     assert "run from -0.40 [-0.45, -0.35] (deep ensemble: MI) to 0.90 [0.85, 0.95]" in text
     assert "7 of their intervals hold the paper's 0.916, 7 lie above the no-signal range and 1 below it" in text
-    assert uncertainty.robustness(correlations(np.nan), 0.916)[0] == "not to be judged"
+    assert uncertainty.robustness(related(np.nan), 0.916)[0] == "not to be judged"
 
 
 def test_verdict_says_what_the_difference_between_the_sides_does():
-    table = correlations(0.5)
-    split = pd.concat(
-        {n: correlations(v).loc["mi_all"] for n, v in (("total", 0.6), ("between", 0.8), ("within", 0.1))}
-    )
+    table = related(0.5)
+    split = pd.concat({n: related(v).loc["mi_all"] for n, v in (("total", 0.6), ("between", 0.8), ("within", 0.1))})
     over = {"mi_all": pd.DataFrame({"value": [0.2, 0.7], "low": 0.1, "high": 0.8}, [0, 8]).rename_axis("epoch")}
     top = pd.DataFrame({"value": 0.9, "low": 0.8, "high": 0.95}, ["all", "vulnerable"])
     lines = uncertainty.verdict(table, split, 0.7, 0.05, over, top, 0.75)
@@ -164,7 +162,7 @@ def test_calibrations_pairs_and_figures(populations):
     assert errors.index.unique("predictor").tolist() == list(calibrated.PREDICTORS)
     p, right = (recorded["deep"][f"{kind}_ensemble"].values[-1] for kind in ("confidence", "right"))
     assert errors.loc["deep ensemble"].accuracy.iloc[-1] == pytest.approx(right.mean())
-    found = calibrated.pairs(errors, correlations(0.3))
+    found = calibrated.pairs(errors, related(0.3))
     assert found.index[found.mixed].tolist() == ["mi_all", "dropout_all"]
     assert found.loc["deep_mi", "ece"] == pytest.approx(dynmia.reliability.expected_calibration_error(p, right, 10))
     assert len(calibrated.diagrams(recorded, 10).axes) == len(calibrated.PREDICTORS)

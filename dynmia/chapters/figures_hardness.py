@@ -13,8 +13,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ..compare import errors, grid, shaded
+from ..correlations import over_time
 from ..dynamics import dynamic_vulnerability, vulnerable
-from ..hardness import MEASURES, over_time
+from ..hardness import MEASURES
 from ..plots import INK, NULL, STYLE, colour_of, frame
 
 SHORT = {name: text.split(" (")[0] for name, text in MEASURES.items()}

@@ -17,8 +17,8 @@ from scipy.stats import rankdata
 from .. import dynamics as dyn
 from ..campaign import entries
 from ..compare import grid, shaded
+from ..correlations import correlation, halved_targets, null_correlations, null_vulnerability, over_both
 from ..data import load_dataset
-from ..hardness import correlation, halved_targets, null_correlations, null_vulnerability, over_both
 from ..matching import Planes
 from ..plots import STYLE, band
 from ..pool import make_pool

@@ -14,9 +14,8 @@ import xarray as xr
 from scipy.special import expit
 
 from .. import hardness
-from ..dynamics import dynamic_vulnerability, vulnerable
+from ..correlations import correlation, target
 from ..errors import UserError
-from ..plane import vulnerability_plane
 from ..runs import study_of
 from ..summary import cell
 
@@ -98,16 +97,10 @@ def relate(
         vulnerability, final = target(hardness.half_of(run, hardness.halves(run.sizes["model"])[part]), rule)
         for name in (name for name in estimated.data_vars if str(name).startswith("deep")):
             for subset, y in (("all", vulnerability), ("vulnerable", vulnerability.where(final))):
-                rows = hardness.correlation(estimated[name].sel(part="all").isel(epoch=-1), y)
+                rows = correlation(estimated[name].sel(part="all").isel(epoch=-1), y)
                 for kind, row in rows.iterrows():
                     table.loc[(name, subset, models, kind), :] = row
     return table
-
-
-def target(run: xr.Dataset, rule: str) -> tuple[xr.DataArray, xr.DataArray]:
-    """Dynamic vulnerability of each sample, and whether it is vulnerable at the end."""
-    plane = vulnerability_plane(run, rule)
-    return dynamic_vulnerability(plane), vulnerable(plane).isel(epoch=-1, drop=True)
 
 
 def ceiling(run: xr.Dataset, rule: str = "fpr@0.01") -> pd.DataFrame:
@@ -124,7 +117,7 @@ def ceiling(run: xr.Dataset, rule: str = "fpr@0.01") -> pd.DataFrame:
     final = target(run, rule)[1]
     rows = {}
     for subset, x in (("all", first), ("vulnerable", first.where(final))):
-        r = hardness.correlation(x, second).loc["pearson", ["value", "low", "high"]].clip(lower=0)
+        r = correlation(x, second).loc["pearson", ["value", "low", "high"]].clip(lower=0)
         rows[subset] = np.sqrt(2 * r / (1 + r))
     return pd.DataFrame(rows).T
 
