@@ -207,7 +207,7 @@ def relate(
     samples; ``same half`` and ``other half``, the mean over the two halves of the population with the measure from one
     and the vulnerability from the same or the other (ends of the intervals, over samples, are averaged too); ``no
     signal``, the vulnerability scored anew after redrawing the keep mask ``null`` times (or what
-    :func:`null_vulnerability` returned): mean and 95 % range. kind: ``pearson`` or ``spearman``.
+    :func:`dynmia.correlations.null_vulnerability` returned): mean and 95 % range. kind: ``pearson`` or ``spearman``.
 
     The p-value (:func:`dynmia.summary.p_values`) is exact for measures that do not look at the keep mask, as the one of
     all models. A measure of in- or out-models keeps the true mask: how far off it is, :mod:`dynmia.noise` measures.
