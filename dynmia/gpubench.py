@@ -196,7 +196,7 @@ def measure(
     work = 3 * forward_flops(build_model(MODEL, SHAPE, CLASSES), SHAPE)
 
     def ratio(name: str, above: str, below: str, scale: float = 1.0, unit: str = "x") -> None:
-        if {above, below} <= {best, *chosen}:
+        if {above, below} <= set(chosen):
             enter(name, unit, lambda: [scale * a / b for a, b in zip(rates[above], rates[below], strict=True)])
 
     ratio("best / eager_256", best, "eager_256")
