@@ -5,20 +5,15 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
-from .errors import UserError
-from .options import duration, pair_parameters, parse_duration, parse_models, study_options
+from .errors import UserError, one_line
+from .options import duration, output, pair_parameters, parse_duration, parse_models, parse_pairs, study_options
 from .study import DATASETS, MODELS, Study
 
-app = typer.Typer(
-    help="How membership privacy leaks while a model trains.", no_args_is_help=True, add_completion=False,
-    pretty_exceptions_enable=False, rich_markup_mode=None,
-)  # fmt: skip
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 DataDir = Annotated[str | None, typer.Option(help="folder of <name>.npz files (default: DYNMIA_DATA)")]
 Out = Annotated[str | None, typer.Option(help="run folder (default: runs/<title>-<identity>)")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda if there is one)")]
@@ -33,7 +28,17 @@ Changes = Annotated[list[str] | None, typer.Option(
 Parameters = Annotated[list[str] | None, typer.Option(
     "--parameter", "-p", metavar="KEY VALUE", help="set a parameter; may be repeated"
 )]  # fmt: skip
+INTERRUPTED = 130
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+@app.callback(invoke_without_command=True)
+def common(
+    context: typer.Context, debug: Annotated[bool, typer.Option("--debug", help="show the traceback of errors")] = False
+) -> None:
+    """How membership privacy leaks while a model trains."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def listed(rows: dict[str, str], width: int) -> None:
@@ -100,8 +105,9 @@ def train(
     from . import runs
     from .engine import finish, train_part
 
-    part = None if models is None else parse_models(models)
+    part = None if models is None else parse_models(models, study.shadow_models)
     budget = None if time_budget is None else parse_duration(time_budget)
+    file = output(save, ".nc")
     pool, store = train_part(
         study, models=part, time_budget=budget, out=out, data_dir=data_dir, device=device, workers=workers,
         mode=mode, progress=not quiet, engine=engine, address=address,
@@ -109,7 +115,7 @@ def train(
     if missing := store.missing():
         count, done = study.shadow_models, f"all of --models {models} are: the others are left to others"
         rest = done if part and not set(missing) & set(part) else "the same command continues"
-        unwritten = f" (nothing written to {save} yet)" if save else ""
+        unwritten = f" (nothing written to {file} yet)" if file else ""
         typer.echo(
             f"{study.title}: {count - len(missing)} of {count} models finished in {store.folder}; {rest}{unwritten}"
         )
@@ -120,8 +126,8 @@ def train(
         f"{float(run.train_accuracy[-1].mean()):.3f}, held-out accuracy {float(run.test_accuracy[-1].mean()):.3f}, "
         f"{duration(float(run.attrs['wall_time_s']))} of training"
     )
-    if save:
-        path = runs.save_run(run, save, pack=not full_precision)
+    if file:
+        path = runs.save_run(run, file, pack=not full_precision)
         typer.echo(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
@@ -172,15 +178,16 @@ def summarise(
     """Print every metric of a run with its interval over models and samples and its no-signal level."""
     from .intervals import every
     from .runs import open_run
+    from .store import write_atomic
     from .summary import null_summary, rounded
 
-    data = open_run(run)
+    file, data = output(csv, ".csv"), open_run(run)
     options: dict[str, Any] = {"attack": attack, "centre": centre, "variance": variance}
     table = every(data, rule, draws=draws, **options)
     noise = null_summary(data, rule, draws=null, value=table.value, **options) if null else None
     whole = table if noise is None else table.join(noise.add_prefix("null_"))
-    if csv:
-        whole.to_csv(csv, float_format="%.9g")
+    if file:
+        write_atomic(file, whole.to_csv(float_format="%.9g").encode())
     if as_json:
         typer.echo(whole.to_json(orient="index", indent=1))
     else:
@@ -198,11 +205,13 @@ def complexity(
 ) -> None:
     """Measure how complex the pools are, without a network: 1-NN error, intrinsic dimension, overlap, compression."""
     from .complexity import IMAGES, pool_complexity
+    from .store import write_atomic
 
+    file = output(csv, ".csv")
     table = pool_complexity(dataset or IMAGES, pool_size, data_dir)
     typer.echo(table.drop(columns="fingerprint").to_string(float_format="%.3f", na_rep=""))
-    if csv:
-        table.to_csv(csv, float_format="%.7g")
+    if file:
+        write_atomic(file, table.to_csv(float_format="%.7g").encode())
 
 
 @app.command()
@@ -217,13 +226,14 @@ def notebook(
 
     from .notebooks import available, check_parameters, run_notebook
 
-    given = dict(item.split("=", 1) for item in parameter or [])
-    checked = check_parameters(name, given)
+    checked = check_parameters(name, parse_pairs(parameter, "-p"))
     if describe:
         for key, entry in papermill.inspect_notebook(available()[name]).items():
             typer.echo(f"{key:12} {entry['inferred_type_name']:6} {entry['default']:28} {entry['help']}")
         return
-    typer.echo(f"wrote {run_notebook(name, checked, out or f'runs/{name}.ipynb')}")
+    file = output(out or f"runs/{name}.ipynb", ".ipynb")
+    assert file
+    typer.echo(f"wrote {run_notebook(name, checked, file)}")
 
 
 @app.command()
@@ -255,11 +265,10 @@ def campaign(
     """Train the runs of data/campaign.yml that are missing, in order of value, and write the figures of all."""
     from .campaign import plan_campaign, run_campaign
 
-    pairs = [item.partition("=") for item in change or []]
-    changes = {name: yaml.safe_load(value) for name, _, value in pairs}
     budget = None if time_budget is None else parse_duration(time_budget)
-    common: dict[str, Any] = dict(only=only, changes=changes, folder=out, data_dir=data_dir, device=device,
-                                  workers=workers)  # fmt: skip
+    common: dict[str, Any] = dict(
+        only=only, changes=parse_pairs(change, "--set"), folder=out, data_dir=data_dir, device=device, workers=workers
+    )
     if plan:
         total = 0.0
         for name, state, seconds in plan_campaign(scale, **common):
@@ -283,11 +292,12 @@ def bench(
     from .cost import entries, spread_text, target
     from .store import write_atomic
 
+    file = output(out, ".json")
     show = (lambda line: None) if as_json else (lambda line: typer.echo(line, err=True))
     result = measure(seconds, repeats, show, f"dynmia bench --seconds {seconds:g} --repeats {repeats}")
     text = json.dumps(result, indent=1)
-    if out:
-        write_atomic(Path(out), text.encode())
+    if file:
+        write_atomic(file, text.encode())
     if as_json:
         typer.echo(text)
         return
@@ -299,21 +309,29 @@ def bench(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; the console script."""
+    """Run the command line; the console script. What fails ends in one line, and with 2 if a person can mend it."""
     words = sys.argv[1:] if arguments is None else arguments
     try:
-        if words[:1] == ["notebook"]:
+        if "" in words:
+            raise UserError(f"the value after {words[words.index('') - 1]!r} is empty: write one, or leave both out.")
+        if "notebook" in words[:2]:
             words = pair_parameters(words)
-        app(args=words, prog_name="dynmia")
-    except UserError as error:
-        typer.echo(f"dynmia: {' '.join(str(error).split())}", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        again = shlex.join(["dynmia", *words])
-        typer.echo(f"dynmia: stopped; finished work is kept and the same command continues: {again}", err=True)
-        sys.exit(130)
+        code = app(args=words, prog_name="dynmia", standalone_mode=False)
+        if code == INTERRUPTED:  # the parser's own word for Ctrl-C
+            raise KeyboardInterrupt
+        sys.exit(code)
     except BrokenPipeError:
         sys.exit(1)
+    except (KeyboardInterrupt, typer.Abort):
+        again = shlex.join(["dynmia", *words])
+        typer.echo(f"dynmia: stopped; finished work is kept and the same command continues: {again}", err=True)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if "--debug" in words[:1]:
+            raise
+        line, code = one_line(error)
+        typer.echo(f"dynmia: {line}", err=True)
+        sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -33,13 +33,40 @@ def choose(value: str, allowed: Iterable[str], what: str, also: str = "") -> str
     near = difflib.get_close_matches(str(value), names, n=2, cutoff=0.5)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
     raise UserError(
-        f"unknown {what} {value!r}{hint} Allowed: {', '.join(names)}{also}.".replace("' Allowed", "'. Allowed")
+        f"unknown {what} {shown(value)}{hint} Allowed: {', '.join(names)}{also}.".replace("' Allowed", "'. Allowed")
     )
+
+
+def shown(value: object, width: int = 60) -> str:
+    """``value`` as a message quotes it: on one line, the middle of what is long left out."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no integer of more than 4,300 digits
+        return "a number of more than 4,300 digits"
+    return text if len(text) <= width else f"{text[: width - 20]}...{text[-17:]}"
 
 
 def reason(error: BaseException) -> str:
     """The first line of an error's message, or its kind if it has none."""
     return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def one_line(error: BaseException) -> tuple[str, int]:
+    """What a person is told of ``error``, on one line, and the exit code: 2 if it can be mended, else 1."""
+    text, code = reason(error), 2
+    if hasattr(error, "format_message"):  # of the command line's parser
+        context = getattr(error, "ctx", None)
+        text = error.format_message() + (f" See {context.command_path} --help." if context else "")
+    elif isinstance(error, UserError):
+        text = str(error)
+    elif isinstance(error, MemoryError) or "allocate memory" in text:
+        text = f"not enough memory ({text}): use fewer models, a smaller pool, batch or network."
+    elif isinstance(error, OSError):
+        text = f"{shown(str(error.filename))}: {error.strerror}." if error.filename else f"{text}."
+    else:
+        text, code = f"{type(error).__name__}: {text}. Show where by `dynmia --debug ...`, and report it.", 1
+    words = (word if len(word) < 300 else f"{word[:200]}...{word[-60:]}" for word in text.split())
+    return " ".join(words), code
 
 
 def disk_error(error: OSError, path: object) -> UserError:

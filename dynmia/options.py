@@ -5,23 +5,25 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+import math
+import os
 import re
+import stat
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from .errors import UserError
+from .errors import UserError, shown
 from .study import PRESETS, Study
 
 
 def study_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give ``command(study, ...)`` one option for each field of :class:`dynmia.study.Study`, and ``--preset``."""
-    helps = dict(re.findall(r"^ {8}(\w+): (.*?)(?=^ {8}\w+:|^ {4}\S|\Z)", Study.__doc__ or "", re.S | re.M))
     kinds = get_type_hints(Study)
     options = {"preset": (str, f"start from a preset: {', '.join(PRESETS)}")} | {
-        field.name: (kinds[field.name], " ".join(helps[field.name].split()).replace("``", ""))
-        for field in dataclasses.fields(Study)
+        field.name: (kinds[field.name], field.metadata["help"].replace("``", "")) for field in dataclasses.fields(Study)
     }
     parameters = [
         inspect.Parameter(
@@ -35,7 +37,7 @@ def study_options(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(**values: Any) -> None:
         changes = {name: value for name in options if (value := values.pop(name)) is not None}
         preset = changes.pop("preset", None)
-        command(study=Study.preset(preset, **changes) if preset else Study(**changes), **values)
+        command(study=Study(**changes) if preset is None else Study.preset(preset, **changes), **values)
 
     wrapped.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [*parameters, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own)]
@@ -44,24 +46,52 @@ def study_options(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-def parse_models(text: str) -> list[int]:
-    """Read ``0-4`` or ``0,3,7-9``."""
-    found: list[int] = []
+def parse_models(text: str, count: int) -> list[int]:
+    """Read ``0-4`` or ``0,3,7-9``: numbers of shadow models, of which there are ``count``."""
+    numbers: set[int] = set()
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if not match or int(match[2] or match[1]) < int(match[1]):
-            raise UserError(f"models {text!r}: write numbers and ranges, for example 0-4 or 0,3,7-9.")
-        found += range(int(match[1]), min(int(match[2] or match[1]), 10**6) + 1)  # more is no study's: refused later
-    return sorted(set(found))
+        match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first:
+            raise UserError(f"models {shown(text)}: write numbers and ranges, for example 0-4 or 0,3,7-9.")
+        if last >= count:
+            raise UserError(f"model {last} does not exist: this study has models 0 to {count - 1}.")
+        numbers |= set(range(first, last + 1))
+    return sorted(numbers)
 
 
 def parse_duration(text: str) -> float:
     """Read ``90``, ``90s``, ``9m`` or ``1h30m``."""
     match = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", text.strip())
     with contextlib.suppress(ValueError):
-        if match and any(match.groups()):
-            return sum(float(value or 0) * unit for value, unit in zip(match.groups(), (3600, 60, 1)))
-    raise UserError(f"time budget {text!r}: write hours, minutes and seconds, for example 9m, 1h30m or 90s.")
+        parts = match.groups() if match else ()
+        if 0 < (seconds := sum(float(value or 0) * unit for value, unit in zip(parts, (3600, 60, 1)))) < math.inf:
+            return seconds
+    raise UserError(f"time budget {shown(text)}: write more than 0 s, for example 9m, 1h30m or 90s.")
+
+
+def parse_pairs(items: list[str] | None, option: str) -> dict[str, str]:
+    """Read ``NAME=VALUE`` as often as it was given."""
+    for item in items or []:
+        if "=" not in item.strip("="):
+            raise UserError(f"{option} {shown(item)}: it needs a name and a value, for example {option} rule=bayes.")
+    return dict(item.split("=", 1) for item in items or [])
+
+
+def output(path: str | None, suffix: str) -> Path | None:
+    """Check, before the work, where a result goes: a file of its own kind, so that no input is ever replaced."""
+    if path is None:
+        return None
+    file = Path(path)
+    if file.suffix != suffix:
+        raise UserError(f"{shown(path)} is to be written as a {suffix} file: let its name end in {suffix}.")
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise UserError(f"cannot write {file}: a {'folder' if file.is_dir() else 'device'} has that name.")
+    folder = next(folder for folder in file.absolute().parents if folder.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {file}: {folder} is no folder, or one without write permission.")
+    return file
 
 
 def duration(seconds: float) -> str:

@@ -9,15 +9,17 @@ What arXiv 2507.23291 fixes is in the presets; what it leaves open is a field wi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import inspect
 import json
 import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import UserError, choose
+from .errors import UserError, choose, shown
 
 DATASETS = {
     "digits": "scikit-learn digits, 8 x 8 grey, 1,797 images, embedded: needs no download",
@@ -43,95 +45,102 @@ OPTIMIZERS = {
     "sam-adamw": "sharpness-aware minimisation around AdamW",
 }
 DEFAULT_LR = {"sgd": 0.05, "sam-sgd": 0.05, "adamw": 1e-3, "sam-adamw": 1e-3}
-WRN = re.compile(r"wrn-(\d+)-(\d+)")
+WRN = re.compile(r"wrn-(\d{1,4})-(\d{1,4})")
 FORMAT = 1  # of studies and stored runs: raised when the same fields would give another result
+
+
+def _field(default: Any, text: str, **limits: Any) -> Any:
+    """A field with its help ``text`` and its ``limits``: ``low`` <= value < ``high``, or ``choices``."""
+    return dataclasses.field(default=default, metadata={"help": text} | limits)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """Every choice that changes the result of training a population of shadow models.
 
-    Args:
-        dataset: a name of ``dynmia datasets``, a ``.npz`` file, or an image folder (``train/CLASS/*.png``, ``test``).
-        model: a name of ``dynmia models``, ``wrn-D-K``, or ``package.module:factory`` for
-            ``factory(shape=(C, H, W), classes=K) -> torch.nn.Module``.
-        optimizer: ``sgd``, ``adamw``, ``sam-sgd`` or ``sam-adamw``.
-        epochs: passes over a model's own training half.
-        checkpoint_every: epochs between checkpoints; must divide ``epochs``. Epoch 0 (untrained) is always one.
-        shadow_models: N, at least 4 (the paper: 20).
-        pool_size: target samples n, class-balanced; None takes the whole training split.
-        test_size: held-out samples that accuracy is measured on, the first ones; None takes all.
-        design: ``bernoulli`` (each sample in each model with probability 1/2), ``balanced`` (in exactly N/2), or
-            ``all`` (every model trains on the whole pool: a deep ensemble, which no attack can be run on).
-        batch_size: the paper leaves it open; 64 is fastest on CPUs.
-        lr: learning rate; None takes 1e-3 for AdamW and 0.05 for SGD (the paper leaves it open).
-        schedule: ``constant`` or ``cosine`` (to zero, per step).
-        momentum: of SGD; also the first beta of AdamW.
-        beta2: the second beta of AdamW.
-        nesterov: Nesterov momentum for SGD.
-        weight_decay: decoupled for AdamW, L2 for SGD.
-        rho: radius of SAM's neighbourhood (Foret et al. 2021); ignored by other optimisers.
-        augment: random crop (4 pixels of zero padding at 32 x 32, in proportion else) and horizontal flip, of images.
-        precision: ``float32`` (on a GPU with TF32 in convolutions), ``bf16`` (autocast; evaluation in float32, on a GPU
-            in float16 but for the logits) or ``auto`` (bf16 on CUDA only).
-        record: ``phi``, or ``hardness``, which keeps what :mod:`dynmia.hardness` needs too (twice the disk, about 1.5
-            times the time; phi is the same).
-        pool_seed: draws the pool, so that populations with other seeds can share it.
-        seed: draws keep mask, weights, data order and augmentation.
+    Numbers may be given as text too, as YAML reads ``1e-3``.
 
     Raises:
         UserError: a field is unknown, of a wrong type, or out of range.
     """
 
-    dataset: str = "digits"
-    model: str = "cnn"
-    optimizer: str = "adamw"
-    epochs: int = 30
-    checkpoint_every: int = 2
-    shadow_models: int = 20
-    pool_size: int | None = None
-    test_size: int | None = None
-    design: str = "bernoulli"
-    batch_size: int = 64
-    lr: float | None = None
-    schedule: str = "constant"
-    momentum: float = 0.9
-    beta2: float = 0.999
-    nesterov: bool = False
-    weight_decay: float = 5e-4
-    rho: float = 0.05
-    augment: bool = False
-    precision: str = "auto"
-    record: str = "phi"
-    pool_seed: int = 0
-    seed: int = 0
+    dataset: str = _field(
+        "digits",
+        "a name of ``dynmia datasets``, a ``.npz`` file, or an image folder (``train/CLASS/*.png``, ``test``).",
+    )
+    model: str = _field(
+        "cnn",
+        "a name of ``dynmia models``, ``wrn-D-K``, or ``package.module:factory`` for "
+        "``factory(shape=(C, H, W), classes=K) -> torch.nn.Module``.",
+    )
+    optimizer: str = _field("adamw", "``sgd``, ``adamw``, ``sam-sgd`` or ``sam-adamw``.", choices=OPTIMIZERS)
+    epochs: int = _field(30, "passes over a model's own training half.", low=1, high=10**6)
+    checkpoint_every: int = _field(
+        2, "epochs between checkpoints; must divide ``epochs``. Epoch 0 (untrained) is always one.", low=1, high=10**6
+    )
+    shadow_models: int = _field(20, "N, at least 4 (the paper: 20).", low=4, high=10**5)
+    pool_size: int | None = _field(
+        None, "target samples n, class-balanced; None takes the whole training split.", low=4, high=2**31
+    )
+    test_size: int | None = _field(
+        None, "held-out samples that accuracy is measured on, the first ones; None takes all.", low=1, high=2**31
+    )
+    design: str = _field(
+        "bernoulli",
+        "``bernoulli`` (each sample in each model with probability 1/2), ``balanced`` (in exactly N/2), or ``all`` "
+        "(every model trains on the whole pool: a deep ensemble, which no attack can be run on).",
+        choices=("bernoulli", "balanced", "all"),
+    )
+    batch_size: int = _field(64, "the paper leaves it open; 64 is fastest on CPUs.", low=1, high=2**31)
+    lr: float | None = _field(
+        None, "learning rate; None takes 1e-3 for AdamW and 0.05 for SGD (the paper leaves it open).", low=0,
+        high=math.inf,
+    )  # fmt: skip
+    schedule: str = _field(
+        "constant", "``constant`` or ``cosine`` (to zero, per step).", choices=("constant", "cosine")
+    )
+    momentum: float = _field(0.9, "of SGD; also the first beta of AdamW.", low=0, high=1)
+    beta2: float = _field(0.999, "the second beta of AdamW.", low=0, high=1)
+    nesterov: bool = _field(False, "Nesterov momentum for SGD.")
+    weight_decay: float = _field(5e-4, "decoupled for AdamW, L2 for SGD.", low=0, high=math.inf)
+    rho: float = _field(
+        0.05, "radius of SAM's neighbourhood (Foret et al. 2021); ignored by other optimisers.", low=0, high=math.inf
+    )
+    augment: bool = _field(
+        False,
+        "random crop (4 pixels of zero padding at 32 x 32, in proportion else) and horizontal flip, of images.",
+    )
+    precision: str = _field(
+        "auto",
+        "``float32`` (on a GPU with TF32 in convolutions), ``bf16`` (autocast; evaluation in float32, on a GPU in "
+        "float16 but for the logits) or ``auto`` (bf16 on CUDA only).",
+        choices=("auto", "float32", "bf16"),
+    )
+    record: str = _field(
+        "phi",
+        "``phi``, or ``hardness``, which keeps what :mod:`dynmia.hardness` needs too (twice the disk, about 1.5 times "
+        "the time; phi is the same).",
+        choices=("phi", "hardness"),
+    )
+    pool_seed: int = _field(0, "draws the pool, so that populations with other seeds can share it.", low=0, high=2**63)
+    seed: int = _field(0, "draws keep mask, weights, data order and augmentation.", low=0, high=2**63)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _typed(field.name, str(field.type), getattr(self, field.name)))
+            value = _typed(field.name, str(field.type), getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+            limits = field.metadata
+            if "choices" in limits:
+                choose(value, limits["choices"], field.name)
+            if "low" in limits and value is not None and not limits["low"] <= value < limits["high"]:  # NaN too
+                high = f" and below {limits['high']}" if limits["high"] < math.inf else ""
+                bound = f"at least {limits['low']}{high}"
+                raise UserError(f"{field.name} is {shown(value)}: it must be a finite number, {bound}.")
         if not is_path(self.dataset):
             choose(self.dataset, DATASETS, "data set", also=", a .npz file or an image folder (a path with a slash)")
         _check_model(self.model)
-        choose(self.optimizer, OPTIMIZERS, "optimizer")
-        choose(self.design, ["bernoulli", "balanced", "all"], "design")
-        choose(self.record, ["phi", "hardness"], "record")
-        choose(self.schedule, ["constant", "cosine"], "schedule")
-        choose(self.precision, ["auto", "float32", "bf16"], "precision")
         if self.lr is None:
             object.__setattr__(self, "lr", DEFAULT_LR[self.optimizer])
-        for name, low, high in [
-            ("epochs", 1, 2**31), ("checkpoint_every", 1, 2**31), ("shadow_models", 4, 2**31),
-            ("batch_size", 1, 2**31), ("lr", 0, math.inf), ("momentum", 0, 1), ("beta2", 0, 1),
-            ("weight_decay", 0, math.inf), ("rho", 0, math.inf), ("pool_size", 4, 2**31),
-            ("test_size", 1, 2**31),
-            ("seed", 0, 2**63), ("pool_seed", 0, 2**63),
-        ]:  # fmt: skip
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if not low <= value < high:  # NaN too
-                bound = f"at least {low}" + (f" and below {high}" if high < math.inf else "")
-                raise UserError(f"{name} is {value!s:.20}: it must be a finite number, {bound}.")
         if self.epochs % self.checkpoint_every:
             small = [k for k in range(1, math.isqrt(self.epochs) + 1) if self.epochs % k == 0]
             divisors = sorted({*small, *(self.epochs // k for k in small)})
@@ -196,6 +205,10 @@ class Study:
         return f"{data}-{self.model.split(':')[-1]}-{self.optimizer}"
 
 
+if Study.__doc__:  # not under -OO
+    rows = [f"    {field.name}: {field.metadata['help']}" for field in dataclasses.fields(Study)]
+    Study.__doc__ = "\n".join([inspect.cleandoc(Study.__doc__), "", "Args:", *rows])
+
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": dict(dataset="digits", model="cnn", optimizer="adamw", epochs=30, checkpoint_every=2, pool_size=1200),
     "cpu": dict(
@@ -220,10 +233,12 @@ def is_path(dataset: str) -> bool:
 
 
 def _typed(name: str, kind: str, value: Any) -> Any:
-    """Check one field against its annotation; whole floats become ints and ints become floats."""
+    """Check one field against its annotation; whole floats become ints, ints floats, and text numbers or switches."""
+    want = kind.split(" ")[0]
+    if isinstance(value, str) and want != "str":
+        value = _read(value)
     if value is None and "None" in kind:
         return None
-    want = kind.split(" ")[0]
     if want == "bool" and type(value).__name__ in ("bool", "bool_"):
         return bool(value)
     if want == "float" and isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -235,7 +250,15 @@ def _typed(name: str, kind: str, value: Any) -> Any:
             return int(value)
     if want == "str" and isinstance(value, str):
         return str(value)
-    raise UserError(f"{name} is {value!r}: it must be of type {kind}.")
+    raise UserError(f"{name} is {shown(value)}: it must be of type {kind}.")
+
+
+def _read(text: str) -> Any:
+    """``text`` as the number, switch or nothing that it spells, or as it is."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return {"true": True, "false": False, "null": None, "none": None}.get(text.lower(), text)
 
 
 def _check_model(name: str) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import dynmia
 from dynmia.cli import duration, main, pair_parameters
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,6 +138,50 @@ def test_the_console_command_exits_with_2_and_no_traceback():
     )
     assert done.returncode == 2
     assert done.stderr.startswith("dynmia: unknown model 'cn'")
+
+
+def test_ctrl_c_says_how_to_continue(capsys, monkeypatch, tmp_path):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dynmia.engine.train_part", interrupted)
+    code, _, err = run(capsys, "train", *TINY, "--out", tmp_path / "a folder")
+    assert code == 130
+    assert (
+        err.strip().splitlines()[-1].endswith(f"continues: dynmia train {' '.join(TINY)} --out '{tmp_path}/a folder'")
+    )
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(dynmia.UserError):
+        main(["--debug", "train", "--model", "cn"])
+
+
+def test_a_fault_of_ours_is_one_line_and_exits_with_1(capsys, monkeypatch):
+    monkeypatch.setattr("dynmia.engine.train_part", lambda *_, **__: 1 / 0)
+    code, _, err = run(capsys, "train", *TINY)
+    assert code == 1
+    assert err == "dynmia: ZeroDivisionError: division by zero. Show where by `dynmia --debug ...`, and report it.\n"
+
+
+def test_without_a_command_the_help_is_shown(capsys):
+    code, out, _ = run(capsys)
+    assert code == 0
+    assert "summarise" in out
+
+
+def test_a_table_is_written_into_a_new_folder(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    file = tmp_path / "new" / "table.csv"
+    code, _, err = run(capsys, "summarise", "data/quick.nc", "--null", "0", "--csv", file)
+    assert code == 0, err
+    assert file.read_text().startswith("metric,")
+
+
+def test_help_of_options_does_not_need_docstrings():
+    command = [sys.executable, "-OO", "-m", "dynmia.cli", "train", "--help"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "radius of SAM's neighbourhood" in " ".join(text.split())
 
 
 def test_parameters_may_hold_an_equals_sign():

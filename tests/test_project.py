@@ -107,10 +107,6 @@ def test_text_cells_are_filled_with_the_defaults_of_parameters_that_are_not_give
     assert text.startswith("# One population on the plane\n")
 
 
-def test_the_package_is_thin():
-    assert max(len(path.read_text().splitlines()) for path in (ROOT / "dynmia").rglob("*.py")) <= 350
-
-
 def test_layers_import_downwards_only():
     order = [
         "errors", "study", "data", "pool", "complexity", "models", "optim", "signals", "record", "step", "store",

@@ -125,6 +125,16 @@ def test_whole_floats_become_ints_and_ints_become_floats():
     assert study == Study(epochs=10, lr=1.0)
 
 
+def test_numbers_and_switches_may_be_text():
+    study = Study(lr="1e-3", epochs="10", augment="true", pool_size="null")
+    assert study == Study(lr=1e-3, epochs=10, augment=True)
+
+
+def test_every_field_has_a_help_text_and_the_documentation_holds_it():
+    for field in dataclasses.fields(Study):
+        assert f"    {field.name}: {field.metadata['help']}" in Study.__doc__
+
+
 @pytest.mark.parametrize(
     ("study", "title"),
     [

@@ -1,0 +1,241 @@
+"""The released runs: one list (``data/campaign.yml``), trained in order of value, and one table of all their figures.
+
+dynmia campaign --plan                 # what there is, what is missing, what it costs here
+dynmia campaign --time-budget 2h       # train what is missing; resumable, finished runs are skipped
+dynmia campaign --scale quick --only 02
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import xarray as xr
+import yaml
+
+from .data import SIZES
+from .errors import UserError, choose
+from .intervals import every
+from .plane import vulnerability_planes
+from .runs import open_run, project_root, resolve, save_run, study_of
+from .store import differing, write_atomic
+from .study import Study
+from .summary import METRICS, null_masks, null_table, p_values, quantiles
+
+RULES = ("fpr@0.01", "bayes")
+COLUMNS = ["value", "low", "high", "error", "null_value", "null_low", "null_high", "p", "null_draws", "run_sha256"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run of the list: its name, the chapters that show it, and its study."""
+
+    name: str
+    chapters: tuple[str, ...]
+    study: Study
+
+
+def entries(scale: str = "cpu", only: str = "", changes: dict[str, Any] | None = None) -> list[Entry]:
+    """The list in ``data/campaign.yml``, in order of value.
+
+    Args:
+        scale: a name under ``scales``: fields that replace those of every run, and ``pool_share``, by which the
+            pool size is multiplied, up to the whole training split.
+        only: a chapter (``02``), or a part of a run's name; empty takes all.
+        changes: fields of the study that replace all others.
+    """
+    path = resolve("data/campaign.yml")
+    try:
+        content = yaml.safe_load(path.read_text())
+        scales, found = content["scales"], []
+        fields = dict(scales[choose(scale, scales, "scale")])
+        share = fields.pop("pool_share", 1)
+        for run in content["runs"]:
+            name, chapters = run.pop("name"), tuple(run.pop("chapters"))
+            study = content["defaults"] | run
+            largest = SIZES[study["dataset"]][1]
+            study["pool_size"] = min(int(study["pool_size"] * share), largest)
+            found.append(Entry(name, chapters, Study.from_dict(study | fields | (changes or {}))))
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a list of runs ({error!r}): each needs name and chapters.") from error
+    chosen = [entry for entry in found if only in ("", *entry.chapters)] or [e for e in found if only in e.name]
+    if not chosen:
+        raise UserError(f"no run matches {only!r}: name a chapter, like 02, or a part of a name, like mnist.")
+    return chosen
+
+
+def released(chapter: str, folder: str | os.PathLike[str] = "data") -> dict[str, xr.Dataset]:
+    """The runs of ``chapter`` that lie in ``folder``, by name, in the order of the list."""
+    paths = {entry.name: resolve(folder) / f"{entry.name}.nc" for entry in entries(only=chapter)}
+    found = {name: open_run(path) for name, path in paths.items() if path.exists()}
+    if not found:
+        raise UserError(f"{folder} holds no run of chapter {chapter}: train them by dynmia campaign --only {chapter}.")
+    return found
+
+
+def missing(chapter: str, folder: str | os.PathLike[str] = "data") -> list[str]:
+    """Names of the runs of ``chapter`` that are not in ``folder``."""
+    return [e.name for e in entries(only=chapter) if not (resolve(folder) / f"{e.name}.nc").exists()]
+
+
+def run_campaign(
+    scale: str = "cpu",
+    *,
+    only: str = "",
+    changes: dict[str, Any] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    time_budget: float | None = None,
+    null: int = 200,
+    progress: bool = True,
+    **options: Any,
+) -> Iterator[str]:
+    """Train the runs that are missing, write each to ``folder``, and its figures to ``figures.csv``; yields lines.
+
+    A run that fails (no data, a diverged model) does not stop the others.
+
+    Args:
+        folder: default ``data`` for the released scale, ``cpu``, else ``runs/<scale>``.
+        time_budget: seconds; training stops cleanly before they are over.
+        null: draws of the permutation null in the table of figures; 0 leaves the table as it is.
+        options: data_dir, device, workers, for :func:`dynmia.engine.train_part`.
+
+    Raises:
+        UserError: at the end, if any run failed.
+    """
+    from . import engine, hardness
+
+    folder = _folder(scale, folder)
+    deadline = time.time() + (time_budget or float("inf"))
+    failed = []
+    for entry in entries(scale, only, changes):
+        path = folder / f"{entry.name}.nc"
+        try:
+            if not path.exists():
+                if time.time() > deadline:
+                    yield f"{entry.name}: not begun, the time is over"
+                    continue
+                pool, store = engine.train_part(
+                    entry.study, out=Path("runs") / scale / entry.name, progress=progress,
+                    time_budget=None if time_budget is None else deadline - time.time(), **options,
+                )  # fmt: skip
+                if left := store.missing():
+                    yield f"{entry.name}: {len(left)} models are left; the same command continues"
+                    continue
+                run = engine.finish(pool, store)
+                if entry.study.record == "hardness":
+                    measured = hardness.measure(store, run, pool.test_labels)
+                    hardness.save(measured, folder / f"{entry.name}.hardness.nc")
+                save_run(run, path)
+                yield f"{entry.name}: trained in {float(run.attrs['wall_time_s']) / 60:.1f} min, wrote {path}"
+            run = open_run(path)
+            if what := _differs(study_of(run), entry.study):
+                raise UserError(f"{path} is a run of another study; it differs in {what}: move it away.")
+            if null and entry.study.design != "all" and write_figures(folder, entry.name, run, null=null):
+                yield f"{entry.name}: figures written to {folder / 'figures.csv'}"
+        except UserError as error:
+            failed.append(entry.name)
+            yield f"{entry.name}: {error}"
+    if failed:
+        raise UserError(f"{len(failed)} runs failed: {', '.join(failed)}; the others are finished.")
+
+
+def plan_campaign(
+    scale: str = "cpu",
+    *,
+    only: str = "",
+    changes: dict[str, Any] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Iterator[tuple[str, str, float]]:
+    """Name, ``finished`` or ``missing``, and the seconds that are left on this machine, for each run of the list."""
+    from .cost import plan
+
+    for entry in entries(scale, only, changes):
+        there = (_folder(scale, folder) / f"{entry.name}.nc").exists()
+        yield entry.name, *(("finished", 0.0) if there else ("missing", plan(entry.study, **options)["seconds"]))
+
+
+def _folder(scale: str, folder: str | os.PathLike[str] | None) -> Path:
+    return Path(folder or (project_root() / "data" if scale == "cpu" else f"runs/{scale}"))
+
+
+def _differs(there: Study, here: Study) -> str:
+    """The fields in which a finished run is not what the list asks for; precision 'auto' is whatever it became."""
+    here = here.replace(precision=there.precision) if here.precision == "auto" else here
+    return "" if there == here else differing(there.to_dict(), here.to_dict())
+
+
+def write_figures(folder: Path, name: str, run: xr.Dataset, *, null: int) -> bool:
+    """Bring the rows of ``run`` in ``folder/figures.csv`` up to date; returns whether anything was to be done."""
+    path = folder / "figures.csv"
+    old = _read(path) if path.exists() else pd.DataFrame(columns=COLUMNS, index=_index([]))
+    mine = old[old.index.get_level_values("run") == name]
+    if (
+        len(mine) == len(RULES) * len(METRICS)
+        and ((mine.run_sha256 == run.attrs["sha256"][:12]) & (mine.null_draws >= null)).all()
+    ):
+        return False
+    parts = [old.drop(index=mine.index)]
+    noise = [
+        {rule: null_table([plane]) for rule, plane in vulnerability_planes(run, RULES, keep=keep).items()}
+        for keep in null_masks(run, null)
+    ]
+    for rule in RULES:
+        table = every(run, rule)
+        drawn = pd.concat([tables[rule] for tables in noise], ignore_index=True)
+        table = table.join(quantiles(drawn).add_prefix("null_")).assign(
+            p=p_values(table.value, drawn).astype(float), null_draws=null, run_sha256=run.attrs["sha256"][:12]
+        )
+        table.index = _index([(name, rule, metric) for metric in table.index])
+        parts.append(table[COLUMNS])
+    whole = pd.concat([part for part in parts if len(part)])
+    order = [entry.name for entry in entries()]
+    rank = {run: order.index(run) if run in order else -1 for run in whole.index.get_level_values("run")}
+    whole = whole.iloc[sorted(range(len(whole)), key=lambda k: rank[whole.index[k][0]])]  # stable: rows stay in order
+    text = io.StringIO()
+    whole.to_csv(text, float_format="%.7g")
+    write_atomic(path, text.getvalue().encode())
+    return True
+
+
+def figures(folder: str | os.PathLike[str] = "data", rule: str = "fpr@0.01") -> pd.DataFrame:
+    """Every metric of every run in ``folder`` under ``rule``, from ``figures.csv``.
+
+    Returns:
+        Index (run, metric); columns label, unit; value, low, high, error from :func:`dynmia.intervals.every`;
+        null_value, null_low, null_high (the no-signal level) and p, from :func:`dynmia.summary.p_values`.
+    """
+    path = resolve(folder) / "figures.csv"
+    if not path.exists():
+        raise UserError(f"{path} does not exist: dynmia campaign writes it.")
+    table = _read(path)
+    choose(rule, sorted(set(table.index.get_level_values("rule"))), "decision rule in figures.csv")
+    table = table.xs(rule, level="rule").drop(columns=["null_draws", "run_sha256"])
+    metrics = table.index.get_level_values("metric")
+    table.insert(0, "label", [METRICS[name].label for name in metrics])
+    table.insert(1, "unit", [METRICS[name].unit for name in metrics])
+    return table
+
+
+def no_signal(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns of the no-signal level of :func:`figures`, named as by :func:`dynmia.summary.null_summary`."""
+    names = {"null_value": "value", "null_low": "low", "null_high": "high", "p": "p"}
+    return table[list(names)].rename(columns=names)
+
+
+def _index(rows: list[tuple[str, str, str]]) -> pd.MultiIndex:
+    return pd.MultiIndex.from_tuples(rows, names=["run", "rule", "metric"])
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path, index_col=["run", "rule", "metric"], dtype={"run_sha256": str})
+        return table[COLUMNS]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it, dynmia campaign makes it anew.") from error

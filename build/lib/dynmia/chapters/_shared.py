@@ -1,0 +1,79 @@
+"""What several chapters need: panels in the style of the study, labels with units, and the released tables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from ..errors import UserError
+from ..plots import STYLE
+from ..runs import resolve
+from ..store import write_atomic
+from ..summary import METRICS, cell
+
+
+@contextmanager
+def panels(rows: int, columns: int, size: tuple[float, float], *, grid: bool = True, **options: Any) -> Iterator[Any]:
+    """A figure and its axes, always (rows, columns), to be drawn in within the ``with``; size in inches."""
+    with plt.rc_context(STYLE | {"axes.grid": grid}):
+        yield plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
+
+
+def legend_outside(figure: Any, axis: Axes, where: str = "upper center") -> None:
+    """What ``axis`` shows, beside or above all panels; in one line if above."""
+    handles, names = axis.get_legend_handles_labels()
+    figure.legend(handles, names, loc=f"outside {where}", ncols=len(names) if where == "upper center" else 1)
+
+
+def log_axis(axis: Any, ticks: Sequence[float] | np.ndarray, names: Sequence[str] | None = None) -> None:
+    """A logarithmic x-axis with these ticks only."""
+    axis.set_xscale("log")
+    axis.set_xticks(ticks, ticks if names is None else names)
+    axis.minorticks_off()
+
+
+def bars(table: pd.DataFrame) -> np.ndarray:
+    """Distances from value down to low and up to high, (2, rows), as an error bar takes them."""
+    return table[["low", "high"]].sub(table.value, axis=0).abs().T.to_numpy(float)
+
+
+def said(row: Any, digits: int = 1, blank: str = "–") -> str:
+    """``value [low, high]`` of ``row`` to what the interval resolves; ``blank`` where one of them is not finite."""
+    known = np.isfinite([row.value, row.low, row.high]).all()
+    return cell(row.value, row.low, row.high, digits) if known else blank
+
+
+def titled(metric: str) -> str:
+    """Label of a metric of :data:`dynmia.summary.METRICS`, with its unit if it has one."""
+    label, unit = METRICS[metric].label, METRICS[metric].unit
+    return f"{label} ({unit})" if unit else label
+
+
+def released(
+    name: str, maker: str, folder: str | os.PathLike[str] = "data", index: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """The table ``name`` in ``folder``, sorted by ``index`` if that is given.
+
+    Raises:
+        UserError: it is not there; the message names the command, ``python -m dynmia.chapters.MAKER``.
+    """
+    path = resolve(folder) / name
+    if not path.exists():
+        raise UserError(f"{path} does not exist: python -m dynmia.chapters.{maker} makes it.")
+    table = pd.read_csv(path, comment="#")
+    return table.set_index(list(index)).sort_index() if index else table
+
+
+def release(
+    table: pd.DataFrame, name: str, made: str, folder: str | os.PathLike[str] = "data", digits: int = 7
+) -> None:
+    """Write ``table`` into ``folder`` under a first line that says how it was made; its index only if that is named."""
+    text = table.to_csv(index=any(table.index.names), float_format=f"%.{digits}g")
+    write_atomic(resolve(folder) / name, f"# made by: python -m dynmia.chapters.{made}\n{text}".encode())

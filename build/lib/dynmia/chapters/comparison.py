@@ -1,0 +1,196 @@
+"""Data sets side by side: their figures in one table, the order of each, and its trend with complexity."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scipy import stats
+
+from ..campaign import no_signal
+from ..compare import DATASETS, labels
+from ..complexity import DIGITS
+from ..summary import METRICS, band, cell
+from ..trends import ordered, rank_trend
+from ..verdict import CLAIMS, compare
+
+
+def accuracy(run: xr.Dataset, gap: bool = False) -> tuple[float, float, float]:
+    """Held-out accuracy at the end in per cent: mean over the models with its 95 % interval (Student's t).
+
+    With ``gap``, by how many points the accuracy on a model's own half is above it.
+    """
+    last = run.isel(epoch=-1)
+    value = 100 * (last.train_accuracy - last.test_accuracy if gap else last.test_accuracy)
+    half = stats.t.ppf(0.975, value.size - 1) * float(value.std(ddof=1)) / np.sqrt(value.size)
+    return float(value.mean()), float(value.mean()) - half, float(value.mean()) + half
+
+
+def gaps(runs: Mapping[str, xr.Dataset]) -> pd.DataFrame:
+    """The gap between the two accuracies of each run as a measure of :func:`rank_table`: index (run, ``gap``)."""
+    rows = [["generalisation gap", *accuracy(run, gap=True)] for run in runs.values()]
+    index = pd.MultiIndex.from_product([runs, ["gap"]])
+    return pd.DataFrame(rows, index, ["label", "value", "low", "high"])
+
+
+def above_noise(figures: pd.DataFrame, runs: Sequence[str], words: Mapping[str, str]) -> pd.DataFrame:
+    """Where the interval of each figure of a verdict lies to its no-signal level; a row a figure, a column a run."""
+    noise = no_signal(figures)
+    return pd.DataFrame({
+        words[run]: {METRICS[m].label: compare(figures.loc[(run, m)], noise.loc[(run, m)]) for m in CLAIMS}
+        for run in runs
+    }).replace("not distinguishable from", "not told apart")  # fmt: skip
+
+
+def side_by_side(
+    figures: Mapping[str, pd.DataFrame], runs: Mapping[str, xr.Dataset], metrics: Sequence[str]
+) -> pd.DataFrame:
+    """One table: for each metric a row a run, for each decision rule ``value [interval]`` and the no-signal level.
+
+    Args:
+        figures: rule to the table of :func:`dynmia.campaign.figures`.
+        runs: by name; the accuracy on the held-out set is added from them, its no-signal level is that of guessing.
+        metrics: of ``METRICS``.
+    """
+    rows, words = {}, labels(runs)
+    for name, run in runs.items():
+        guess = f"{100 / len(np.unique(run.label)):.0f}"
+        rows["held-out accuracy at the end (%)", words[name]] = [cell(*accuracy(run)), guess] * len(figures)
+    for metric in metrics:
+        label = f"{METRICS[metric].label} ({METRICS[metric].unit})".replace(" ()", "")
+        for name in runs:
+            texts = []
+            for table in figures.values():
+                row, digits = table.loc[(name, metric)], METRICS[metric].digits
+                texts += [cell(row.value, row.low, row.high, digits), band(row.null_low, row.null_high, row.p, digits)]
+            rows[label, words[name]] = texts
+    columns = pd.MultiIndex.from_product([figures, ["value [95 % interval]", "no signal"]])
+    index = pd.MultiIndex.from_tuples(list(rows), names=["metric", "run"])
+    return pd.DataFrame(list(rows.values()), index, columns)
+
+
+def orders(
+    figures: pd.DataFrame, runs: Sequence[str], metrics: Sequence[str], words: Mapping[str, str]
+) -> pd.DataFrame:
+    """For each metric, whether it rises from each run to the next (:func:`dynmia.trends.ordered`), and the order."""
+    steps = [f"{words[a]} to {words[b]}" for a, b in itertools.pairwise(runs)]
+    table = pd.DataFrame(
+        {METRICS[m].label: ordered(pd.DataFrame([figures.loc[(run, m)] for run in runs])) for m in metrics}, index=steps
+    ).T.rename_axis("metric")
+    falls, opens = (table == "falls").any(axis=1), (table == "open").any(axis=1)
+    return table.assign(order=np.where(falls, "broken", np.where(opens, "not decided", "holds")))
+
+
+def rank_table(
+    figures: pd.DataFrame, complexity: pd.DataFrame, metrics: Sequence[str], measures: Sequence[str]
+) -> pd.DataFrame:
+    """Spearman's rank correlation of each metric (column) with each measure of complexity (row), and its exact p-value.
+
+    Args:
+        figures, complexity: index (data set, metric) and (data set, measure); the data sets are those of ``figures``.
+        metrics, measures: which.
+    """
+    names = list(dict.fromkeys(figures.index.get_level_values(0)))
+
+    def of(table: pd.DataFrame, key: str) -> np.ndarray:
+        return np.array([table.value[name, key] for name in names])
+
+    return pd.DataFrame(
+        {
+            METRICS[metric].label: {
+                complexity.label[names[0], m]: "{:.2f} (p = {:.3f})".format(
+                    *rank_trend(of(complexity, m), of(figures, metric))
+                )
+                for m in measures
+            }
+            for metric in metrics
+        }
+    ).rename_axis("complexity")
+
+
+def gap_sentences(gaps: pd.DataFrame, figures: pd.DataFrame, words: Mapping[str, str], rule: str) -> list[str]:
+    """For each run of :func:`gaps`, how far it overfits, how much it leaks at the end, and how fast it came to that."""
+    lines = []
+    for run in gaps.index.get_level_values(0):
+        gap = gaps.loc[(run, "gap")]
+        rows = {m: figures.loc[(run, m)] for m in ("auc", "vulnerable", "transition_peak")}
+        auc, share, rate = (cell(row.value, row.low, row.high, METRICS[m].digits) for m, row in rows.items())
+        lines.append(
+            f"{words[run]}: a model is {cell(gap.value, gap.low, gap.high, 1)} points more accurate on its own half "
+            f"than on held-out samples; attack AUC {auc}; {share} % are vulnerable under `{rule}`. They turn so at up "
+            f"to {rate} % a checkpoint, at epoch {figures.value[run, 'transition_peak_epoch']:.0f}."
+        )
+    return lines
+
+
+def ratio(above: pd.Series, below: pd.Series) -> tuple[float, float, float]:
+    """Quotient of two independent positive figures (value, low, high) with its 95 % interval, by the delta method."""
+    spread = np.hypot(*((row.high - row.low) / (2 * row.value) for row in (above, below)))
+    value = above.value / below.value
+    return value, value * np.exp(-spread), value * np.exp(spread)
+
+
+def complexity_table(complexity: pd.DataFrame) -> pd.DataFrame:
+    """The measures of every pool as printed: ``value [interval]`` and the no-signal level, one column a data set."""
+    columns: dict[str, dict[str, str]] = {}
+    for (data, measure), row in complexity.iterrows():  # type: ignore[misc]
+        line, digits = f"{row.label} ({row.unit})".replace(" ()", ""), DIGITS[measure]
+        column = columns.setdefault(f"{DATASETS[data]}, n = {row.samples:,}", {})
+        column[line] = cell(row.value, row.low, row.high, digits)
+        if np.isfinite(row.null_low):
+            column[f"{row.label}, no signal"] = f"{row.null_low:.{digits}f} to {row.null_high:.{digits}f}"
+    return pd.DataFrame(columns).rename_axis("measure")
+
+
+def order_sentence(table: pd.DataFrame, rule: str) -> str:
+    """What the table of :func:`orders` says, in words."""
+    parts = [f"{int((table.order == 'holds').sum())} of {len(table)} figures rise at every step, intervals apart"]
+    for kind in ("not decided", "broken"):
+        names = table.index[table.order == kind].tolist()
+        parts += [f"{kind}: {', '.join(names)}"] if names else []
+    return f"Under `{rule}`, {'; '.join(parts)}."
+
+
+def rank_sentence(figures: pd.DataFrame, complexity: pd.DataFrame, measures: Sequence[str], rule: str) -> str:
+    """Which measures order the data sets as displacement does, and what so few points can prove."""
+    names = list(dict.fromkeys(figures.index.get_level_values(0)))
+    y = np.array([figures.value[name, "displacement"] for name in names])
+    found: dict[bool, list[str]] = {True: [], False: []}
+    for m in measures:
+        rho, _ = rank_trend(np.array([complexity.value[name, m] for name in names]), y)
+        found[rho > 1 - 1e-9].append(f"{complexity.label[names[0], m]} ({rho:.1f})")
+    best = 1 / math.factorial(len(names))
+    return (
+        f"Under `{rule}`, the displacement orders the data sets exactly as {', '.join(found[True]) or 'no measure'}"
+        + (f", and otherwise than {', '.join(found[False])}" if found[False] else "")
+        + f" (rank correlation). {len(names)} data sets allow no p-value below {best:.3f}: "
+        + ("even perfect agreement proves nothing at 5 %." if best > 0.05 else "only perfect agreement passes 5 %,")
+        + ("" if best > 0.05 else " before any correction for trying several measures.")
+    )
+
+
+def paper_table(figures: Mapping[str, pd.DataFrame], runs: Mapping[str, str], path: str | Path) -> pd.DataFrame:
+    """The paper's values for the data sets of ``runs`` (data set to run name) beside ours under each rule."""
+    values, rows = pd.read_csv(path, comment="#"), {}
+    for _, entry in values[
+        values.metric.isin(["displacement", "entropy_change", "transition_peak", "speed_mean"])
+    ].iterrows():
+        metric, sets = METRICS[entry.metric], entry.dataset.removesuffix("-shallow").split("/")
+        if not set(sets) <= set(runs):
+            continue
+        ours = []
+        for table in figures.values():
+            parts = [table.loc[(runs[data], entry.metric)] for data in sets]
+            one = parts[0]
+            value, low, high = (one.value, one.low, one.high) if len(parts) == 1 else ratio(*parts)
+            ours.append(cell(value, low, high, 2 if len(parts) > 1 else metric.digits))
+        unit = "ratio" if len(sets) > 1 else metric.unit
+        key = " / ".join(DATASETS[data] for data in sets), f"{metric.label} ({unit})", entry.setting
+        rows[key] = [f"{entry.value:g}", *ours]
+    index = pd.MultiIndex.from_tuples(list(rows), names=["data set", "figure", "paper's setting"]) if rows else None
+    return pd.DataFrame(list(rows.values()), index, ["paper", *(f"ours, {rule}" for rule in figures)]).sort_index()

@@ -1,0 +1,210 @@
+"""What architecture and optimiser change: runs set against a reference run, and the sentences that follow.
+
+The rules of the sentences are stated here and in the chapters: a difference counts if its 95 % interval lies wholly on
+one side of zero and outside the no-signal band of the same difference, a ratio if its interval lies on one side of 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scipy.stats import rankdata, sem, t
+
+from ..data import SIZES
+from ..matching import (
+    MATCHINGS,
+    STATE,
+    Halved,
+    Nulls,
+    Planes,
+    at_epochs,
+    estimate,
+    matched_epochs,
+    ratio,
+    state_curves,
+)
+from ..runs import study_of
+from ..summary import METRICS, cell
+
+
+def sizes(runs: Planes) -> pd.DataFrame:
+    """Depth (weight layers on the longest path) and parameters of each run's model, shallowest first."""
+    from ..models import build_model, depth, parameters
+
+    rows = {}
+    for name, run in runs.items():
+        study = study_of(run)
+        shape, _, _, classes = SIZES[study.dataset]
+        model = build_model(study.model, shape, classes)
+        rows[name] = {"depth": depth(model, shape), "parameters": parameters(model)}
+    return pd.DataFrame.from_dict(rows, "index").sort_values(["depth", "parameters"])
+
+
+def contrasts(
+    halved: Halved, reference: str, *, how: str = "difference", nulls: Nulls | None = None, share: float = 0.95
+) -> pd.DataFrame:
+    """Every run minus (or over) the reference under every matching; accuracies are matched pair by pair.
+
+    Args:
+        halved: by name, from :func:`dynmia.matching.with_halves`; moments are those of the whole runs.
+        reference: the run that the others are set against.
+        how: ``difference`` or ``ratio``.
+        nulls: of differences only: for each run the planes of its permutation null
+            (:func:`dynmia.summary.null_planes`), the same redrawn masks for all.
+        share: of the common rise of accuracy at which runs are matched (:func:`dynmia.matching.common_level`).
+
+    Returns:
+        Index (run, matching, metric); columns value, low, high, null_low, null_high, the epochs at which the two are
+        read (epoch, reference_epoch), what they are there (run_value, reference_value), and side: more, less or
+        unresolved.
+    """
+    planes = {name: parts[0] for name, parts in halved.items()}
+    curves, rows = state_curves(halved), {}
+    nulls = nulls or {}
+    noise = [state_curves({run: [plane] for run, plane in zip(nulls, one)}) for one in zip(*nulls.values())]
+    for run in [name for name in planes if name != reference]:
+        pair = {reference: planes[reference], run: planes[run]}
+        for matching in MATCHINGS:
+            epochs = matched_epochs(pair, matching, share)
+            both = at_epochs(curves, epochs)
+            chance = [at_epochs(one, epochs).isel(draw=0) for one in noise]
+            for metric in STATE:
+                first, second = both[metric]
+                found = estimate(second - first) if how == "difference" else ratio(second, first)
+                values = [float(one[metric][1] - one[metric][0]) for one in chance] or [np.nan]
+                rows[run, matching, metric] = {
+                    **found, "null_low": min(values), "null_high": max(values),
+                    "epoch": epochs[run], "reference_epoch": epochs[reference],
+                    "run_value": float(both[metric][1, 0]), "reference_value": float(both[metric][0, 0]),
+                }  # fmt: skip
+    table = pd.DataFrame.from_dict(rows, "index").rename_axis(["run", "matching", "metric"]).sort_index()
+    neutral = 0.0 if how == "difference" else 1.0
+    above = table.low > table.null_high.fillna(neutral).clip(lower=neutral)
+    below = table.high < table.null_low.fillna(neutral).clip(upper=neutral)
+    return table.assign(side=np.select([above, below], ["more", "less"], "unresolved"))
+
+
+def written(metric: str, row: pd.Series, digits: int | None = None) -> str:
+    """:func:`dynmia.summary.cell` of a metric; ``digits`` if it is a ratio."""
+    ratio = digits is not None
+    return cell(row["value"], row["low"], row["high"], METRICS[metric].digits if digits is None else digits, int(ratio))
+
+
+def leaks(table: pd.DataFrame, metrics: Sequence[str] = ("auc", "vulnerable")) -> pd.Series:
+    """Whether a run leaks more or less than the reference, by (run, matching).
+
+    ``more`` if one of ``metrics`` says more and none less, ``less`` likewise, ``mixed`` if they contradict each other,
+    else ``unresolved``.
+    """
+    sides = table.side.unstack("metric")[list(metrics)]
+    more, less = (sides == "more").any(axis=1), (sides == "less").any(axis=1)
+    words = np.select([more & less, more, less], ["mixed", "more", "less"], "unresolved")
+    return pd.Series(words, sides.index)
+
+
+def held_out_gain(planes: Planes, reference: str) -> pd.DataFrame:
+    """Best held-out accuracy of each run minus the reference's, in points: mean over models, paired t interval.
+
+    Each run is read where its own mean over models is best; models of the same number share seed and half of the pool.
+    """
+    best = {
+        run: 100 * plane.test_accuracy.sel(epoch=plane.test_accuracy.mean("model").idxmax("epoch")).values
+        for run, plane in planes.items()
+    }
+    rows = {}
+    for run in [name for name in planes if name != reference]:
+        apart = best[run] - best[reference]
+        low, high = t.interval(0.95, len(apart) - 1, apart.mean(), sem(apart)) if apart.std() else (apart.mean(),) * 2
+        rows[run] = {"value": apart.mean(), "low": low, "high": high}
+    return pd.DataFrame.from_dict(rows, "index")
+
+
+CLAIMS = {  # (some run leaks less, some run leaks more): what that says of the two papers
+    (True, False): "the claim of Chen et al. is supported", (False, True): "the claim of Kim et al. is supported",
+    (True, True): "each claim holds for some rho", (False, False): "neither claim is supported",
+}  # fmt: skip
+KINDS = {
+    "less": "leaks less than {} with", "more": "leaks more than {} with",
+    "mixed": "leaks more than {} by one measure and less by the other with",
+    "unresolved": "shows no resolved difference from {} with",
+}  # fmt: skip
+FITTING = {  # lower leakage at the last epoch, and at equal train accuracy ...
+    "unresolved": "the lower leakage of the last epoch is gone at equal train accuracy, so slower fitting explains it",
+    "less": "the leakage is lower at equal train accuracy too, so slower fitting does not explain all of it",
+    "more": "the leakage is higher at equal train accuracy, and slower fitting hides it at the last epoch",
+    "mixed": "the two measures contradict each other at equal train accuracy",
+}
+
+
+def optimiser_verdict(table: pd.DataFrame, words: Mapping[str, str], reference: str) -> list[str]:
+    """Which claim each matching supports, one sentence each, then for each run whether its effect is slower fitting."""
+    side, lines = leaks(table), []
+    for matching, when in MATCHINGS.items():
+        here = side.xs(matching, level="matching")
+        groups = {kind: [words[run] for run in here.index[here == kind]] for kind in KINDS}
+        said = [f"{KINDS[kind].format(reference)} {_list(group)}" for kind, group in groups.items() if group]
+        claim = CLAIMS[bool(groups["less"]), bool(groups["more"])]
+        lines.append(f"{_capital(when)}, SAM {'; it '.join(said)}: {claim}.")
+    for run in here.index:
+        lower = side[run, "epoch"] == "less"
+        text = FITTING[side[run, "train"]] if lower else "there is no lower leakage at the last epoch to explain"
+        auc = [written("auc", table.loc[(run, matching, "auc")]) for matching in ("epoch", "train")]
+        lines.append(f"{_capital(words[run])}: {text} (AUC difference {auc[0]}, at equal train accuracy {auc[1]}).")
+    return lines
+
+
+DIRECTION = {
+    "more": "the direction is the paper's", "less": "the direction is opposite to the paper's",
+    "unresolved": "no direction is resolved",
+}  # fmt: skip
+KEPT = {
+    "more": "the deeper network is ahead", "less": "the deeper network is behind",
+    "unresolved": "the two cannot be told apart",
+}  # fmt: skip
+
+
+def architecture_verdict(
+    table: pd.DataFrame, paper: Mapping[str, float], deepest: str, shallow: str, rule: str
+) -> list[str]:
+    """One sentence a metric of ``paper`` (ratios): ours at the last common epoch, the paper's, then at equal fit.
+
+    Args:
+        table: ratios of the deepest over the shallow network, index (matching, metric), from :func:`contrasts`; may
+            lack a matching.
+    """
+    lines = []
+    for metric, theirs in paper.items():
+        end, label = table.loc[("epoch", metric)], _capital(METRICS[metric].label)
+        if not np.isfinite(end.value):
+            lines.append(
+                f"{label} (`{rule}`): {end.reference_value:.2f} for the {shallow} and {end.run_value:.2f} for the "
+                f"{deepest}, {METRICS[metric].unit}; the first is not above zero, so there is no ratio to compare."
+            )
+            continue
+        size = "inside" if end.low <= theirs <= end.high else "below" if theirs < end.low else "above"
+        text = (
+            f"{label} (`{rule}`), {deepest} over {shallow}: {written(metric, end, 2)} at epoch {end.epoch:g}, "
+            f"{DIRECTION[end.side]}; the paper's {theirs:.2f} is {size} our interval."
+        )
+        for matching in [name for name in ("train", "test") if (name, metric) in table.index]:
+            row = table.loc[(matching, metric)]
+            text += f" {_capital(MATCHINGS[matching])} {written(metric, row, 2)}: {KEPT[row.side]}."
+        lines.append(text)
+    return lines
+
+
+def rank_correlation(size: pd.Series, drawn: xr.DataArray) -> xr.DataArray:
+    """Spearman correlation over the runs between a size and a metric (run, draw), draw by draw."""
+    ranks = xr.apply_ufunc(rankdata, drawn, input_core_dims=[["run"]], output_core_dims=[["run"]], vectorize=True)
+    return xr.corr(xr.DataArray(rankdata(size[drawn.run.values]), dims="run"), ranks, dim="run")
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _list(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

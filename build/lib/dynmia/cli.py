@@ -1,0 +1,320 @@
+"""The command line: every command ends in a line that a person can act on; bad input exits with 2, no traceback."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from .errors import UserError
+from .options import duration, pair_parameters, parse_duration, parse_models, study_options
+from .study import DATASETS, MODELS, Study
+
+app = typer.Typer(
+    help="How membership privacy leaks while a model trains.", no_args_is_help=True, add_completion=False,
+    pretty_exceptions_enable=False, rich_markup_mode=None,
+)  # fmt: skip
+DataDir = Annotated[str | None, typer.Option(help="folder of <name>.npz files (default: DYNMIA_DATA)")]
+Out = Annotated[str | None, typer.Option(help="run folder (default: runs/<title>-<identity>)")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda if there is one)")]
+Workers = Annotated[int | None, typer.Option(help="processes on a CPU (default: one a core), models at once on a GPU")]
+TimeBudget = Annotated[str | None, typer.Option(help="stop cleanly before this, for example 9m or 1h30m")]
+Quiet = Annotated[bool, typer.Option(help="no progress bar")]
+Csv = Annotated[str | None, typer.Option(help="also write the figures, not rounded, to this file")]
+Attack = Annotated[str, typer.Option(help="online, offline-cdf, offline-density, rmia, rmia-offline, shokri or loss")]
+Changes = Annotated[list[str] | None, typer.Option(
+    "--set", metavar="FIELD=VALUE", help="a study field, for all runs; may be repeated"
+)]  # fmt: skip
+Parameters = Annotated[list[str] | None, typer.Option(
+    "--parameter", "-p", metavar="KEY VALUE", help="set a parameter; may be repeated"
+)]  # fmt: skip
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+def listed(rows: dict[str, str], width: int) -> None:
+    """Print one line a row, its name in ``width`` columns."""
+    for name, text in rows.items():
+        typer.echo(f"{name:{width}}{text}")
+
+
+@app.command()
+def datasets() -> None:
+    """List the data sets by name."""
+    own = "your own: a .npz file with train_images (or train_features, train_texts), train_labels and the same for"
+    listed(DATASETS | {"PATH": own, "": "test, or an image folder with train/CLASS/*.png and test/CLASS/*.png"}, 15)
+
+
+@app.command()
+def models() -> None:
+    """List the architectures by name."""
+    own = "your own: factory(shape=(C, H, W), classes=K) returns a torch.nn.Module"
+    listed(MODELS | {"MODULE:FACTORY": own}, 15)
+
+
+@app.command()
+@study_options
+def plan(
+    study: Study, data_dir: DataDir = None, device: Device = None, workers: Workers = None, as_json: AsJson = False
+) -> None:
+    """Say what a study costs before it starts, with the time on this machine from a short calibration."""
+    from .cost import plan as cost
+
+    result = cost(study, data_dir=data_dir, device=device, workers=workers)
+    if as_json:
+        typer.echo(json.dumps(result, indent=1))
+        return
+    typer.echo(f"{result['study']}: {study.shadow_models} models of {result['parameters']:,} parameters")
+    rows = {
+        "training samples": f"{result['training_samples']:,}", "evaluations": f"{result['evaluations']:,}",
+        "FLOPs": f"{result['flops']:.3g}", "disk": f"{result['disk_bytes'] / 1e6:,.1f} MB",
+        "rate": f"{result['train_rate']:,.0f} training and {result['evaluation_rate']:,.0f} evaluation samples/s a "
+        f"process on {result['device']}, {result['workers']} at once",
+        "time": duration(result["seconds"]),
+    }  # fmt: skip
+    listed(rows, 19)
+
+
+@app.command()
+@study_options
+def train(
+    study: Study,
+    out: Out = None,
+    data_dir: DataDir = None,
+    device: Device = None,
+    workers: Workers = None,
+    mode: Annotated[str, typer.Option(help="on a GPU: fast, or deterministic to the bit as a CPU always is")] = "fast",
+    save: Annotated[str | None, typer.Option(help="also write the run as one released netCDF file")] = None,
+    full_precision: Annotated[bool, typer.Option(help="keep float32 in --save instead of 16 bits")] = False,
+    models: Annotated[str | None, typer.Option(help="just these shadow models, for example 0-4 or 0,3,7-9")] = None,
+    time_budget: TimeBudget = None,
+    engine: Annotated[str, typer.Option(help="local, or ray: the extra dynmia[ray]")] = "local",
+    address: Annotated[str | None, typer.Option(help="of a Ray cluster (default: one on this machine)")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a population of shadow models, or what is missing of it; Ctrl-C stops it and the same command continues."""
+    from . import runs
+    from .engine import finish, train_part
+
+    part = None if models is None else parse_models(models)
+    budget = None if time_budget is None else parse_duration(time_budget)
+    pool, store = train_part(
+        study, models=part, time_budget=budget, out=out, data_dir=data_dir, device=device, workers=workers,
+        mode=mode, progress=not quiet, engine=engine, address=address,
+    )  # fmt: skip
+    if missing := store.missing():
+        count, done = study.shadow_models, f"all of --models {models} are: the others are left to others"
+        rest = done if part and not set(missing) & set(part) else "the same command continues"
+        unwritten = f" (nothing written to {save} yet)" if save else ""
+        typer.echo(
+            f"{study.title}: {count - len(missing)} of {count} models finished in {store.folder}; {rest}{unwritten}"
+        )
+        return
+    run = finish(pool, store)
+    typer.echo(
+        f"{run.attrs['title']}: {run.sizes['model']} models, {run.sizes['epoch']} checkpoints, train accuracy "
+        f"{float(run.train_accuracy[-1].mean()):.3f}, held-out accuracy {float(run.test_accuracy[-1].mean()):.3f}, "
+        f"{duration(float(run.attrs['wall_time_s']))} of training"
+    )
+    if save:
+        path = runs.save_run(run, save, pack=not full_precision)
+        typer.echo(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+@app.command()
+def status(folder: Annotated[str, typer.Argument(help="a run folder")]) -> None:
+    """Show how far each model of a run is."""
+    from .store import RunStore, read_manifest
+
+    manifest = read_manifest(folder)
+    study = Study.from_dict(manifest["study"])
+    store = RunStore(folder, study, manifest["fingerprint"], {})
+    done = 0
+    for model in range(study.shadow_models):
+        saved = None if store.finished(model) else store.load_state(model)
+        text = f"epoch {saved[1]['epoch']} of {study.epochs}" if saved else "not started"
+        if store.finished(model):  # it may have ended since
+            saved, text, done = store.load_shard(model), "finished", done + 1
+        accuracy = {half: saved[0][f"{half}_accuracy"][-1] for half in ("train", "test")} if saved else {}
+        told = "  ".join(f"{half} {value:.3f}" for half, value in accuracy.items())
+        typer.echo(f"model {model:3d}  {text:18} {told}".rstrip())
+    typer.echo(f"{study.title}: {done} of {study.shadow_models} models finished; {manifest['command']}")
+
+
+@app.command()
+def merge(
+    into: Annotated[str, typer.Argument(help="the run folder that takes the shards; made if missing")],
+    sources: Annotated[list[str], typer.Argument(help="run folders of the same study, from other machines")],
+) -> None:
+    """Join the shards of one study that several machines have trained; `dynmia train --out INTO` then ends it."""
+    from .merge import merge as join
+
+    for line in join(into, sources):
+        typer.echo(line)
+
+
+@app.command()
+def summarise(
+    run: Annotated[str, typer.Argument(help="a run file (.nc) or the folder of a finished run")],
+    rule: Annotated[str, typer.Option(help="bayes or fpr@a")] = "fpr@0.01",
+    attack: Attack = "online",
+    centre: Annotated[str, typer.Option(help="mean or median")] = "mean",
+    variance: Annotated[str, typer.Option(help="auto, pooled or per-sample")] = "auto",
+    draws: Annotated[int, typer.Option(help="halves of models, and of samples, behind the intervals")] = 20,
+    null: Annotated[int, typer.Option(help="draws of the permutation null; 0 leaves it out")] = 20,
+    csv: Csv = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print every metric of a run with its interval over models and samples and its no-signal level."""
+    from .intervals import every
+    from .runs import open_run
+    from .summary import null_summary, rounded
+
+    data = open_run(run)
+    options: dict[str, Any] = {"attack": attack, "centre": centre, "variance": variance}
+    table = every(data, rule, draws=draws, **options)
+    noise = null_summary(data, rule, draws=null, value=table.value, **options) if null else None
+    whole = table if noise is None else table.join(noise.add_prefix("null_"))
+    if csv:
+        whole.to_csv(csv, float_format="%.9g")
+    if as_json:
+        typer.echo(whole.to_json(orient="index", indent=1))
+    else:
+        typer.echo(rounded(table, noise).to_string())
+
+
+@app.command()
+def complexity(
+    dataset: Annotated[
+        list[str] | None, typer.Argument(help="data sets of images (default: all of them but copies)")
+    ] = None,
+    pool_size: Annotated[int, typer.Option(help="samples of each; digits take the pool of the quick preset")] = 4000,
+    data_dir: DataDir = None,
+    csv: Csv = None,
+) -> None:
+    """Measure how complex the pools are, without a network: 1-NN error, intrinsic dimension, overlap, compression."""
+    from .complexity import IMAGES, pool_complexity
+
+    table = pool_complexity(dataset or IMAGES, pool_size, data_dir)
+    typer.echo(table.drop(columns="fingerprint").to_string(float_format="%.3f", na_rep=""))
+    if csv:
+        table.to_csv(csv, float_format="%.7g")
+
+
+@app.command()
+def notebook(
+    name: Annotated[str, typer.Argument(help="name of a notebook in notebooks/, without .ipynb")],
+    parameter: Parameters = None,
+    out: Annotated[str | None, typer.Option(help="executed notebook (default: runs/<name>.ipynb)")] = None,
+    describe: Annotated[bool, typer.Option(help="list the notebook's parameters and stop")] = False,
+) -> None:
+    """Execute one parameterised notebook; names and types are checked first."""
+    import papermill
+
+    from .notebooks import available, check_parameters, run_notebook
+
+    given = dict(item.split("=", 1) for item in parameter or [])
+    checked = check_parameters(name, given)
+    if describe:
+        for key, entry in papermill.inspect_notebook(available()[name]).items():
+            typer.echo(f"{key:12} {entry['inferred_type_name']:6} {entry['default']:28} {entry['help']}")
+        return
+    typer.echo(f"wrote {run_notebook(name, checked, out or f'runs/{name}.ipynb')}")
+
+
+@app.command()
+def notebooks(
+    jobs: Annotated[int, typer.Option(help="how many at once")] = 2,
+    only: Annotated[str, typer.Option(help="just those whose output name contains this")] = "",
+) -> None:
+    """Execute all of notebooks/experiments.yml into book/results."""
+    from .notebooks import run_experiments
+
+    for path in run_experiments(jobs=jobs, only=only):
+        typer.echo(f"executed {path.name}")
+
+
+@app.command()
+def campaign(
+    scale: Annotated[str, typer.Option(help="cpu (the released runs), quick or paper: see data/campaign.yml")] = "cpu",
+    only: Annotated[str, typer.Option(help="just the runs of a chapter (02), or whose name contains this")] = "",
+    change: Changes = None,
+    out: Annotated[str | None, typer.Option(help="folder (default: data, or runs/SCALE at another scale)")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="list the runs and what they cost here, and stop")] = False,
+    null: Annotated[int, typer.Option(help="draws of the permutation null in figures.csv; 0: no figures")] = 200,
+    time_budget: TimeBudget = None,
+    data_dir: DataDir = None,
+    device: Device = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train the runs of data/campaign.yml that are missing, in order of value, and write the figures of all."""
+    from .campaign import plan_campaign, run_campaign
+
+    pairs = [item.partition("=") for item in change or []]
+    changes = {name: yaml.safe_load(value) for name, _, value in pairs}
+    budget = None if time_budget is None else parse_duration(time_budget)
+    common: dict[str, Any] = dict(only=only, changes=changes, folder=out, data_dir=data_dir, device=device,
+                                  workers=workers)  # fmt: skip
+    if plan:
+        total = 0.0
+        for name, state, seconds in plan_campaign(scale, **common):
+            total += seconds
+            typer.echo(f"{name:32} {state:10} {duration(seconds)}")
+        typer.echo(f"{'what is missing':32} {'':10} {duration(total)}")
+        return
+    for line in run_campaign(scale, time_budget=budget, null=null, progress=not quiet, **common):
+        typer.echo(line)
+
+
+@app.command()
+def bench(
+    seconds: Annotated[float, typer.Option(help="length of one measurement")] = 4.0,
+    repeats: Annotated[int, typer.Option(help="measurements of each")] = 3,
+    out: Annotated[str | None, typer.Option(help="also write the JSON to this file")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure training and scoring on this machine, as ratios against named baselines, beside their targets."""
+    from .bench import bench as measure
+    from .cost import entries, spread_text, target
+    from .store import write_atomic
+
+    show = (lambda line: None) if as_json else (lambda line: typer.echo(line, err=True))
+    result = measure(seconds, repeats, show, f"dynmia bench --seconds {seconds:g} --repeats {repeats}")
+    text = json.dumps(result, indent=1)
+    if out:
+        write_atomic(Path(out), text.encode())
+    if as_json:
+        typer.echo(text)
+        return
+    typer.echo(f"{result['hardware']}, {result['created']}")
+    for name, entry in entries(result).items():
+        goal = target(name, entry["median"])
+        verdict = f"  target {goal[0]}: {'met' if goal[1] else 'NOT met'}" if goal else ""
+        typer.echo(f"{name:45} {spread_text(entry)}{verdict}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; the console script."""
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        if words[:1] == ["notebook"]:
+            words = pair_parameters(words)
+        app(args=words, prog_name="dynmia")
+    except UserError as error:
+        typer.echo(f"dynmia: {' '.join(str(error).split())}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        again = shlex.join(["dynmia", *words])
+        typer.echo(f"dynmia: stopped; finished work is kept and the same command continues: {again}", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

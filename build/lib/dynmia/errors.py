@@ -1,0 +1,59 @@
+"""Errors that a user can mend: one line that says what is wrong, what was allowed and how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input or a state of the disk that the user can mend; the command line prints it and exits with 2."""
+
+
+class StoreError(UserError):
+    """A stored file that is missing, damaged, of another version or of another study."""
+
+
+class Diverged(UserError):
+    """A model whose loss became NaN or infinite."""
+
+
+def choose(value: str, allowed: Iterable[str], what: str, also: str = "") -> str:
+    """Return ``value`` if it is one of ``allowed``, else raise a :class:`UserError` that names the nearest.
+
+    Args:
+        value: what the user asked for.
+        allowed: the valid names.
+        what: the kind of thing, for the message.
+        also: other accepted forms, appended to the message.
+    """
+    names = list(allowed)
+    if value in names:
+        return value
+    near = difflib.get_close_matches(str(value), names, n=2, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise UserError(
+        f"unknown {what} {value!r}{hint} Allowed: {', '.join(names)}{also}.".replace("' Allowed", "'. Allowed")
+    )
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error's message, or its kind if it has none."""
+    return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def disk_error(error: OSError, path: object) -> UserError:
+    """Turn an operating-system error on ``path`` into one line with the mend."""
+    import errno
+
+    mend = {
+        errno.ENOSPC: "the disk is full: free some space; finished shards are intact and the same command continues",
+        errno.EDQUOT: "the disk quota is used up: free some space; the same command continues",
+        errno.EFBIG: "the file-size limit is reached: raise it (ulimit -f); the same command continues",
+        errno.EACCES: "no write permission: choose another folder with --out or change its permissions",
+        errno.EPERM: "no write permission: choose another folder with --out or change its permissions",
+        errno.EROFS: "the file system is read-only: choose another folder with --out",
+        errno.ENOTDIR: "a part of the path is a file: choose another folder with --out",
+        errno.EEXIST: "a part of the path is a file: choose another folder with --out",
+    }.get(error.errno or 0, f"{error.strerror or error}")
+    return UserError(f"cannot write {path}: {mend}.")

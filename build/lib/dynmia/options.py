@@ -1,0 +1,85 @@
+"""What the command line reads and prints: study fields as options, model numbers, durations, parameters."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from .errors import UserError
+from .study import PRESETS, Study
+
+
+def study_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give ``command(study, ...)`` one option for each field of :class:`dynmia.study.Study`, and ``--preset``."""
+    helps = dict(re.findall(r"^ {8}(\w+): (.*?)(?=^ {8}\w+:|^ {4}\S|\Z)", Study.__doc__ or "", re.S | re.M))
+    kinds = get_type_hints(Study)
+    options = {"preset": (str, f"start from a preset: {', '.join(PRESETS)}")} | {
+        field.name: (kinds[field.name], " ".join(helps[field.name].split()).replace("``", ""))
+        for field in dataclasses.fields(Study)
+    }
+    parameters = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=None,
+            annotation=Annotated[kind | None, typer.Option(help=text, show_default=False)],
+        )
+        for name, (kind, text) in options.items()
+    ]  # fmt: skip
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "study"]
+
+    def wrapped(**values: Any) -> None:
+        changes = {name: value for name in options if (value := values.pop(name)) is not None}
+        preset = changes.pop("preset", None)
+        command(study=Study.preset(preset, **changes) if preset else Study(**changes), **values)
+
+    wrapped.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [*parameters, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own)]
+    )
+    wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
+    return wrapped
+
+
+def parse_models(text: str) -> list[int]:
+    """Read ``0-4`` or ``0,3,7-9``."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if not match or int(match[2] or match[1]) < int(match[1]):
+            raise UserError(f"models {text!r}: write numbers and ranges, for example 0-4 or 0,3,7-9.")
+        found += range(int(match[1]), min(int(match[2] or match[1]), 10**6) + 1)  # more is no study's: refused later
+    return sorted(set(found))
+
+
+def parse_duration(text: str) -> float:
+    """Read ``90``, ``90s``, ``9m`` or ``1h30m``."""
+    match = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s?)?", text.strip())
+    with contextlib.suppress(ValueError):
+        if match and any(match.groups()):
+            return sum(float(value or 0) * unit for value, unit in zip(match.groups(), (3600, 60, 1)))
+    raise UserError(f"time budget {text!r}: write hours, minutes and seconds, for example 9m, 1h30m or 90s.")
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a person would use."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def pair_parameters(arguments: list[str]) -> list[str]:
+    """Turn ``-p KEY VALUE``, as papermill writes it, into the ``-p KEY=VALUE`` that the parser reads."""
+    result, rest = [], list(arguments)
+    while rest:
+        word = rest.pop(0)
+        result.append(word)
+        if word in ("-p", "--parameter"):
+            if len(rest) < 2:
+                raise UserError("-p needs a name and a value, for example -p rule bayes.")
+            result.append(f"{rest.pop(0)}={rest.pop(0)}")
+    return result

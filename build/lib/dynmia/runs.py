@@ -1,0 +1,209 @@
+"""A run in memory: one labelled data set, assembled from shards or read from a released netCDF file.
+
+Variables of a run (dims epoch, model, sample):
+    phi (epoch, model, sample) float32; keep (model, sample) bool; label (sample) int64;
+    train_accuracy, test_accuracy (epoch, model); seconds (model).
+Attributes: title, study (JSON), identity, fingerprint, versions (JSON), hardware, device, wall_time_s,
+    workers, command, created, engine (what trained the models), mode (``deterministic``, or ``fast`` if any model
+    was trained so).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from .errors import StoreError, disk_error
+from .pool import Pool
+from .store import RunStore, digest, read_manifest
+from .study import FORMAT, Study
+
+PACKAGES = ("dynmia", "torch", "torchvision", "numpy", "scipy", "xarray")
+STEPS = 2**16 - 2  # levels of an int16, -32767 ... 32767
+
+
+def project_root() -> Path:
+    """The folder that holds ``notebooks`` and ``data``: of the source tree, else the current folder."""
+    here = Path(__file__).resolve().parents[1]
+    return here if (here / "notebooks").is_dir() else Path.cwd()
+
+
+def resolve(path: str | os.PathLike[str]) -> Path:
+    """A path as given if it exists, else seen from the project's root: notebooks run in several folders."""
+    return Path(path) if Path(path).exists() else project_root() / path
+
+
+def assemble(store: RunStore, pool: Pool) -> xr.Dataset:
+    """Join the verified shards of a finished run into one data set."""
+    study = store.study
+    shards = [store.load_shard(model) for model in range(study.shadow_models)]
+
+    def stack(name: str) -> np.ndarray:
+        return np.stack([arrays[name] for arrays, _ in shards])
+
+    seconds = np.array([meta["seconds"] for _, meta in shards])
+    manifest, phi = store.manifest, stack("phi").swapaxes(0, 1)
+    merged = manifest.get("merged", [])
+    hardware = dict.fromkeys(part["hardware"] for part in [manifest, *merged])
+    workers = np.full(len(shards), manifest["workers"])
+    engines = [part for _, meta in shards for part in meta.get("engine", manifest["device"]).split(" and ")]
+    fast = any(meta.get("mode") == "fast" for _, meta in shards)
+    for part in merged:
+        workers[part["models"]] = part["workers"]
+    return xr.Dataset(
+        {
+            "phi": (("epoch", "model", "sample"), phi, {"long_name": "logit-scaled confidence"}),
+            "keep": (("model", "sample"), stack("keep"), {"long_name": "sample is in the model's training set"}),
+            "label": ("sample", pool.labels),
+            "train_accuracy": (("epoch", "model"), stack("train_accuracy").T),
+            "test_accuracy": (("epoch", "model"), stack("test_accuracy").T),
+            "seconds": ("model", seconds, {"units": "s"}),
+        },
+        coords={
+            "epoch": study.checkpoints,
+            "model": np.arange(study.shadow_models),
+            "sample": ("sample", pool.sample_id, {"long_name": "index in the training split"}),
+        },
+        attrs={
+            "title": study.title, "study": json.dumps(study.to_dict()), "identity": store.identity, "format": FORMAT,
+            "fingerprint": manifest["fingerprint"], "versions": json.dumps(manifest["versions"]),
+            "hardware": " and ".join(hardware), "device": manifest["device"], "command": manifest["command"],
+            "created": manifest["created"], "wall_time_s": round(float((seconds / workers).sum()), 1),
+            "workers": manifest["workers"], "engine": " and ".join(dict.fromkeys(engines)),
+            "mode": "fast" if fast else "deterministic",
+        },
+    )  # fmt: skip
+
+
+def study_of(run: xr.Dataset) -> Study:
+    """The study that a run (or a plane made from it) belongs to."""
+    return Study.from_dict(json.loads(run.attrs["study"]))
+
+
+def provenance(command: str, device: str, workers: int) -> dict[str, Any]:
+    """Versions, hardware, command and date for a manifest."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "source tree"
+    return {
+        "versions": versions, "hardware": hardware(device), "device": device, "workers": workers, "command": command,
+        "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }  # fmt: skip
+
+
+def hardware(device: str) -> str:
+    """One line: processor model and cores, or the GPU's name."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    if (cpuinfo := Path("/proc/cpuinfo")).exists():
+        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        name = lines[0].split(":")[1].strip() if lines else name
+    return f"{name}, {cores()} cores"
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def save_run(run: xr.Dataset, path: str | os.PathLike[str], *, pack: bool = True) -> Path:
+    """Write a run as one compressed netCDF file with a checksum, ``attrs["sha256"]``, that :func:`open_run` verifies.
+
+    Args:
+        pack: store phi in 16 bits by the CF convention (netCDF has no float16): one variable a checkpoint, phi_0000
+            and on, each with its own scale and offset, because phi spans tenths at the start and tens at the end.
+            False keeps float32 to the bit.
+    """
+    path = Path(path)
+    stored = run.assign(keep=(run.keep.dims, run.keep.values.astype(np.int8), run.keep.attrs))
+    if pack:
+        stored = stored.drop_vars("phi")
+        for epoch, phi in zip(run.epoch.values, run.phi.values.astype(np.float64)):
+            low, high = phi.min(), phi.max()
+            scale, offset = float(max((high - low) / STEPS, 1e-9)), float((high + low) / 2)
+            attrs = run.phi.attrs | {"scale_factor": scale, "add_offset": offset}
+            stored[f"phi_{epoch:04d}"] = run.phi.dims[1:], np.rint((phi - offset) / scale).astype(np.int16), attrs
+    return write_dataset(stored, path)
+
+
+def write_dataset(data: xr.Dataset, path: Path) -> Path:
+    """Write ``data`` as one compressed netCDF file, atomically, with a checksum, ``attrs["sha256"]``."""
+    data = data.assign_attrs(sha256=_checksum(data))
+    encoding = {name: {"zlib": True, "complevel": 9, "shuffle": True} for name in data.data_vars}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise disk_error(error, path) from error
+    return path
+
+
+def open_run(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Read a stored run (a file, or the folder of a finished run) and verify it; phi is float32, keep is bool.
+
+    Raises:
+        StoreError: missing, damaged, altered, or of another version.
+    """
+    path = Path(path)
+    if path.is_dir():
+        manifest = read_manifest(path)
+        path = path / "run.nc"
+        if not path.exists():
+            raise StoreError(f"the run in {path.parent} is not finished: continue it by {manifest['command']!r}.")
+    stored = stored_dataset(path)
+    run = stored.assign(keep=(stored.keep.dims, stored.keep.values.astype(bool), stored.keep.attrs))
+    packed = [f"phi_{epoch:04d}" for epoch in stored.epoch.values if f"phi_{epoch:04d}" in stored]
+    if packed:
+        parts = [stored[name].values * stored[name].scale_factor + stored[name].add_offset for name in packed]
+        attrs = {"long_name": stored[packed[0]].long_name}
+        run = run.drop_vars(packed)
+        run["phi"] = ("epoch", *stored.keep.dims), np.stack(parts).astype(np.float32), attrs
+    return run
+
+
+def stored_dataset(path: Path) -> xr.Dataset:
+    """Read what :func:`write_dataset` wrote, verified; its errors are those of :func:`open_run`."""
+    if not path.exists():
+        raise StoreError(f"run file {path} does not exist.")
+    try:
+        with xr.open_dataset(path, engine="h5netcdf", mask_and_scale=False) as file:
+            stored = file.load()
+        expected, version = stored.attrs["sha256"], stored.attrs["format"]
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise StoreError(
+            f"{path} is truncated or not a released run: fetch it again ({type(error).__name__})."
+        ) from error
+    if version != FORMAT:
+        raise StoreError(
+            f"{path} has format {version}, this dynmia reads format {FORMAT}: use the version that wrote it."
+        )
+    if _checksum(stored) != expected:
+        raise StoreError(f"{path} was altered (its checksum differs): fetch it again, or make it again by its command.")
+    return stored
+
+
+def _checksum(stored: xr.Dataset) -> str:
+    """sha256 over the stored values and every attribute but the checksum itself."""
+    attrs = {name: str(value) for name, value in stored.attrs.items() if name != "sha256"}
+    for name in map(str, stored.data_vars):
+        attrs |= {f"{name}.{key}": str(value) for key, value in stored[name].attrs.items() if key != "_FillValue"}
+    return digest({str(name): stored[name].values for name in stored.variables}, attrs)
