@@ -1,0 +1,82 @@
+"""Released tables are read whole, or refused in one line that names the command that makes them."""
+
+import pytest
+from test_errors import assert_one_clear_line
+
+from dynmia import campaign, precision, tables
+from dynmia.chapters import comparison, holding, markov, robustness, sensitivity, smoothing
+from dynmia.chapters._shared import released
+from dynmia.runs import project_root
+
+READERS = {  # what reads a table, given its path
+    "figures.csv": (lambda path: campaign.figures(path.parent), "dynmia campaign"),
+    "attacks.csv": (
+        lambda path: released(path.name, "robustness", path.parent, robustness.INDEX), "dynmia.chapters.robustness"
+    ),
+    "coverage.csv": (lambda path: holding.load(path.parent), "dynmia.coverage"),
+    "markov.csv": (lambda path: markov.read(path.name, path.parent), "dynmia.chapters.markov"),
+    "markov-calibration.csv": (lambda path: markov.read(path.name, path.parent), "dynmia.chapters.markov"),
+    "paper.csv": (lambda path: comparison.paper_table({}, {}, path), "git checkout data/paper.csv"),
+    "plane-error.csv": (lambda path: smoothing.table(path.parent), "dynmia.chapters.smoothing"),
+    "precision.csv": (precision.load, "dynmia.precision"),
+    "rarity.csv": (lambda path: released(path.name, "rarity", path.parent), "dynmia.chapters.rarity"),
+    "sensitivity.csv": (lambda path: sensitivity.read(path.parent), "dynmia.chapters.sensitivity"),
+}  # fmt: skip
+DAMAGES = {  # what happened to the header and three lines of the table -> the file's content, a part of the line
+    "empty": (lambda lines: b"", "has no rows"),
+    "only-header": (lambda lines: lines[0], "has no rows"),
+    "cut": (lambda lines: b"".join(lines)[:-3], None),
+    "other-columns": (lambda lines: b"a,b\n1,2\n", "lacks the column"),
+    "column-lost": (lambda lines: b"".join(line.partition(b",")[2] for line in lines), "lacks the column"),
+    "text-for-a-number": (lambda lines: b"".join([*lines[:2], lines[2].replace(b"7.25", b"seven")]), "is 'seven'"),
+    "row-twice": (lambda lines: b"".join([*lines, lines[1]]), "twice"),
+    "more-cells": (lambda lines: b"".join([*lines[:2], b"1,", lines[2]]), "cells, not"),
+    "fewer-cells": (lambda lines: b"".join([*lines[:2], b"1\n"]), "has 1 cells, not"),
+    "open-quote": (lambda lines: b"".join([*lines, b'"abc\n']), "unexpected end"),
+    "utf-16": (lambda lines: b"".join(lines).decode().encode("utf-16"), "utf-8"),
+    "binary": (lambda lines: bytes(range(256)), "utf-8"),
+}
+
+
+def small(name):
+    """The header and three lines of a released table, with 7.25 in the last column of numbers of the second line."""
+    keys, words, _ = (part.split() for part in tables.TABLES[name])
+    lines = (project_root() / "data" / name).read_text().splitlines()
+    header, *rows = [line for line in lines if not line.startswith("#")][:4]
+    names, cells = header.split(","), rows[1].split(",", header.count(","))
+    numbers = [column for column in names if column not in [*keys, *words]]
+    cells[names.index(numbers[-1])] = "7.25"
+    return [f"{line}\n".encode() for line in (header, rows[0], ",".join(cells), rows[2])]
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_damaged_table_is_one_clear_line(name, tmp_path):
+    (read, maker), path = READERS[name], tmp_path / name
+    lines = small(name)
+    assert_one_clear_line(lambda: read(path), [str(path), "does not exist", maker])
+    for case, (damage, part) in DAMAGES.items():
+        if case == "cut" and name == "paper.csv":
+            continue  # a person writes it, and may end it without a line's end
+        path.write_bytes(damage(lines))
+        assert_one_clear_line(lambda: read(path), [str(path), "is damaged", part or "cut off", maker])
+    path.unlink()
+    path.mkdir()
+    assert_one_clear_line(lambda: read(path), [str(path), "is no file", maker])
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_byte_order_mark_and_comments_change_nothing(name, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(b"".join(small(name)))
+    plain = tables.read_table(path, "x")
+    path.write_bytes(b"\xef\xbb\xbf# made by a person\n# twice\n" + b"".join(small(name)))
+    assert tables.read_table(path, "x").equals(plain)
+    assert len(plain) == 3
+
+
+@pytest.mark.parametrize("name", tables.TABLES)
+def test_every_released_table_is_as_listed(name):
+    keys, words, numbers = (part.split() for part in tables.TABLES[name])
+    table = tables.read_table(project_root() / "data" / name, "x")
+    assert list(table.index.names) == keys
+    assert {*words, *numbers} <= set(table.columns)
