@@ -82,7 +82,13 @@ def read_table(path: Path, maker: str, name: str = "") -> pd.DataFrame:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which no key of a mapping is given twice: the last would win without a word."""
+    """YAML without aliases, of which a few can hold billions of values, and without a key that is given twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "an alias (*name) stands where a value is wanted", mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
