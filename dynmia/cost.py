@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from .data import SIZES, load_dataset
 from .engine import Folder, pick_device
-from .errors import StoreError
+from .errors import StoreError, UserError
 from .models import build_model, forward_flops, parameters
 from .plane import vulnerability_plane
 from .pool import Pool
@@ -61,6 +61,8 @@ def plan(
         Mapping with parameters, training_samples, evaluations, flops, disk_bytes, train_rate and evaluation_rate
         (samples per second of one process), workers, seconds.
     """
+    if workers is not None and workers < 1:
+        raise UserError(f"workers is {workers}: it must be at least 1.")
     device = pick_device(device)
     study = study.resolve(device)
     if study.dataset in SIZES and not (data_dir or os.environ.get("DYNMIA_DATA")):
@@ -70,7 +72,12 @@ def plan(
         _, height, width, channels = data.train_images.shape
         shape, classes = (channels, height, width), data.classes
         train, test = len(data.train_labels), len(data.test_labels)
-    samples, test = study.pool_size or train, min(test, study.test_size or test)
+    for name, wanted, split, most in (
+        ("pool_size", study.pool_size, "training", train), ("test_size", study.test_size, "test", test)
+    ):  # fmt: skip
+        if (wanted or 0) > most:
+            raise UserError(f"{name} {wanted} is larger than the {split} split of {study.dataset} ({most}).")
+    samples, test = study.pool_size or train, study.test_size or test
     model = build_model(study.model, shape, classes)
     passes = 2 if study.optimizer.startswith("sam") else 1
     trained, evaluated = (study.shadow_models * count for count in work(study, samples, test))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
-import errno
 import io
 import logging
 import os
@@ -25,11 +24,11 @@ import xarray as xr
 from papermill.exceptions import PapermillExecutionError
 from papermill.translators import PythonTranslator, papermill_translators
 
-from .errors import UserError, choose, disk_error, reason
+from .errors import UserError, choose, reason
 from .runs import project_root
 from .runs import resolve as resolve  # for the notebooks
 from .store import write_atomic
-from .tables import member, named, read_list, shown
+from .tables import member, named, read_list, shown, writable
 
 logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of parameters that it cannot read and we can
 
@@ -192,17 +191,11 @@ def run_notebook(name: str, given: dict[str, Any], out: str | os.PathLike[str], 
 
 def _place(out: str | os.PathLike[str]) -> Path:
     """``out`` if an executed notebook can be written there, checked before it takes its time."""
-    path = Path(out).absolute()
-    try:
-        if path.suffix != ".ipynb" or path.is_dir():
-            raise OSError("name a file that ends in .ipynb")
-        if path.resolve() in {template.resolve() for template in available().values()}:
-            raise OSError("it is a notebook's template, choose another name with --out")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(path.parent, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except (OSError, RuntimeError, ValueError) as error:  # of a loop of links, of a character that no name has
-        raise disk_error(error if isinstance(error, OSError) else OSError(str(error)), out) from error
+    if Path(out).suffix != ".ipynb":
+        raise UserError(f"cannot write {out}: name a file that ends in .ipynb.")
+    path = writable(Path(out).absolute())
+    if path.resolve() in {template.resolve() for template in available().values()}:
+        raise UserError(f"cannot write {out}: it is a notebook's template, choose another name with --out.")
     return path
 
 

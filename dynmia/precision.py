@@ -24,7 +24,7 @@ from .plane import vulnerability_planes
 from .runs import project_root, resolve
 from .store import write_atomic
 from .summary import METRICS
-from .tables import read_table
+from .tables import read_table, script
 from .trends import Law, fit_law
 
 SIZES = (5, 10, 20, 40, 80)
@@ -245,4 +245,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main, "precision.csv")

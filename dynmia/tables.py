@@ -1,18 +1,28 @@
-"""The project's own lists (YAML) and released tables (CSV): read whole, or refused in one line that says the mend."""
+"""The project's own lists (YAML) and released tables (CSV): read whole, or refused in one line that says the mend.
+
+Also what the scripts have in common that make the tables.
+"""
 
 from __future__ import annotations
 
+import argparse
 import csv
+import errno
+import inspect
 import io
 import itertools
+import os
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
-from .errors import UserError, choose, reason
+from .errors import UserError, choose, disk_error, reason
+from .runs import resolve
 
 RANGE = "value low high"
 # name of a released table -> the columns that tell its rows apart, further columns of text, and what must be there of
@@ -79,6 +89,36 @@ def read_table(path: Path, maker: str, name: str = "") -> pd.DataFrame:
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} is damaged ({reason(error)}): delete it, and {maker} makes it again.") from error
     return table.set_index(keys)
+
+
+def writable(path: str | os.PathLike[str]) -> Path:
+    """``path`` if a file can be written there: asked before long work, whose result would be lost."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        if Path(path).is_dir() or not os.access(Path(path).parent, os.W_OK):
+            number = errno.EISDIR if Path(path).is_dir() else errno.EACCES
+            raise OSError(number, os.strerror(number).lower())
+    except (OSError, RuntimeError, ValueError) as error:  # of a loop of links, of a character that no name has
+        raise disk_error(error if isinstance(error, OSError) else OSError(str(error)), path) from error
+    return Path(path)
+
+
+def script(work: Callable[..., None], *names: str) -> None:
+    """The command line of what makes the tables ``names``: of ``data``, or of another folder if ``work`` takes one."""
+    parser = argparse.ArgumentParser(description=work.__doc__)
+    if inspect.signature(work).parameters:
+        parser.add_argument("folder", nargs="?", default="data", help="where the runs are and the tables go")
+    options = vars(parser.parse_args())
+    try:
+        folder = resolve(options.get("folder", "data"))
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder: name the one that holds the runs.")
+        for name in names:
+            writable(folder / name)
+        work(**options)
+    except UserError as error:
+        print(f"dynmia: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
 
 
 class _Loader(yaml.SafeLoader):

@@ -111,7 +111,7 @@ def test_the_place_is_checked_before_the_notebook_takes_its_time(project, monkey
     (folder / "file").touch()
     (folder / "link.ipynb").symlink_to(template)
     for out, part in {
-        folder / "x": "ends in .ipynb", folder: "ends in .ipynb", folder / "folder.ipynb": "ends in .ipynb",
+        folder / "x": "ends in .ipynb", folder: "ends in .ipynb", folder / "folder.ipynb": "is a directory",
         template: "template", folder / "link.ipynb": "template", folder / "file" / "x.ipynb": "a part of the path is",
         folder / ("a" * 300) / "x.ipynb": "too long", f"{folder}/a\0b/x.ipynb": "null",
     }.items():  # fmt: skip

@@ -113,9 +113,9 @@ def test_the_package_is_thin():
 
 def test_layers_import_downwards_only():
     order = [
-        "errors", "tables",
-        "study", "data", "pool", "complexity", "models", "optim", "signals", "record", "step", "store", "merge", "runs",
-        "progress", "training", "gpu", "worker", "ray_engine", "engine", "lira", "attacks", "plane",
+        "errors", "study", "data", "pool", "complexity", "models", "optim", "signals", "record", "step", "store",
+        "merge", "runs", "tables", "progress", "training", "gpu", "worker", "ray_engine", "engine", "lira", "attacks",
+        "plane",
         "simulate", "dynamics", "markov", "summary", "noise", "smooth", "intervals", "coverage", "matching", "trends",
         "agreement", "retest", "correlations", "hardness", "reliability", "verdict", "plots", "compare", "cost",
         "campaign", "precision", "notebooks", "bench", "gpubench", "options", "cli", "gpu_session",

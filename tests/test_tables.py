@@ -1,11 +1,15 @@
-"""Released tables are read whole, or refused in one line that names the command that makes them."""
+"""Released tables are read whole, or refused in one line; what makes them checks its words and its place first."""
+
+import sys
 
 import pytest
+import torch
 from test_errors import assert_one_clear_line
 
-from dynmia import campaign, precision, tables
+from dynmia import campaign, gpu_session, precision, tables
 from dynmia.chapters import comparison, holding, markov, robustness, sensitivity, smoothing
 from dynmia.chapters._shared import released
+from dynmia.errors import UserError
 from dynmia.runs import project_root
 
 READERS = {  # what reads a table, given its path
@@ -80,3 +84,64 @@ def test_every_released_table_is_as_listed(name):
     table = tables.read_table(project_root() / "data" / name, "x")
     assert list(table.index.names) == keys
     assert {*words, *numbers} <= set(table.columns)
+
+
+def one_line(capsys, work, *words):
+    """What a script prints when it ends with 2: the last line is the one that counts."""
+    with pytest.raises(SystemExit) as stop:
+        work()
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert [word for word in words if word not in err.splitlines()[-1]] == []
+    return err
+
+
+def test_a_script_checks_its_place_before_it_works(tmp_path, monkeypatch, capsys):
+    def work(folder="data"):
+        """Write ``x.csv``."""
+        done.append(folder)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["script", *map(str, words)])
+        tables.script(work, "x.csv", "y.csv")
+
+    done = []
+    (tmp_path / "y.csv").mkdir()
+    for words, parts in {
+        ("--bad",): ["unrecognized arguments: --bad"], ("a", "b"): ["unrecognized arguments: b"],
+        (tmp_path / "none",): ["none is no folder"], (tmp_path,): ["cannot write", "y.csv", "is a directory"],
+    }.items():  # fmt: skip
+        one_line(capsys, lambda words=words: run(*words), *parts)
+    assert not (tmp_path / "none").exists()
+    assert done == []
+    (tmp_path / "y.csv").rmdir()
+    run(tmp_path)
+    assert done == [str(tmp_path)]
+
+
+def test_a_script_that_fails_says_why_in_one_line(monkeypatch, capsys):
+    def work():
+        raise UserError("no\nruns")
+
+    monkeypatch.setattr(sys, "argv", ["script"])
+    assert one_line(capsys, lambda: tables.script(work)) == "dynmia: no runs\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--part", "training2"], "'training2'"), (["--study", "paper-bad"], "'paper-bad'"),
+        (["--budget", "0"], "above 0"),
+        (["--lanes", "0"], "lanes is 0"), (["--mode", "slow"], "'slow'"), (["--out", "file/x"], "a part of the path"),
+        (["--json", "folder"], "is a directory"),
+    ],
+)  # fmt: skip
+def test_a_bad_gpu_session_stops_before_it_starts(tmp_path, monkeypatch, capsys, words, part):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr(sys, "argv", ["session", *([] if "--json" in words else ["--json", "x.json"]), *words])
+    assert one_line(capsys, gpu_session.main, part).count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]

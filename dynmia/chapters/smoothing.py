@@ -22,6 +22,7 @@ from ..runs import open_run, resolve
 from ..simulate import Simulator
 from ..smooth import ESTIMATES, smooth
 from ..summary import METRICS
+from ..tables import script
 from ._shared import bars, panels, release, released
 
 RULES = ("fpr@0.01", "bayes")
@@ -282,4 +283,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main, "plane-error.csv")
