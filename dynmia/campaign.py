@@ -7,6 +7,7 @@ dynmia campaign --scale quick --only 02
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
@@ -78,6 +79,8 @@ def _study(run: dict[str, Any], fields: dict[str, Any], where: str) -> Study:
     """The study of a run of the list, with ``fields`` changed; ``pool_share`` stops at the whole training split."""
     fields = dict(fields)
     share = fields.pop("pool_share", 1)
+    with contextlib.suppress(ValueError):
+        share = float(share) if isinstance(share, str) else share  # YAML 1.1 reads 1e-1 as a text
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < math.inf:
         raise UserError(f"{where}: pool_share is {shown(share)}: it must be a number above 0.")
     try:
@@ -185,7 +188,10 @@ def plan_campaign(
 
     for entry in entries(scale, only, changes):
         there = (_folder(scale, folder) / f"{entry.name}.nc").exists()
-        yield entry.name, *(("finished", 0.0) if there else ("missing", plan(entry.study, **options)["seconds"]))
+        try:
+            yield entry.name, *(("finished", 0.0) if there else ("missing", plan(entry.study, **options)["seconds"]))
+        except UserError as error:
+            raise UserError(f"{entry.name}: {error}") from error
 
 
 def _folder(scale: str, folder: str | os.PathLike[str] | None) -> Path:
@@ -247,10 +253,11 @@ def figures(folder: str | os.PathLike[str] = "data", rule: str = "fpr@0.01") -> 
         Index (run, metric); columns label, unit; value, low, high, error from :func:`dynmia.intervals.every`;
         null_value, null_low, null_high (the no-signal level) and p, from :func:`dynmia.summary.p_values`.
     """
-    table = _read(resolve(folder) / "figures.csv")
+    path = resolve(folder) / "figures.csv"
+    table = _read(path)
     choose(rule, sorted(set(table.index.get_level_values("rule"))), "decision rule in figures.csv")
     table = table.xs(rule, level="rule").drop(columns=["null_draws", "run_sha256"])
-    metrics = table.index.get_level_values("metric")
+    metrics = [choose(name, METRICS, f"metric in {path}:") for name in table.index.get_level_values("metric")]
     table.insert(0, "label", [METRICS[name].label for name in metrics])
     table.insert(1, "unit", [METRICS[name].unit for name in metrics])
     return table

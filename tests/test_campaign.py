@@ -82,7 +82,7 @@ LISTS = {
     "scale-not-asked-for": (("scales", "quick", "epoch"), 3, ["run first, quick", "'epoch'", "'epochs'"]),
     **{
         f"share-{value!r}": (("scales", "cpu", "pool_share"), value, ["run first, cpu", "pool_share", "above 0"])
-        for value in ("half", None, -1, 0, float("nan"), float("inf"), [2], True)
+        for value in ("half", None, -1, 0, float("nan"), float("inf"), [2], True, "nan")
     },
     "no-runs": (("runs",), KeyError, ["runs is missing", "a list"]),
     "run-text": (FIRST, "first", ["entry 1 is 'first'", "mapping", "name"]),
@@ -128,6 +128,14 @@ def test_a_list_that_is_no_file_says_where_it_comes_from(listed):
     assert_one_clear_line(campaign.entries, ["campaign.yml is no file", "git checkout"])
     (listed / "data" / "campaign.yml").mkdir()
     assert_one_clear_line(campaign.entries, ["campaign.yml is no file"])
+
+
+def test_a_number_in_words_is_a_number_and_a_plan_names_its_run(listed):
+    tree = LIST | {"scales": {"cpu": {"pool_share": "5e-1"}}}
+    (listed / "data" / "campaign.yml").write_text(yaml.safe_dump(tree))
+    assert campaign.entries(only="first")[0].study.pool_size == 120
+    with pytest.raises(UserError, match=r"^first: workers is -2: it must be at least 1"):
+        list(campaign.plan_campaign(only="first", folder="x", device="cpu", workers=-2))
 
 
 def test_bad_changes_are_not_the_lists_fault(listed):

@@ -187,7 +187,15 @@ def test_measurements_are_found_by_name(tmp_path, cpu):
     assert measurements(tmp_path) == {"bench-cpu": cpu}
     (tmp_path / "bench-cpu-2.json").write_text(json.dumps(cpu))
     assert list(measurements(tmp_path)) == ["bench-cpu", "bench-cpu-2"]
-    (tmp_path / "bench-gpu.json").write_text("{")
+    path = tmp_path / "bench-gpu.json"
+    for content in ("", "{", "[]", "3", '{"hardware": 3}', "[" * 10**5, '{"hardware": "a", "entries": [1]}',
+                    '{"hardware": "a", "entries": {"x": {"median": "fast"}}}'):  # fmt: skip
+        path.write_text(content)
+        assert_one_clear_line(
+            lambda: measurements(tmp_path), [str(path), "no benchmark", "make it again", "gpu_session"]
+        )
+    path.unlink()
+    path.mkdir()
     with pytest.raises(StoreError, match="make it again"):
         measurements(tmp_path)
 

@@ -145,3 +145,9 @@ def test_a_bad_gpu_session_stops_before_it_starts(tmp_path, monkeypatch, capsys,
     monkeypatch.setattr(sys, "argv", ["session", *([] if "--json" in words else ["--json", "x.json"]), *words])
     assert one_line(capsys, gpu_session.main, part).count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_metric_that_this_version_has_not_is_named(tmp_path):
+    lines = small("figures.csv")
+    (tmp_path / "figures.csv").write_bytes(b"".join(lines).replace(b",tpr_1pct,", b",tpr_2pct,"))
+    assert_one_clear_line(lambda: campaign.figures(tmp_path), ["metric in", "figures.csv", "'tpr_2pct'", "tpr_1pct"])
