@@ -50,7 +50,7 @@ def entries(scale: str = "cpu", only: str = "", changes: dict[str, Any] | None =
         scale: a name under ``scales``: fields that replace those of every run, and ``pool_share``, by which the
             pool size is multiplied, up to the whole training split.
         only: a chapter (``02``), or a part of a run's name; empty takes all.
-        changes: fields of the study that replace all others.
+        changes: fields of the study, or ``pool_share``, that replace all others.
     """
     path = resolve("data/campaign.yml")
     content = read_list(path, ("defaults", "scales", "runs"))

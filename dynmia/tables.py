@@ -54,7 +54,7 @@ def read_table(path: Path, maker: str, name: str = "") -> pd.DataFrame:
     """The released table in ``path``, indexed by what tells its rows apart, in the file's order.
 
     Args:
-        path: of a CSV file, which may begin with lines of comment.
+        path: of a CSV file; lines that are empty or begin with # are left out.
         maker: the command that makes the file.
         name: in ``TABLES``; default that of the file.
 
@@ -69,7 +69,7 @@ def read_table(path: Path, maker: str, name: str = "") -> pd.DataFrame:
         if not path.is_file():
             raise ValueError("it is no file")
         lines = path.read_text("utf-8-sig").splitlines(keepends=True)
-        text = "".join(itertools.dropwhile(lambda line: line.startswith("#"), lines))
+        text = "".join(line for line in lines if line.strip() and not line.startswith("#"))
         rows = list(csv.reader(io.StringIO(text), strict=True))
         if len(rows) < 2:
             raise ValueError("it has no rows")

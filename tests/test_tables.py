@@ -73,7 +73,7 @@ def test_a_byte_order_mark_and_comments_change_nothing(name, tmp_path):
     path = tmp_path / name
     path.write_bytes(b"".join(small(name)))
     plain = tables.read_table(path, "x")
-    path.write_bytes(b"\xef\xbb\xbf# made by a person\n# twice\n" + b"".join(small(name)))
+    path.write_bytes(b"\xef\xbb\xbf# made by a person\n# twice\n" + b"\n# more\n".join(small(name)))
     assert tables.read_table(path, "x").equals(plain)
     assert len(plain) == 3
 

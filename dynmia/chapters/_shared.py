@@ -64,8 +64,9 @@ def released(
     Raises:
         UserError: it is missing or damaged; the message names the command, ``python -m dynmia.chapters.MAKER``.
     """
-    table = read_table(resolve(folder) / name, f"python -m dynmia.chapters.{maker}", name)
-    return table.reset_index().set_index(list(index)).sort_index() if index else table.reset_index()
+    path = resolve(folder) / name
+    table = read_table(path, f"python -m dynmia.chapters.{maker}", name).reset_index()
+    return table.set_index(list(index)).sort_index() if index else table
 
 
 def release(
