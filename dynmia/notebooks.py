@@ -240,7 +240,7 @@ def experiments() -> list[dict[str, Any]]:
 def run_experiments(jobs: int = 2, only: str = "") -> Iterator[Path]:
     """Check all experiments, then execute them, ``jobs`` at once; yields each output as it is written.
 
-    One that fails does not stop the others.
+    One that fails does not stop the others; after Ctrl-C those that run end, and no other begins.
 
     Args:
         only: just those whose output name contains this.
@@ -268,7 +268,7 @@ def run_experiments(jobs: int = 2, only: str = "") -> Iterator[Path]:
                 except UserError as error:
                     failed.append(f"{entry['output'].stem} ({error})")
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C no other begins
+            pool.shutdown(wait=False, cancel_futures=True)
     if failed:
         raise UserError(f"{len(failed)} of {len(todo)} experiments failed: {'; '.join(failed)}.")
 

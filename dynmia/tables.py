@@ -116,9 +116,11 @@ def script(work: Callable[..., None], *names: str) -> None:
         for name in names:
             writable(folder / name)
         work(**options)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"dynmia: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 class _Loader(yaml.SafeLoader):

@@ -128,6 +128,16 @@ def test_a_script_that_fails_says_why_in_one_line(monkeypatch, capsys):
     assert one_line(capsys, lambda: tables.script(work)) == "dynmia: no runs\n"
 
 
+def test_a_script_that_is_interrupted_ends_without_a_traceback(monkeypatch):
+    def work():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["script"])
+    with pytest.raises(SystemExit) as stop:
+        tables.script(work)
+    assert stop.value.code == 130
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [
