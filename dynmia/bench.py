@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import re
 import statistics
@@ -29,6 +30,7 @@ from torch.utils.data import DataLoader
 
 from .cost import SingleImages, calibrate, random_pool, rate, spread
 from .engine import train_pool
+from .errors import UserError
 from .lira import ATTACKS, lira_scores
 from .models import build_model, forward_flops
 from .plane import vulnerability_plane
@@ -67,6 +69,10 @@ def bench(
     targets (timed on one checkpoint and scaled); the plane and ``summarise`` with 1,000 draws of the same size; and the
     seconds a checkpoint and million samples as samples grow, which are constant if the cost is linear.
     """
+    if not 0 < seconds < math.inf:
+        raise UserError(f"seconds is {seconds}: it must be a finite number above 0.")
+    if repeats < 1:
+        raise UserError(f"repeats is {repeats}: it must be at least 1.")
     count = cores()
     measures: dict[str, tuple[str, int, int]] = {
         "pool_of_processes": ("tuned", 1, count),

@@ -7,7 +7,9 @@ dynmia campaign --scale quick --only 02
 
 from __future__ import annotations
 
+import contextlib
 import io
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -17,16 +19,16 @@ from typing import Any
 
 import pandas as pd
 import xarray as xr
-import yaml
 
 from .data import SIZES
 from .errors import UserError, choose
 from .intervals import every
 from .plane import vulnerability_planes
 from .runs import open_run, project_root, resolve, save_run, study_of
-from .store import differing, write_atomic
+from .store import differing, read_manifest, write_atomic
 from .study import Study
 from .summary import METRICS, null_masks, null_table, p_values, quantiles
+from .tables import member, named, read_list, read_table, scalars, shown
 
 RULES = ("fpr@0.01", "bayes")
 COLUMNS = ["value", "low", "high", "error", "null_value", "null_low", "null_high", "p", "null_draws", "run_sha256"]
@@ -48,26 +50,47 @@ def entries(scale: str = "cpu", only: str = "", changes: dict[str, Any] | None =
         scale: a name under ``scales``: fields that replace those of every run, and ``pool_share``, by which the
             pool size is multiplied, up to the whole training split.
         only: a chapter (``02``), or a part of a run's name; empty takes all.
-        changes: fields of the study that replace all others.
+        changes: fields of the study, or ``pool_share``, that replace all others.
     """
     path = resolve("data/campaign.yml")
-    try:
-        content = yaml.safe_load(path.read_text())
-        scales, found = content["scales"], []
-        fields = dict(scales[choose(scale, scales, "scale")])
-        share = fields.pop("pool_share", 1)
-        for run in content["runs"]:
-            name, chapters = run.pop("name"), tuple(run.pop("chapters"))
-            study = content["defaults"] | run
-            largest = SIZES[study["dataset"]][1]
-            study["pool_size"] = min(int(study["pool_size"] * share), largest)
-            found.append(Entry(name, chapters, Study.from_dict(study | fields | (changes or {}))))
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a list of runs ({error!r}): each needs name and chapters.") from error
-    chosen = [entry for entry in found if only in ("", *entry.chapters)] or [e for e in found if only in e.name]
-    if not chosen:
+    content = read_list(path, ("defaults", "scales", "runs"))
+    defaults, scales = (member(content, part, dict, path) for part in ("defaults", "scales"))
+    listed: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {}
+    for run in member(content, "runs", list, path):
+        name = named(run, "name", list(listed), path)
+        chapters = member(run, "chapters", list, f"{path}: run {name}")
+        if not all(isinstance(chapter, str) for chapter in chapters):
+            raise UserError(f'{path}: run {name}: chapters must be texts in quotes, for example ["02", "03"].')
+        listed[name] = tuple(chapters), defaults | {k: v for k, v in run.items() if k not in ("name", "chapters")}
+        for other in scales:  # all, so that a fault shows before anything is trained
+            _study(listed[name][1], member(scales, other, dict, f"{path}: scales"), f"{path}: run {name}, {other}")
+    fields = scales[choose(scale, map(str, scales), "scale")]
+    names = [name for name, (chapters, _) in listed.items() if only in ("", *chapters)]
+    names = names or [name for name in listed if only in name]
+    if not names:
         raise UserError(f"no run matches {only!r}: name a chapter, like 02, or a part of a name, like mnist.")
-    return chosen
+    return [
+        Entry(name, listed[name][0], _study(listed[name][1], fields | (changes or {}), f"run {name} as changed"))
+        for name in names
+    ]
+
+
+def _study(run: dict[str, Any], fields: dict[str, Any], where: str) -> Study:
+    """The study of a run of the list, with ``fields`` changed; ``pool_share`` stops at the whole training split."""
+    fields = dict(fields)
+    share = fields.pop("pool_share", 1)
+    with contextlib.suppress(ValueError):
+        share = float(share) if isinstance(share, str) else share  # YAML 1.1 reads 1e-1 as a text
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < math.inf:
+        raise UserError(f"{where}: pool_share is {shown(share)}: it must be a number above 0.")
+    try:
+        study = Study.from_dict(scalars(run | fields))
+        if share != 1 and study.pool_size and "pool_size" not in fields:
+            size, largest = study.pool_size * share, SIZES[study.dataset][1] if study.dataset in SIZES else math.inf
+            study = study.replace(pool_size=int(min(size, largest)))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    return study
 
 
 def released(chapter: str, folder: str | os.PathLike[str] = "data") -> dict[str, xr.Dataset]:
@@ -100,8 +123,9 @@ def run_campaign(
     A run that fails (no data, a diverged model) does not stop the others.
 
     Args:
-        folder: default ``data`` for the released scale, ``cpu``, else ``runs/<scale>``.
-        time_budget: seconds; training stops cleanly before they are over.
+        folder: default ``data`` for the released scale, ``cpu``, else ``runs/<scale>``. A run is trained in a folder
+            beside its file, ``<name>-<8 digits of its identity>``; for ``data`` in ``runs/<scale>``.
+        time_budget: seconds, above 0; training stops cleanly before they are over.
         null: draws of the permutation null in the table of figures; 0 leaves the table as it is.
         options: data_dir, device, workers, for :func:`dynmia.engine.train_part`.
 
@@ -110,22 +134,26 @@ def run_campaign(
     """
     from . import engine, hardness
 
-    folder = _folder(scale, folder)
-    deadline = time.time() + (time_budget or float("inf"))
+    if time_budget is not None and not time_budget > 0:
+        raise UserError(f"time_budget is {time_budget} s: it must be above 0.")
+    if isinstance(null, bool) or not isinstance(null, int) or null < 0:
+        raise UserError(f"null is {shown(null)}: it must be a whole number of draws, 0 for no figures.")
+    folder, device = _folder(scale, folder), engine.pick_device(options.get("device"))
+    deadline = time.monotonic() + (math.inf if time_budget is None else time_budget)
     failed = []
     for entry in entries(scale, only, changes):
         path = folder / f"{entry.name}.nc"
         try:
             if not path.exists():
-                if time.time() > deadline:
+                if (left := deadline - time.monotonic()) <= 0:
                     yield f"{entry.name}: not begun, the time is over"
                     continue
                 pool, store = engine.train_part(
-                    entry.study, out=Path("runs") / scale / entry.name, progress=progress,
-                    time_budget=None if time_budget is None else deadline - time.time(), **options,
+                    entry.study, out=_working(entry, scale, folder, device), progress=progress,
+                    time_budget=None if time_budget is None else left, **options,
                 )  # fmt: skip
-                if left := store.missing():
-                    yield f"{entry.name}: {len(left)} models are left; the same command continues"
+                if missing := store.missing():
+                    yield f"{entry.name}: {len(missing)} models are left; the same command continues"
                     continue
                 run = engine.finish(pool, store)
                 if entry.study.record == "hardness":
@@ -135,7 +163,9 @@ def run_campaign(
                 yield f"{entry.name}: trained in {float(run.attrs['wall_time_s']) / 60:.1f} min, wrote {path}"
             run = open_run(path)
             if what := _differs(study_of(run), entry.study):
-                raise UserError(f"{path} is a run of another study; it differs in {what}: move it away.")
+                raise UserError(
+                    f"{path} is a run of another study; it differs in {what}: move it away, or take another --out."
+                )
             if null and entry.study.design != "all" and write_figures(folder, entry.name, run, null=null):
                 yield f"{entry.name}: figures written to {folder / 'figures.csv'}"
         except UserError as error:
@@ -158,11 +188,23 @@ def plan_campaign(
 
     for entry in entries(scale, only, changes):
         there = (_folder(scale, folder) / f"{entry.name}.nc").exists()
-        yield entry.name, *(("finished", 0.0) if there else ("missing", plan(entry.study, **options)["seconds"]))
+        try:
+            yield entry.name, *(("finished", 0.0) if there else ("missing", plan(entry.study, **options)["seconds"]))
+        except UserError as error:
+            raise UserError(f"{entry.name}: {error}") from error
 
 
 def _folder(scale: str, folder: str | os.PathLike[str] | None) -> Path:
     return Path(folder or (project_root() / "data" if scale == "cpu" else f"runs/{scale}"))
+
+
+def _working(entry: Entry, scale: str, folder: Path, device: str) -> Path:
+    """Where ``entry`` is trained: a folder that no other study shares, or one that was begun under its name alone."""
+    study, begun = entry.study.resolve(device), Path("runs") / scale / entry.name
+    if (begun / "manifest.json").exists() and Study.from_dict(read_manifest(begun)["study"]) == study:
+        return begun
+    beside = Path("runs") / scale if folder.resolve() == (project_root() / "data").resolve() else folder
+    return beside / f"{entry.name}-{study.identity('')[:8]}"
 
 
 def _differs(there: Study, here: Study) -> str:
@@ -212,12 +254,10 @@ def figures(folder: str | os.PathLike[str] = "data", rule: str = "fpr@0.01") -> 
         null_value, null_low, null_high (the no-signal level) and p, from :func:`dynmia.summary.p_values`.
     """
     path = resolve(folder) / "figures.csv"
-    if not path.exists():
-        raise UserError(f"{path} does not exist: dynmia campaign writes it.")
     table = _read(path)
     choose(rule, sorted(set(table.index.get_level_values("rule"))), "decision rule in figures.csv")
     table = table.xs(rule, level="rule").drop(columns=["null_draws", "run_sha256"])
-    metrics = table.index.get_level_values("metric")
+    metrics = [choose(name, METRICS, f"metric in {path}:") for name in table.index.get_level_values("metric")]
     table.insert(0, "label", [METRICS[name].label for name in metrics])
     table.insert(1, "unit", [METRICS[name].unit for name in metrics])
     return table
@@ -234,8 +274,4 @@ def _index(rows: list[tuple[str, str, str]]) -> pd.MultiIndex:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, index_col=["run", "rule", "metric"], dtype={"run_sha256": str})
-        return table[COLUMNS]
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it, dynmia campaign makes it anew.") from error
+    return read_table(path, "dynmia campaign", "figures.csv")[COLUMNS]

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from .data import SIZES, load_dataset
 from .engine import Folder, pick_device
-from .errors import StoreError
+from .errors import StoreError, UserError, choose, reason
 from .models import build_model, forward_flops, parameters
 from .plane import vulnerability_plane
 from .pool import Pool
@@ -61,6 +61,8 @@ def plan(
         Mapping with parameters, training_samples, evaluations, flops, disk_bytes, train_rate and evaluation_rate
         (samples per second of one process), workers, seconds.
     """
+    if workers is not None and workers < 1:
+        raise UserError(f"workers is {workers}: it must be at least 1.")
     device = pick_device(device)
     study = study.resolve(device)
     if study.dataset in SIZES and not (data_dir or os.environ.get("DYNMIA_DATA")):
@@ -70,7 +72,12 @@ def plan(
         _, height, width, channels = data.train_images.shape
         shape, classes = (channels, height, width), data.classes
         train, test = len(data.train_labels), len(data.test_labels)
-    samples, test = study.pool_size or train, min(test, study.test_size or test)
+    for name, wanted, split, most in (
+        ("pool_size", study.pool_size, "training", train), ("test_size", study.test_size, "test", test)
+    ):  # fmt: skip
+        if (wanted or 0) > most:
+            raise UserError(f"{name} {wanted} is larger than the {split} split of {study.dataset} ({most}).")
+    samples, test = study.pool_size or train, study.test_size or test
     model = build_model(study.model, shape, classes)
     passes = 2 if study.optimizer.startswith("sam") else 1
     trained, evaluated = (study.shadow_models * count for count in work(study, samples, test))
@@ -155,13 +162,18 @@ def work(study: Study, samples: int, test: int) -> tuple[int, int]:
 
 def measurements(folder: str | os.PathLike[str] = "data") -> dict[str, dict[str, Any]]:
     """The committed benchmarks ``bench-*.json`` of a folder by name: ``entries`` of a CPU, ``measures`` of a GPU."""
-    paths = sorted(Path(folder).glob("bench-*.json"), key=lambda path: path.stem)  # bench-cpu before bench-cpu-2
-    try:
-        return {path.stem: json.loads(path.read_text()) for path in paths}
-    except ValueError as error:
-        raise StoreError(
-            f"a bench-*.json in {folder} is no JSON ({error}): make it again by `dynmia bench`."
-        ) from error
+    found = {}
+    for path in sorted(Path(folder).glob("bench-*.json"), key=lambda path: path.stem):  # bench-cpu before bench-cpu-2
+        try:
+            found[path.stem] = json.loads(path.read_text())
+            texts = [found[path.stem]["hardware"], *map(spread_text, entries(found[path.stem]).values())]
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError("hardware is no text")
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            maker = "python -m dynmia.gpu_session --part measures" if "gpu" in path.stem else "dynmia bench --out"
+            what = f"{type(error).__name__}: {reason(error)}"
+            raise StoreError(f"{path} is no benchmark ({what}): make it again by `{maker}`.") from error
+    return found
 
 
 def entries(measured: dict[str, Any]) -> dict[str, Any]:
@@ -302,7 +314,7 @@ def study_hours(study: Study, measured: dict[str, Any]) -> dict[str, float]:
     names = (graphs, "compiled_evaluation") if "measures" in measured else ("paper_train_rate", "paper_evaluation_rate")
     if not all(name in found for name in names):
         return {}
-    _, train, test, _ = SIZES[study.dataset]
+    _, train, test, _ = SIZES[choose(study.dataset, SIZES, "data set")]
     counts = work(study, study.pool_size or train, test)
     model = sum(count / found[name]["median"] for count, name in zip(counts, names))
     workers = 1 if "measures" in measured else measured["workers"]

@@ -24,6 +24,7 @@ from .runs import project_root
 from .simulate import Simulator
 from .store import write_atomic
 from .summary import summarise
+from .tables import script
 
 SCENARIOS: dict[str, dict[str, Any]] = {
     "normal": {},
@@ -234,4 +235,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main, "coverage.csv")

@@ -23,6 +23,7 @@ from . import campaign
 from .cli import parse_duration
 from .errors import UserError, choose, reason
 from .study import PRESETS, Study
+from .tables import writable
 
 DEVICE = "cuda"
 PARTS = ("tests", "measures", "agreement", "training")
@@ -136,15 +137,22 @@ def session(
     import torch
 
     began, seconds = time.time(), parse_duration(budget)
+    parts, studies = [choose(name, PARTS, "part") for name in part or PARTS], list(study or STUDIES)
+    for text in studies:
+        parse_study(text)  # a bad one is an error before anything starts
+    if seconds <= 0:
+        raise UserError(f"budget is {budget}: it must be above 0.")
+    if lanes is not None and lanes < 1:
+        raise UserError(f"lanes is {lanes}: it must be at least 1.")
+    choose(mode, ("fast", "deterministic"), "mode")
     if not torch.cuda.is_available():
         raise UserError("torch finds no GPU here, and this session is for one; `dynmia bench` measures CPUs.")
+    for file in (json_file, out / "manifest.json"):
+        writable(file)
     from .gpubench import measure
     from .runs import provenance
     from .store import write_atomic
 
-    parts, studies = [choose(name, PARTS, "part") for name in part or PARTS], list(study or STUDIES)
-    for text in studies:
-        parse_study(text)  # a bad one is an error before anything starts
     words = [str(json_file.name) if word == str(json_file) else word for word in sys.argv[1:]]
     about = provenance(" ".join(["python -m dynmia.gpu_session", *words]), "cuda", lanes or 1)
     result: dict[str, Any] = {name: about[name] for name in ("hardware", "versions", "created", "command")}

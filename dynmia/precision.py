@@ -24,6 +24,7 @@ from .plane import vulnerability_planes
 from .runs import project_root, resolve
 from .store import write_atomic
 from .summary import METRICS
+from .tables import read_table, script
 from .trends import Law, fit_law
 
 SIZES = (5, 10, 20, 40, 80)
@@ -230,9 +231,7 @@ def required_shadow_models(
 
 def load(path: str | os.PathLike[str] = "data/precision.csv") -> pd.DataFrame:
     """What :func:`main` wrote: the tables of :func:`measure` under the name of their run."""
-    if not resolve(path).exists():
-        raise UserError(f"{path} does not exist: python -m dynmia.precision writes it.")
-    return pd.read_csv(resolve(path), comment="#", index_col=INDEX)
+    return read_table(resolve(path), "python -m dynmia.precision", "precision.csv")
 
 
 def main() -> None:
@@ -246,4 +245,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main, "precision.csv")

@@ -1,12 +1,20 @@
 """The list of runs, its command, and the table of their figures."""
 
+import copy
+import datetime
+import functools
+import operator
+import os
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from test_errors import assert_one_clear_line
 
 import dynmia
-from dynmia import campaign, cli, hardness, intervals
+from dynmia import campaign, cli, engine, hardness, intervals
 from dynmia.errors import UserError
 from dynmia.summary import METRICS, p_values, quantiles
 
@@ -50,10 +58,143 @@ def test_bad_requests_are_named(listed, scale, only, message):
         campaign.entries(scale, only)
 
 
-def test_a_bad_list_is_named(listed):
-    (listed / "data" / "campaign.yml").write_text("runs: 3")
-    with pytest.raises(UserError, match="is not a list of runs"):
-        campaign.entries()
+FIRST = ("runs", 0)
+DEEP = "a: &a0 [x, x, x]\n" + "".join(f"a{k}: &a{k} [{', '.join(9 * [f'*a{k - 1}'])}]\n" for k in range(1, 30))
+# what is wrong -> (place, value, or the whole text), parts of the one line
+LISTS = {
+    "empty": ("", ["campaign.yml is empty", "defaults, scales, runs"]),
+    "list": ("[1, 2]", ["is a list", "mapping"]),
+    "unclosed": ("runs: [1", ["no YAML", "line 1"]),
+    "tab": ("runs:\n\t- a", ["no YAML", "line 2"]),
+    "tag": ("runs: !!python/object:os.system {}", ["no YAML", "constructor"]),
+    "not-utf8": (b"runs: \xe9", ["cannot be read", "utf-8"]),
+    "nested": ("runs: " + 5000 * "[", ["cannot be read", "recursion"]),
+    "digits": ("runs: " + 5000 * "9", ["cannot be read", "4300 digits"]),
+    "large": ("# " + 10**6 * "x", ["1,000,000 characters"]),
+    "aliases": (DEEP + "runs: *a29", ["no YAML", "alias", "line 2"]),
+    "twice": (yaml.safe_dump(LIST) + "runs: []\n", ["runs is given twice"]),
+    "no-defaults": (("defaults",), KeyError, ["defaults is missing", "mapping"]),
+    "defaults-list": (("defaults",), [1], ["defaults is a list", "mapping"]),
+    "no-scales": (("scales",), KeyError, ["scales is missing"]),
+    "scales-null": (("scales",), None, ["scales is empty", "mapping"]),
+    "scales-list": (("scales",), ["cpu"], ["scales is a list"]),
+    "scale-text": (("scales", "cpu"), "a", ["cpu is 'a'", "mapping"]),
+    "scale-not-asked-for": (("scales", "quick", "epoch"), 3, ["run first, quick", "'epoch'", "'epochs'"]),
+    **{
+        f"share-{value!r}": (("scales", "cpu", "pool_share"), value, ["run first, cpu", "pool_share", "above 0"])
+        for value in ("half", None, -1, 0, float("nan"), float("inf"), [2], True, "nan")
+    },
+    "no-runs": (("runs",), KeyError, ["runs is missing", "a list"]),
+    "run-text": (FIRST, "first", ["entry 1 is 'first'", "mapping", "name"]),
+    "no-name": ((*FIRST, "name"), KeyError, ["entry 1", "name is missing"]),
+    **{
+        f"name-{value!r:.12}": ((*FIRST, "name"), value, ["name", "100 letters, digits"])
+        for value in ("", "../../first", "a/b", "/tmp/x", "a\\b", "..", ".hidden", "a\0b", "a\nb", "a" * 300)
+    },
+    "name-number": ((*FIRST, "name"), 3, ["entry 1", "name is 3", "in quotes"]),
+    "duplicate": ((*FIRST, "name"), "second", ["'second' is there twice"]),
+    "duplicate-case": ((*FIRST, "name"), "Second", ["'second' is there twice"]),
+    "no-chapters": ((*FIRST, "chapters"), KeyError, ["run first", "chapters is missing", "a list"]),
+    "chapters-text": ((*FIRST, "chapters"), "02", ["run first", "chapters is '02'", "a list"]),
+    "chapters-numbers": ((*FIRST, "chapters"), [2], ["run first", "chapters", '["02", "03"]']),
+    "dataset": ((*FIRST, "dataset"), "mnits", ["run first", "'mnits'", "did you mean 'mnist'"]),
+    "dataset-list": ((*FIRST, "dataset"), ["mnist"], ["run first", "dataset is a list", "one number or word"]),
+    "field": ((*FIRST, "epoch"), 3, ["run first", "'epoch'", "did you mean 'epochs'"]),
+    "date": ((*FIRST, "epochs"), datetime.date(2020, 1, 1), ["run first", "epochs is a date"]),
+    "pool": ((*FIRST, "pool_size"), "many", ["run first", "pool_size", "'many'"]),
+    "pool-fraction": ((*FIRST, "pool_size"), 10.5, ["run first", "pool_size", "10.5"]),
+    "other-run": (("runs", 2, "model"), "wrn-1-1", ["run lost", "'wrn-1-1'", "depth"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LISTS)
+def test_a_bad_list_is_one_clear_line(listed, case):
+    *change, parts = LISTS[case]
+    content = change[0]
+    if len(change) == 2:
+        (*places, last), value = change
+        tree = copy.deepcopy(LIST)
+        holder = functools.reduce(operator.getitem, places, tree)
+        holder[last] = value
+        if value is KeyError:
+            del holder[last]
+        content = yaml.safe_dump(tree)
+    (listed / "data" / "campaign.yml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert_one_clear_line(lambda: campaign.entries(only="first"), ["campaign.yml", *parts])
+
+
+def test_a_list_that_is_no_file_says_where_it_comes_from(listed):
+    (listed / "data" / "campaign.yml").unlink()
+    assert_one_clear_line(campaign.entries, ["campaign.yml is no file", "git checkout"])
+    (listed / "data" / "campaign.yml").mkdir()
+    assert_one_clear_line(campaign.entries, ["campaign.yml is no file"])
+
+
+def test_a_number_in_words_is_a_number_and_a_plan_names_its_run(listed):
+    tree = LIST | {"scales": {"cpu": {"pool_share": "5e-1"}}}
+    (listed / "data" / "campaign.yml").write_text(yaml.safe_dump(tree))
+    assert campaign.entries(only="first")[0].study.pool_size == 120
+    with pytest.raises(UserError, match=r"^first: workers is -2: it must be at least 1"):
+        list(campaign.plan_campaign(only="first", folder="x", device="cpu", workers=-2))
+
+
+def test_bad_changes_are_not_the_lists_fault(listed):
+    with pytest.raises(UserError, match=r"^run first as changed: epochs is 'ten'"):
+        campaign.entries(changes={"epochs": "ten"})
+    with pytest.raises(UserError, match=r"^run first as changed: epochs is a list"):
+        campaign.entries(changes={"epochs": [3]})
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        *[({"time_budget": value}, ["time_budget", str(value), "above 0"]) for value in (0, -1.0, float("nan"))],
+        *[({"null": value}, ["null", str(value), "whole number"]) for value in (-5, 1.5, True, None)],
+    ],
+)  # fmt: skip
+def test_impossible_options_stop_before_anything_is_trained(listed, options, parts):
+    options = {"null": 0, "device": "cpu", "progress": False} | options
+    if options["null"] is None:
+        parts = ["null is empty"]
+    assert_one_clear_line(lambda: list(campaign.run_campaign(only="02", **options)), parts)
+    assert not (listed / "runs").exists()
+
+
+@pytest.fixture
+def placed(listed, monkeypatch):
+    """placed(scale, ...) -> the folder in which a campaign would train its run ``first``; nothing is trained."""
+
+    def stop(study, *, out, **_):
+        raise UserError(f"here {out}")
+
+    def place(scale, **options):
+        lines = []
+        with pytest.raises(UserError, match="1 runs failed"):
+            lines.extend(campaign.run_campaign(scale, only="02", null=0, progress=False, device="cpu", **options))
+        return os.path.relpath(lines[0].removeprefix("first: here "))
+
+    monkeypatch.setattr(engine, "train_part", stop)
+    return place
+
+
+def test_changed_studies_are_trained_in_folders_of_their_own(listed, placed):
+    found = [
+        placed("quick"), placed("quick", changes={"seed": 1}), placed("quick", changes={"seed": 1}, folder="x"),
+        placed("quick", changes={"seed": 2}, folder=listed / "y"), placed("cpu"), placed("cpu", folder="data"),
+    ]  # fmt: skip
+    assert [re.sub("[0-9a-f]{8}$", "", name) for name in found] == [
+        "runs/quick/first-", "runs/quick/first-", "x/first-", "y/first-", "runs/cpu/first-", "runs/cpu/first-"
+    ]  # fmt: skip
+    assert found[4] == found[5]
+    assert [name[-8:] for name in found[1:2]] == [found[2][-8:]]
+    assert len({name[-8:] for name in found}) == 4
+
+
+def test_a_run_begun_under_its_name_alone_goes_on(placed):
+    study = campaign.entries("quick", "first")[0].study
+    engine.open_store(study, out="runs/quick/first", device="cpu")
+    assert placed("quick") == "runs/quick/first"
+    assert placed("quick", changes={"seed": 1}).startswith("runs/quick/first-")
 
 
 def test_a_campaign_trains_what_is_missing_skips_what_is_there_and_reports_what_failed(listed):

@@ -5,10 +5,13 @@ import json
 import pandas as pd
 import pytest
 from test_cli import run
+from test_errors import assert_one_clear_line
 
 from dynmia import bench, cost, study
 from dynmia.cost import entries, measurements, met, rates, study_hours, target, targets
+from dynmia.data import load_dataset
 from dynmia.errors import StoreError
+from dynmia.pool import make_pool
 
 PAPER = study.Study.preset("paper-baseline")
 
@@ -143,6 +146,35 @@ def test_the_papers_study_from_committed_rates(cpu, gpu):
     assert study_hours(PAPER, cpu) == {}
 
 
+@pytest.mark.parametrize(
+    ("changes", "workers", "parts"),
+    [
+        ({}, 0, ["workers is 0", "at least 1"]),
+        ({}, -2, ["workers is -2", "at least 1"]),
+        ({"pool_size": 1498}, None, ["pool_size 1498 is larger than the training split of digits (1497)"]),
+        ({"test_size": 301}, None, ["test_size 301 is larger than the test split of digits (300)"]),
+    ],
+)
+def test_an_impossible_plan_is_the_line_of_training(monkeypatch, changes, workers, parts):
+    monkeypatch.setattr(cost, "calibrate", lambda *_: pytest.fail("calibrated"))
+    planned = study.Study.preset("quick", **changes)
+    assert_one_clear_line(lambda: cost.plan(planned, device="cpu", workers=workers), parts)
+    if changes:  # the same line
+        assert_one_clear_line(lambda: make_pool(planned, load_dataset("digits")), parts)
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        *[({"seconds": value}, f"seconds is {value}") for value in (0, -1.0, float("nan"), float("inf"))],
+        *[({"repeats": value}, f"repeats is {value}") for value in (0, -1)],
+    ],
+)
+def test_an_impossible_measurement_is_one_clear_line(monkeypatch, options, part):
+    monkeypatch.setattr(bench, "_processes", lambda *_: pytest.fail("measured"))
+    assert_one_clear_line(lambda: bench.bench(**options), [part])
+
+
 def test_planning_and_the_committed_rates_count_the_same_work():
     planned = cost.plan(study.Study.preset("quick"), device="cpu")
     trained, queried = cost.work(study.Study.preset("quick"), 1200, 300)
@@ -155,7 +187,15 @@ def test_measurements_are_found_by_name(tmp_path, cpu):
     assert measurements(tmp_path) == {"bench-cpu": cpu}
     (tmp_path / "bench-cpu-2.json").write_text(json.dumps(cpu))
     assert list(measurements(tmp_path)) == ["bench-cpu", "bench-cpu-2"]
-    (tmp_path / "bench-gpu.json").write_text("{")
+    path = tmp_path / "bench-gpu.json"
+    for content in ("", "{", "[]", "3", '{"hardware": 3}', "[" * 10**5, '{"hardware": "a", "entries": [1]}',
+                    '{"hardware": "a", "entries": {"x": {"median": "fast"}}}'):  # fmt: skip
+        path.write_text(content)
+        assert_one_clear_line(
+            lambda: measurements(tmp_path), [str(path), "no benchmark", "make it again", "gpu_session"]
+        )
+    path.unlink()
+    path.mkdir()
     with pytest.raises(StoreError, match="make it again"):
         measurements(tmp_path)
 

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from ..errors import UserError
 from ..plots import STYLE
 from ..runs import resolve
 from ..store import write_atomic
 from ..summary import METRICS, cell
+from ..tables import read_table
 
 
 @contextmanager
@@ -62,12 +62,10 @@ def released(
     """The table ``name`` in ``folder``, sorted by ``index`` if that is given.
 
     Raises:
-        UserError: it is not there; the message names the command, ``python -m dynmia.chapters.MAKER``.
+        UserError: it is missing or damaged; the message names the command, ``python -m dynmia.chapters.MAKER``.
     """
     path = resolve(folder) / name
-    if not path.exists():
-        raise UserError(f"{path} does not exist: python -m dynmia.chapters.{maker} makes it.")
-    table = pd.read_csv(path, comment="#")
+    table = read_table(path, f"python -m dynmia.chapters.{maker}", name).reset_index()
     return table.set_index(list(index)).sort_index() if index else table
 
 

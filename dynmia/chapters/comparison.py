@@ -16,6 +16,7 @@ from ..campaign import no_signal
 from ..compare import DATASETS, labels
 from ..complexity import DIGITS
 from ..summary import METRICS, band, cell
+from ..tables import read_table
 from ..trends import ordered, rank_trend
 from ..verdict import CLAIMS, compare
 
@@ -176,7 +177,7 @@ def rank_sentence(figures: pd.DataFrame, complexity: pd.DataFrame, measures: Seq
 
 def paper_table(figures: Mapping[str, pd.DataFrame], runs: Mapping[str, str], path: str | Path) -> pd.DataFrame:
     """The paper's values for the data sets of ``runs`` (data set to run name) beside ours under each rule."""
-    values, rows = pd.read_csv(path, comment="#"), {}
+    values, rows = read_table(Path(path), "git checkout data/paper.csv", "paper.csv").reset_index(), {}
     for _, entry in values[
         values.metric.isin(["displacement", "entropy_change", "transition_peak", "speed_mean"])
     ].iterrows():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -17,6 +18,7 @@ from ..plane import vulnerability_plane
 from ..plots import INK, NULL
 from ..runs import resolve
 from ..summary import METRICS, cell
+from ..tables import read_table
 from ._shared import legend_outside, panels, said, titled
 
 LOW, HIGH = 0.93, 0.97  # a 95 % interval holds if its coverage lies here
@@ -24,9 +26,9 @@ SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 OVERS = ("samples", "models", "both")
 
 
-def load() -> pd.DataFrame:
+def load(folder: str | os.PathLike[str] = "data") -> pd.DataFrame:
     """The released table of :mod:`dynmia.coverage`, index (scenario, over, method, metric)."""
-    return pd.read_csv(resolve("data/coverage.csv"), comment="#", index_col=["scenario", "over", "method", "metric"])
+    return read_table(resolve(folder) / "coverage.csv", "python -m dynmia.coverage")
 
 
 def judge(row: pd.Series) -> str:

@@ -21,6 +21,7 @@ from ..plane import vulnerability_plane, vulnerability_planes
 from ..runs import open_run, resolve, study_of
 from ..simulate import Simulator
 from ..summary import bootstrap_weights, null_masks
+from ..tables import script
 from ._shared import release, released
 
 LEVEL = 0.05  # of every test
@@ -216,4 +217,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main, "markov.csv", "markov-calibration.csv")

@@ -24,6 +24,7 @@ from ..plots import STYLE, band
 from ..pool import make_pool
 from ..runs import resolve
 from ..summary import bootstrap_weights, cell, p_values, quantiles
+from ..tables import script
 from ._shared import release, released, said
 
 PATH = "rarity.csv"
@@ -161,5 +162,10 @@ def panels(found: dict[str, dict[str, tuple[int, xr.DataArray, np.ndarray]]]) ->
     return figure
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Write ``data/rarity.csv``."""
     release(compute(), PATH, "rarity")
+
+
+if __name__ == "__main__":
+    script(main, PATH)

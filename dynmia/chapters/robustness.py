@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise, product
@@ -20,6 +19,7 @@ from ..agreement import overlap, rank_agreement
 from ..dynamics import dynamic_vulnerability, states
 from ..intervals import every
 from ..summary import EARLY, METRICS, null_planes, null_table, p_values, quantiles
+from ..tables import script
 from ..verdict import compare
 from ._shared import release
 
@@ -216,6 +216,10 @@ def _side(row: pd.Series) -> str:
     return compare(row, pd.Series({"low": row.null_low, "high": row.null_high}))
 
 
+def main(folder: str = "data") -> None:
+    """Write ``attacks.csv`` into ``folder``."""
+    release(compute(folder), PATH, f"robustness {folder}; 200 redrawn masks, seed 0", folder)
+
+
 if __name__ == "__main__":
-    where = sys.argv[1] if len(sys.argv) > 1 else "data"
-    release(compute(where), PATH, f"robustness {where}; 200 redrawn masks, seed 0", where)
+    script(main, PATH)

@@ -10,7 +10,6 @@ Bonferroni over the margins), and is *not resolved* otherwise or where a margin 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -20,6 +19,7 @@ import pandas as pd
 from ..errors import UserError
 from ..runs import open_run, resolve
 from ..summary import null_masks
+from ..tables import script
 from ._shared import release, released
 from .definitions import BALANCED, DEPENDS, MAIN, REFERENCE, RUNS, SEEDS, SMALL, Choice, choices, interval, measure
 
@@ -205,4 +205,4 @@ def read(folder: str | os.PathLike[str] = "data") -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    script(main, PATH)

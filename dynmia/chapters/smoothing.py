@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from platform import python_version
 from typing import Any
@@ -21,6 +22,7 @@ from ..runs import open_run, resolve
 from ..simulate import Simulator
 from ..smooth import ESTIMATES, smooth
 from ..summary import METRICS
+from ..tables import script
 from ._shared import bars, panels, release, released
 
 RULES = ("fpr@0.01", "bayes")
@@ -162,9 +164,9 @@ def _table(parts: Mapping[tuple, pd.DataFrame]) -> pd.DataFrame:
     return pd.concat(parts, names=keys).reorder_levels(INDEX).sort_index()
 
 
-def table() -> pd.DataFrame:
-    """The released errors, ``data/plane-error.csv``."""
-    return released("plane-error.csv", "smoothing", index=INDEX)
+def table(folder: str | os.PathLike[str] = "data") -> pd.DataFrame:
+    """The released errors, ``plane-error.csv`` in ``folder``."""
+    return released("plane-error.csv", "smoothing", folder, INDEX)
 
 
 def _own(errors: pd.DataFrame) -> pd.DataFrame:
@@ -281,4 +283,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main, "plane-error.csv")
