@@ -20,6 +20,7 @@ from .study import PRESETS, Study
 
 DIGITS = {"nn_error": 1, "dimension": 1, "overlap": 3, "png": 0, "png_value": 2}  # decimals to print
 IMAGES = ("digits", "mnist", "fashion_mnist", "cifar10", "cinic10")  # the sets of images, but for copies
+POOL_SIZE = 4000
 COLUMNS = ["label", "unit", "value", "low", "high", "null_low", "null_high"]
 
 
@@ -118,17 +119,24 @@ def complexity(images: np.ndarray, labels: np.ndarray, *, halves: int = 100, see
 
 
 def pool_complexity(
-    datasets: Iterable[str], pool_size: int = 4000, data_dir: str | os.PathLike[str] | None = None
+    datasets: Iterable[str], pool_size: int = POOL_SIZE, data_dir: str | os.PathLike[str] | None = None
 ) -> pd.DataFrame:
-    """:func:`complexity` of the pool that a study of each data set trains on; digits take the pool of ``quick``.
+    """:func:`complexity` of the pool that a study of each data set trains on.
+
+    Digits, which have no 4,000, take the pool of ``quick`` unless another ``pool_size`` is named.
 
     Index (dataset, measure); columns as there, and samples and fingerprint, by which a run knows its pool.
     """
-    tables = {}
+    pools = {}
     for name in datasets:
-        size = PRESETS["quick"]["pool_size"] if name == "digits" else pool_size
-        pool = make_pool(Study(dataset=name, pool_size=size), load_dataset(name, data_dir))
+        size = PRESETS["quick"]["pool_size"] if (name, pool_size) == ("digits", POOL_SIZE) else pool_size
+        pools[name] = pool = make_pool(Study(dataset=name, pool_size=size), load_dataset(name, data_dir))
         if pool.shape[1:] == (1, 1):
             raise UserError(f"{name} has no images to measure: name sets of images, such as {', '.join(IMAGES)}.")
-        tables[name] = complexity(pool.images, pool.labels).assign(samples=size, fingerprint=pool.fingerprint)
+    tables = {
+        name: complexity(np.asarray(pool.images), pool.labels).assign(
+            samples=len(pool.labels), fingerprint=pool.fingerprint
+        )
+        for name, pool in pools.items()
+    }
     return pd.concat(tables, names=["dataset"])

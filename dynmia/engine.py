@@ -21,7 +21,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xarray as xr
 from tqdm.auto import tqdm
 
@@ -36,7 +35,6 @@ from .step import arithmetic
 from .store import RunStore
 from .study import Study
 from .training import DeviceData, train_shard
-from .worker import ARRAYS
 
 Folder = str | os.PathLike[str] | None
 COMPILE_FROM = 1e16  # FLOPs of training from which compiling, about a minute, pays
@@ -197,8 +195,7 @@ def train_pool(
     with tempfile.TemporaryDirectory(prefix="dynmia-") as folder:
         job = Path(folder)
         try:
-            for name in ARRAYS:
-                np.save(job / f"{name}.npy", getattr(pool, name))
+            pool.save(job)
         except OSError as error:
             raise errors.disk_error(error, job) from error
         about = dict(study=study.to_dict(), folder=str(store.folder.resolve()), classes=pool.classes,

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .data import Dataset
+from .data import Dataset, Texts
 from .errors import UserError
 from .study import Study
+
+ARRAYS = ("images", "labels", "sample_id", "test_images", "test_labels", "keep", "mean", "std")
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Pool:
     """The target samples of a study, its held-out test set and the inclusion mask.
 
     Attributes:
-        images: (n, H, W, C), uint8, or float32 if they are feature vectors; labels: int64 (n,).
+        images: (n, H, W, C), uint8, or float32 if they are feature vectors, or texts; labels: int64 (n,).
         sample_id: int64 (n,), index in the training split.
         test_images, test_labels: held out, used for accuracy only.
         keep: bool (N, n), True where model i trains on sample z.
@@ -26,10 +30,10 @@ class Pool:
         classes: number of classes.
     """
 
-    images: np.ndarray
+    images: np.ndarray | Texts
     labels: np.ndarray
     sample_id: np.ndarray
-    test_images: np.ndarray
+    test_images: np.ndarray | Texts
     test_labels: np.ndarray
     keep: np.ndarray
     mean: np.ndarray
@@ -48,8 +52,23 @@ class Pool:
         sha = hashlib.sha256()
         for array in (self.images, self.labels, self.sample_id, self.test_images, self.test_labels):
             sha.update(f"{array.shape}{array.dtype}".encode())
-            sha.update(np.ascontiguousarray(array).tobytes())
+            for start in range(0, len(array), 1000):  # texts are dense here
+                sha.update(np.ascontiguousarray(array[start : start + 1000]).tobytes())
         return sha.hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write the arrays as ``.npy`` files, of texts those of a CSR matrix, for :meth:`load`."""
+        for name in ARRAYS:
+            array = getattr(self, name)
+            for part, values in (array.arrays() if isinstance(array, Texts) else {"": array}).items():
+                np.save(folder / f"{name}{part}.npy", values)
+
+    @classmethod
+    def load(cls, folder: Path, classes: int) -> Pool:
+        """Map the files of :meth:`save` into memory, of which all processes share one copy."""
+        arrays = {path.stem: np.load(path, mmap_mode="c") for path in folder.glob("*.npy")}
+        fields: dict[str, Any] = {name: arrays[name] if name in arrays else Texts.of(name, arrays) for name in ARRAYS}
+        return cls(**fields, classes=classes)
 
 
 def make_pool(study: Study, dataset: Dataset) -> Pool:
@@ -61,12 +80,13 @@ def make_pool(study: Study, dataset: Dataset) -> Pool:
     size = len(dataset.train_labels) if study.pool_size is None else study.pool_size
     if size > len(dataset.train_labels):
         raise UserError(
-            f"pool_size {size} is larger than the training split of {study.dataset} ({len(dataset.train_labels)})."
+            f"pool_size {size} is larger than the training split of {study.dataset} ({len(dataset.train_labels)}): "
+            f"use 4 to {len(dataset.train_labels)}."
         )
     if (study.test_size or 0) > len(dataset.test_labels):
         raise UserError(
             f"test_size {study.test_size} is larger than the test split of {study.dataset} "
-            f"({len(dataset.test_labels)})."
+            f"({len(dataset.test_labels)}): use 1 to {len(dataset.test_labels)}."
         )
     if len(lost := np.setdiff1d(dataset.test_labels, dataset.test_labels[: study.test_size])):
         warnings.warn(
@@ -85,17 +105,21 @@ def make_pool(study: Study, dataset: Dataset) -> Pool:
     keep = draw_keep(study.shadow_models, size, study.design, study.seed)
     if not keep.any(1).all():
         raise UserError(f"pool_size {size} leaves a shadow model nothing to train on: use a larger pool_size.")
-    images = dataset.train_images[ids]
-    flat = images.reshape(-1, images.shape[-1]).astype(np.float32)
-    std = flat.std(0, dtype=np.float64).astype(np.float32)
+    images, test_images = dataset.train_images.take(ids, axis=0), dataset.test_images
+    if study.test_size is not None:
+        test_images = test_images.take(np.arange(study.test_size), axis=0)
+    blocks = images.columns() if isinstance(images, Texts) else [images.reshape(-1, images.shape[-1])]
+    flats = (block.astype(np.float32) for block in blocks)
+    moments = [(flat.mean(0, dtype=np.float64), flat.std(0, dtype=np.float64)) for flat in flats]
+    mean, std = np.concatenate(moments, axis=1).astype(np.float32)
     return Pool(
         images=images,
         labels=dataset.train_labels[ids],
         sample_id=ids,
-        test_images=dataset.test_images[: study.test_size],
+        test_images=test_images,
         test_labels=dataset.test_labels[: study.test_size],
         keep=keep,
-        mean=flat.mean(0, dtype=np.float64).astype(np.float32),
+        mean=mean,
         std=np.maximum(std, 1) if images.dtype == np.uint8 else np.where(std > 0, std, 1),
         classes=dataset.classes,
     )

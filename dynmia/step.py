@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .data import Texts
 from .models import build_model
 from .optim import frozen_statistics, learning_rate, make_optimizer, sam_ascend, sam_return
 from .pool import Pool
@@ -34,7 +35,10 @@ class TrainState:
 
 @dataclass(frozen=True)
 class DeviceData:
-    """The pool on the training device: images (n, H, W, C), labels (n,), and the normalisation."""
+    """The pool on the training device: images (n, H, W, C), labels (n,), and the normalisation.
+
+    On a CPU texts stay :class:`dynmia.data.Texts`, which a step or a query makes dense batch by batch.
+    """
 
     images: Tensor
     labels: Tensor
@@ -47,7 +51,11 @@ class DeviceData:
     def of(cls, pool: Pool, device: str) -> DeviceData:
         """Copy ``pool`` to ``device``; on a CPU nothing is copied, so that processes share one memory map."""
 
-        def put(array: np.ndarray) -> Tensor:
+        def put(array: np.ndarray | Texts) -> Any:
+            if isinstance(array, Texts):
+                if device == "cpu":
+                    return array
+                array = array[:]
             return torch.as_tensor(array).to(device)
 
         return cls(
@@ -59,9 +67,9 @@ class DeviceData:
             put(1 / pool.std),
         )
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalise(self, images: Tensor | np.ndarray) -> Tensor:
         """(B, H, W, C) -> float32 (B, C, H, W), which is channels-last in memory without a copy."""
-        return ((images.float() - self.mean) * self.scale).permute(0, 3, 1, 2)
+        return ((torch.as_tensor(images).float() - self.mean) * self.scale).permute(0, 3, 1, 2)
 
 
 @contextlib.contextmanager

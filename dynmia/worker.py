@@ -12,10 +12,6 @@ import signal
 import sys
 from pathlib import Path
 
-import numpy as np
-
-ARRAYS = ("images", "labels", "sample_id", "test_images", "test_labels", "keep", "mean", "std")
-
 
 def main(job: Path) -> None:
     """Serve shards until the input ends."""
@@ -31,7 +27,7 @@ def main(job: Path) -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     about = json.loads((job / "job.json").read_text())
-    pool = Pool(**{name: np.load(job / f"{name}.npy", mmap_mode="c") for name in ARRAYS}, classes=about["classes"])
+    pool = Pool.load(job, about["classes"])
     study = Study.from_dict(about["study"])
     store = RunStore(about["folder"], study, about["fingerprint"], {})
     data = DeviceData.of(pool, "cpu")

@@ -8,9 +8,9 @@ from sklearn.metrics import euclidean_distances
 from sklearn.model_selection import LeaveOneOut, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from dynmia import open_run, study_of
+from dynmia import UserError, open_run, study_of
 from dynmia.cli import main
-from dynmia.complexity import Images, complexity, intrinsic_dimension
+from dynmia.complexity import Images, complexity, intrinsic_dimension, pool_complexity
 from dynmia.data import load_dataset
 
 DATA = Path(__file__).parents[1] / "data"
@@ -114,6 +114,18 @@ def test_the_command_writes_what_is_committed(tmp_path, capsys):
     # PNG sizes depend a little on the version of zlib
     np.testing.assert_allclose(mine[numbers], released.loc[["digits"], numbers], rtol=0.02)
     assert (mine.fingerprint == released.loc["digits"].fingerprint.iloc[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [(-1, "pool_size is -1"), (3, "at least 4"), (1498, r"digits \(1497\): use 4 to 1497")]
+)
+def test_a_pool_that_cannot_be_is_refused(size, words):
+    with pytest.raises(UserError, match=words):
+        pool_complexity(["digits"], size)
+
+
+def test_digits_take_the_size_that_is_named():
+    assert (pool_complexity(["digits"], 40).samples == 40).all()
 
 
 @pytest.mark.parametrize("name", ["cifar10-cnn-4000", "cinic10-cnn-4000", "fashion_mnist-cnn-4000"])

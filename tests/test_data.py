@@ -1,16 +1,22 @@
 import hashlib
 import http.server
 import io
+import os
+import struct
 import tarfile
 import threading
+import unicodedata
+import zipfile
+import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import dynmia
 from dynmia import Study, UserError, data
-from dynmia.data import load_dataset, read_cinic10
+from dynmia.data import Texts, load_dataset, read_cinic10
 from dynmia.pool import make_pool
 from dynmia.summary import METRICS
 
@@ -85,7 +91,7 @@ MALFORMED = {
     "no-images": (dict(test_images=IMAGES[:0], test_labels=LABELS[:0]), ["(0, 9, 9)"]),
     "two-channels": (dict(train_images=np.stack([IMAGES, IMAGES], -1)), ["2 channels", "1 or 3"]),
     "channels-first": (dict(train_images=IMAGES.reshape(60, 1, 9, 9)), ["9 channels"]),
-    "float-labels": (dict(train_labels=LABELS / 1), ["float64", "integers"]),
+    "float-labels": (dict(train_labels=LABELS + 0.5), ["float64", "integers"]),
     "few-labels": (dict(train_labels=LABELS[:59]), ["(59,)", "(60,)"]),
     "test-label-beyond": (dict(test_labels=np.full(30, 3)), ["test labels", "0 ... 2"]),
     "test-label-negative": (dict(test_labels=np.full(30, -1)), ["test labels", "0 ... 2"]),
@@ -93,7 +99,23 @@ MALFORMED = {
     "labels-from-one": (dict(train_labels=LABELS + 1), ["training labels", "[1, 2, 3]"]),
     "one-class": (dict(train_labels=LABELS * 0), ["training labels", "K >= 2"]),
     "other-test-shape": (dict(test_images=IMAGES[:30, :8]), ["(9, 9)", "(8, 9)", "agree"]),
-    "objects": (dict(train_labels=LABELS.astype(object)), ["allow_pickle"]),
+    "objects": (dict(train_labels=LABELS.astype(object)), ["train_labels", "allow_pickle"]),
+    "nan-labels": (dict(train_labels=LABELS * np.nan), ["float64", "integers"]),
+    "text-labels": (dict(train_labels=LABELS.astype(str)), ["<U21", "integers"]),
+    "one-hot-labels": (dict(train_labels=np.eye(3)[LABELS]), ["(60, 3)", "integers (60,)"]),
+    "complex-images": (dict(train_images=IMAGES + 0j), ["train_images", "complex128", "uint8"]),
+    "complex-labels": (dict(train_labels=LABELS + 0j), ["train_labels", "complex128"]),
+    "structured-images": (dict(train_images=np.zeros((60, 9, 9), [("a", "u1")])), ["[('a', 'u1')]", "uint8"]),
+    "vectors-of-nan": (
+        dict(train_images=np.full((60, 1, 1, 5), np.nan), test_images=np.zeros((30, 1, 1, 5))),
+        ["train_images", "NaN"],
+    ),
+    "vectors-of-complex": (dict(train_images=np.zeros((60, 1, 1, 5), complex)), ["complex128", "numbers (n, 1, 1, D)"]),
+    "vectors-of-text": (dict(train_images=np.full((60, 1, 1, 5), "x")), ["<U1", "numbers (n, 1, 1, D)"]),
+    "other-keys": (
+        dict(zip(("train_images", "train_labels", "a", "b"), (None, None, IMAGES, LABELS))),
+        ["no key 'train_images'", "has test_images, test_labels, a, b."],
+    ),
 }
 
 
@@ -101,6 +123,37 @@ MALFORMED = {
 def test_a_malformed_file_is_refused(make_npz, case):
     changes, words = MALFORMED[case]
     assert_refused(make_npz(**changes), "own.npz", *words)
+
+
+@pytest.mark.parametrize("labels", [LABELS[:, None], LABELS / 1, LABELS.astype(np.uint8)[:, None], np.float16(LABELS)])
+def test_labels_may_be_whole_numbers_of_any_type_and_a_column(make_npz, labels):
+    loaded = load_dataset(str(make_npz(train_labels=labels)))
+    assert loaded.train_labels.dtype == np.int64
+    assert loaded.train_labels.tolist() == LABELS.tolist()
+
+
+def test_the_keys_of_keras_are_read(make_npz):
+    first = load_dataset(str(make_npz()))
+    images, labels = first.train_images[..., 0], first.train_labels
+    keras = dict(x_train=images, y_train=labels[:, None], x_test=images[:9], y_test=labels[:9, None])
+    none = dict.fromkeys(("train_images", "train_labels", "test_images", "test_labels"))
+    second = load_dataset(str(make_npz("keras.npz", **none, **keras)))
+    assert (second.train_images == first.train_images).all()
+    assert (second.test_labels == labels[:9]).all()
+
+
+@pytest.mark.parametrize("shape", [(10**12, 9), (2**62, 2**62), (-1, 9, 9), (10**9,)])
+def test_a_header_that_promises_too_much_is_refused(tmp_path, make_npz, shape):
+    header = repr({"descr": "<f8", "fortran_order": False, "shape": shape}).encode()
+    with zipfile.ZipFile(make_npz(train_images=None), "a") as file:
+        file.writestr("train_images.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header) + 1) + header + b"\n")
+    assert_refused(tmp_path / "own.npz", "own.npz cannot be read as .npz: train_images")
+
+
+def test_a_pipe_in_place_of_a_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "mnist.npz")
+    assert_refused(tmp_path / "mnist.npz", "mnist.npz is no regular file")
+    assert_refused("mnist", "mnist.npz is no regular file", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip file", b"PK\x03\x04 but no more", b"\x93NUMPY\x01\x00"])
@@ -169,7 +222,7 @@ def test_a_set_that_is_not_downloaded_says_where_to_put_it(offline, name):
 # --- feature vectors and texts
 
 FEATURES = np.random.default_rng(0).normal(size=(60, 5))
-TEXTS = np.array(["Who is who ?", "what is a WHO", ""] * 20)
+TEXTS = np.array(["Who is who ?", "what is a WHO", "so be it"] * 20)
 
 
 @pytest.mark.parametrize(
@@ -187,9 +240,9 @@ def test_feature_vectors_are_images_of_one_pixel(make_npz, features, dtype):
 
 def test_texts_are_counts_of_their_words(make_npz):
     loaded = load_dataset(str(make_npz(train_images=None, train_texts=TEXTS, test_texts=TEXTS[:30])))
-    first, second, empty = loaded.train_images[:3, 0, 0].astype(int)
+    first, second, _ = loaded.train_images[:3, 0, 0].astype(int)
     assert loaded.train_images.shape == (60, 1, 1, data.WORDS)
-    assert (first.sum(), second.sum(), empty.sum()) == (3, 3, 0)  # "a" and "?" are no words
+    assert (first.sum(), second.sum()) == (3, 3)  # "a" and "?" are no words
     assert first.max() == 2
     assert second[first.argmax()] == 1  # who
     assert ((first > 0) & (second > 0)).sum() == 2  # who, is
@@ -205,11 +258,14 @@ def test_a_word_that_is_too_frequent_counts_as_255(make_npz):
     ("changes", "words"),
     [
         (dict(train_features=FEATURES), ["no key 'test_features'", "it needs train_features, train_labels"]),
-        (dict(train_features=FEATURES, test_features=FEATURES[:30, :4]), ["(1, 1, 5)", "(1, 1, 4)", "agree"]),
+        (dict(train_features=FEATURES, test_features=FEATURES[:30, :4]), ["(5,)", "(4,)", "agree"]),
         (dict(train_features=FEATURES[0], test_features=FEATURES), ["train_features", "(5,)", "numbers (n, D)"]),
-        (dict(train_features=FEATURES, test_features=TEXTS[:, None]), ["test_features is <U13", "numbers (n, D)"]),
-        (dict(train_features=np.full((60, 5), np.nan), test_features=FEATURES), ["train_features", "NaN"]),
-        (dict(train_features=FEATURES, test_features=FEATURES * 1e300), ["test_features", "too large"]),
+        (
+            dict(train_features=FEATURES, test_features=TEXTS[:, None]),
+            ["test_features is <U13 (60, 1)", "numbers (n, D)"],
+        ),
+        (dict(train_features=np.full((60, 5), np.nan), test_features=FEATURES[:30]), ["train_features", "NaN"]),
+        (dict(train_features=FEATURES, test_features=FEATURES[:30] * 1e300), ["test_features", "too large"]),
         (dict(train_features=FEATURES[:9], test_features=FEATURES[:30]), ["integers (9,)"]),
         (dict(train_texts=TEXTS, test_texts=np.arange(30)), ["test_texts is int64 (30,)", "strings (n,)"]),
         (dict(train_texts=TEXTS.astype(object), test_texts=TEXTS[:30]), ["allow_pickle"]),
@@ -226,6 +282,83 @@ def test_float_features_are_standardised_each_by_itself(make_npz):
     scaled = (pool.images[:, 0, 0] - pool.mean) / pool.std
     np.testing.assert_allclose(scaled.std(0), [1, 1, 0], atol=1e-3)
     np.testing.assert_allclose(scaled.mean(0), 0, atol=1e-3)
+
+
+STEPS = np.arange(60)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [1.7e9 + STEPS, 1.7e9 + FEATURES[:, 0], 1.7e9 + 86400 * FEATURES[:, 0], 1.7e18 + 1e9 * STEPS, 1e9 + LABELS % 2,
+     np.where(LABELS == 0, 0, 1.7e9 + STEPS), 2**24 + STEPS, -(2**40) - STEPS],
+)  # fmt: skip
+def test_a_column_with_a_large_offset_keeps_its_values(make_npz, column):
+    features = np.column_stack([LABELS, column])
+    path = make_npz(train_images=None, train_features=features, test_features=features[:30])
+    loaded = load_dataset(str(path))
+    assert loaded.train_images.dtype == loaded.test_images.dtype == np.float32
+    first, second = loaded.train_images[:, 0, 0].T.astype(np.float64)
+    assert (first == LABELS).all()
+    np.testing.assert_allclose(second - second[0], column - column[0], rtol=1e-6, atol=1e-4 * column.std())
+    np.testing.assert_array_equal(loaded.test_images, loaded.train_images[:30])
+
+
+@pytest.mark.parametrize(
+    "column",
+    [FEATURES[:, 0], 1e3 + FEATURES[:, 0], 1e12 * FEATURES[:, 0], 1e-30 * FEATURES[:, 0], np.full(60, 0.1),
+     np.where(STEPS == 5, 1e30, FEATURES[:, 0]), 2**24 - STEPS, 1.7e9 + 3e7 * FEATURES[:, 0]],
+)  # fmt: skip
+def test_a_column_that_float32_holds_well_is_only_rounded(make_npz, column):
+    features = np.column_stack([column, LABELS])
+    loaded = load_dataset(str(make_npz(train_images=None, train_features=features, test_features=features[:30])))
+    np.testing.assert_array_equal(loaded.train_images[:, 0, 0], features.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "column",
+    [1e-60 * FEATURES[:, 0], 2**60 + STEPS, np.uint64(2**63) + STEPS.astype(np.uint64), 1e12 * (STEPS % 3) + STEPS],
+)
+def test_a_column_that_loses_its_values_is_refused(make_npz, column):
+    features = np.column_stack([np.zeros_like(column), column])
+    path = make_npz(train_images=None, train_features=features, test_features=features[:30])
+    assert_refused(path, "train_features: column 1 (from 0) has 60 distinct values", "rescale")
+
+
+def test_composed_and_decomposed_letters_are_the_same_word(make_npz):
+    composed = np.array(["né ici", "là bas"] * 30)
+    decomposed = np.array([unicodedata.normalize("NFD", text) for text in composed])
+    assert (composed != decomposed).all()
+    loaded = load_dataset(str(make_npz(train_images=None, train_texts=composed, test_texts=decomposed[:30])))
+    np.testing.assert_array_equal(loaded.train_images[:30], loaded.test_images)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("今天天气怎么样我想去公园散步", "20 of 60 texts have less than one space in 12 characters"),
+     (f"{0:064x}", "separate the words by spaces"), ("a ?", "20 of 60 texts have no word of two characters or more"),
+     ("", "leave them out")],
+)  # fmt: skip
+def test_texts_without_words_are_said(make_npz, text, words):
+    texts = np.array([text, "who is it", "what is that"] * 20)
+    path = make_npz(train_images=None, train_texts=texts, test_texts=texts[1:3].repeat(15))
+    with pytest.warns(UserWarning, match=words):
+        load_dataset(str(path))
+
+
+def test_texts_are_sparse_and_indexed_as_the_dense_array_that_they_stand_for(make_npz):
+    texts = np.array([" ".join(f"w{k}" for k in range(i, 2 * i + 2)) for i in range(60)])
+    sparse = load_dataset(str(make_npz(train_images=None, train_texts=texts, test_texts=texts[:30]))).train_images
+    dense = np.asarray(sparse)
+    assert isinstance(sparse, Texts)
+    assert sum(array.nbytes for array in sparse.arrays().values()) < dense.nbytes / 20
+    assert (sparse.shape, sparse.dtype, len(sparse)) == (dense.shape, dense.dtype, len(dense))
+    for index in (3, -1, slice(2, 9), slice(50, 99), [5, 5, 0], STEPS % 7 == 0, torch.tensor([4, 2]),
+                  (slice(None), 0, 0), (slice(3, 5), 0)):  # fmt: skip
+        expected = dense[np.asarray(index) if isinstance(index, torch.Tensor) else index]
+        assert sparse[index].shape == expected.shape
+        assert (sparse[index] == expected).all()
+    assert (np.asarray(sparse.take(np.array([9, 1]))) == dense[[9, 1]]).all()
+    assert (np.concatenate(list(sparse.columns()), axis=1) == dense[:, 0, 0]).all()
 
 
 def test_augmentation_of_feature_vectors_is_refused(make_npz):
@@ -268,7 +401,7 @@ def test_a_damaged_file_loads_the_same_or_is_refused(tmp_path, save):
     assert refused > len(content) // 7 // 2
 
 
-@pytest.mark.parametrize("name", ["no/such/folder/", "no/such.npz", "no-such.npz"])
+@pytest.mark.parametrize("name", ["no/such/folder/", "no/such.npz", "no-such.npz", "x" * 999 + ".npz", "~nobody/x.npz"])
 def test_a_missing_own_file_or_folder_is_named(name):
     assert_refused(name, name, "no such file or folder")
 
@@ -307,7 +440,7 @@ def test_an_image_folder_loads_as_written(tmp_path, size):
 
 def test_images_of_different_sizes_are_refused(tmp_path):
     write_folder(tmp_path, [(6, 5, 3), (5, 6, 3)])
-    assert_refused(tmp_path, "1.png", "(5, 6, 3)", "(6, 5, 3)", "one size")
+    assert_refused(tmp_path, "1.png is 6 x 5", "0.png 5 x 6", "one size")
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -333,6 +466,158 @@ def test_a_damaged_image_is_named(tmp_path, content):
     path = tmp_path / "train" / "dog" / "0.png"
     path.write_bytes(path.read_bytes()[:60] if content == b"half" else content)
     assert_refused(tmp_path, "0.png")
+
+
+def write_images(root, **files):
+    """The same images for each class and split: a file name (with _ for the dot) and what it shows."""
+    for folder in ("train/a", "train/b", "test/a", "test/b"):
+        (root / folder).mkdir(parents=True)
+        for name, image in files.items():
+            image.save(root / folder / name.replace("_", "."))
+
+
+SIXTEEN = np.array([[0, 128, 129, 255, 257], [5000, 30000, 60000, 65407, 65535]], np.uint16)
+GREY, COLOUR = Image.fromarray(pixels(1, (2, 5))), Image.fromarray(pixels(2, (2, 5, 3)))
+ALPHA = Image.fromarray(pixels(3, (2, 5)))
+BLACK, WHITE = Image.new("L", (5, 2), 0), Image.new("L", (5, 2), 255)
+
+
+def big_endian():
+    image = Image.new("I;16B", (5, 2))
+    image.frombytes(SIXTEEN.astype(">u2").tobytes())
+    return image
+
+
+def over_white(image, alpha):
+    """(H, W, 3) of ``image`` where ``alpha`` is 255, of white where it is 0."""
+    share = np.asarray(alpha)[..., None] / 255
+    return share * np.asarray(image.convert("RGB")) + (1 - share) * 255
+
+
+MODES = {
+    "1": ("png", WHITE.convert("1"), np.asarray(WHITE)),
+    "L": ("png", GREY, np.asarray(GREY)),
+    "I;16": ("png", Image.fromarray(SIXTEEN), SIXTEEN / 257),
+    "I;16B": ("tif", big_endian(), SIXTEEN / 257),
+    "P": ("png", COLOUR.convert("P"), np.asarray(COLOUR.convert("P").convert("RGB"))),
+    "CMYK": ("tif", COLOUR.convert("CMYK"), np.asarray(COLOUR)),
+    "RGBA": ("png", Image.merge("RGBA", [*COLOUR.split(), ALPHA]), over_white(COLOUR, ALPHA)),
+    "RGBA, opaque": ("png", Image.merge("RGBA", [*COLOUR.split(), WHITE]), np.asarray(COLOUR)),
+    "LA": ("png", Image.merge("LA", [BLACK, ALPHA]), over_white(BLACK, ALPHA)),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_image_of_any_mode_shows_what_it_shows(tmp_path, mode):
+    kind, image, shown = MODES[mode]
+    write_images(tmp_path, **{f"x_{kind}": image})
+    with Image.open(tmp_path / f"train/a/x.{kind}") as written:
+        assert written.mode == mode.split(",")[0]
+    loaded = load_dataset(str(tmp_path)).train_images[0].squeeze()
+    assert loaded.shape == shown.shape
+    assert np.abs(loaded - shown).max() <= (1 if "A" in mode else 0.5)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "P"])
+def test_a_colour_that_stands_for_transparent_becomes_white(tmp_path, mode):
+    image = COLOUR.convert(mode)
+    for split in ("train", "test"):
+        for label in "ab":
+            (tmp_path / split / label).mkdir(parents=True)
+            image.save(tmp_path / split / label / "x.png", transparency=image.getpixel((1, 0)))
+    loaded = load_dataset(str(tmp_path)).train_images[0]
+    assert (loaded[0, 1] == 255).all()
+    assert (loaded[1, 1] == np.asarray(image.convert("L" if mode == "L" else "RGB"))[1, 1]).all()
+
+
+REFUSED = {
+    "I": ("tif", Image.fromarray(SIXTEEN.astype(np.int32)), "32-bit integers of unknown range"),
+    "F": ("tif", Image.fromarray(SIXTEEN.astype(np.float32)), "floating-point numbers of unknown range"),
+    "LA, white": ("png", Image.merge("LA", [WHITE, ALPHA]), "blank once laid over white"),
+}
+
+
+@pytest.mark.parametrize("mode", REFUSED)
+def test_an_image_that_would_be_lost_is_refused_by_name(tmp_path, mode):
+    kind, image, words = REFUSED[mode]
+    write_images(tmp_path, **{f"x_{kind}": image})
+    assert_refused(tmp_path, f"train/a/x.{kind}", words)
+
+
+def test_sixteen_bits_of_which_few_are_used_are_said(tmp_path):
+    write_images(tmp_path, x_png=Image.fromarray(SIXTEEN // 16))
+    with pytest.warns(UserWarning, match="16-bit images reach 4095 of 65535, so that 16 of 256 grey levels are left"):
+        load_dataset(str(tmp_path))
+
+
+def test_a_grey_image_among_colours_becomes_colour_in_both_splits(tmp_path):
+    write_images(tmp_path, x_png=GREY, y_png=Image.fromarray(SIXTEEN))
+    COLOUR.save(tmp_path / "test/b/z.png")
+    loaded = load_dataset(str(tmp_path))
+    assert loaded.train_images.shape == (4, 2, 5, 3)
+    assert (loaded.train_images[0] == np.asarray(GREY)[..., None]).all()
+    assert (loaded.test_images[-1] == np.asarray(COLOUR)).all()
+
+
+def test_sizes_that_differ_between_the_splits_are_both_named(tmp_path):
+    write_images(tmp_path, x_png=GREY)
+    GREY.resize((4, 4)).save(tmp_path / "test/b/x.png")
+    assert_refused(tmp_path, "test/b/x.png is 4 x 4 pixels", "train/a/x.png 5 x 2")
+
+
+def test_litter_of_other_programs_is_ignored(tmp_path):
+    write_images(tmp_path, x_png=GREY)
+    for name in ("train/.ipynb_checkpoints/x.png", "train/__MACOSX/x.png", "test/.new/x.png", "train/a/.cache/x.png",
+                 "train/a/._x.png", "test/b/._x.png"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"no image")
+    for name in ("train/.DS_Store", "train/a/.DS_Store", "test/b/Thumbs.db", "train/desktop.ini"):
+        (tmp_path / name).write_bytes(b"no image")
+    loaded = load_dataset(str(tmp_path))
+    assert (loaded.classes, len(loaded.train_images), len(loaded.test_images)) == (2, 2, 2)
+
+
+@pytest.mark.parametrize("name", ["train/a/notes.txt", "train/a/x.gif", "test/x.png"])
+def test_files_that_are_left_out_are_named(tmp_path, name):
+    write_images(tmp_path, x_png=GREY)
+    GREY.save(tmp_path / name, "PNG")
+    with pytest.warns(UserWarning, match=rf"1 files that are no images.*{name}"):
+        assert len(load_dataset(str(tmp_path)).train_images) == 2
+
+
+def test_links_that_lead_back_count_nothing_twice(tmp_path):
+    write_images(tmp_path / "set", x_png=GREY)
+    (tmp_path / "elsewhere").mkdir()
+    GREY.save(tmp_path / "elsewhere" / "y.png")
+    for name, target in [("train/a/loop", "set/train/a"), ("train/a/up", "set"), ("train/b/split", "set/train"),
+                         ("train/class", "set/train"), ("train/a/far", "elsewhere"), ("test/b/home", "")]:  # fmt: skip
+        (tmp_path / "set" / name).symlink_to(tmp_path / target)
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "set")
+    loaded = load_dataset(str(tmp_path / "set"))
+    assert (loaded.classes, loaded.train_labels.tolist(), loaded.test_labels.tolist()) == (2, [0, 0, 1], [0, 1])
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to nowhere", "link to itself"])
+def test_what_is_no_file_is_refused(tmp_path, kind):
+    write_images(tmp_path, x_png=GREY)
+    path = tmp_path / "train/b/y.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(path if kind == "link to itself" else tmp_path / "nowhere")
+    assert_refused(tmp_path, "train/b/y.png is no regular file")
+
+
+@pytest.mark.parametrize("side", [10_000, 60_000, 2**31 - 1])
+def test_an_image_that_promises_too_much_is_refused(tmp_path, side):
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    write_images(tmp_path, x_png=GREY)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
+    content = header + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+    (tmp_path / "train/b/x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    assert_refused(tmp_path, "train/b/x.png cannot be read as an image", "decompression bomb")
 
 
 # --- downloads, without a network
@@ -417,6 +702,25 @@ def test_cinic10_with_another_hash_is_refused_and_not_kept(serve, offline):
 def test_cinic10_that_cannot_be_fetched_names_the_mend(serve, offline):
     serve().unlink()
     assert_refused("cinic10", "could not be downloaded", "cinic10.npz", "DYNMIA_DATA")
+
+
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_a_damaged_copy_of_cinic10_in_the_cache_is_named(serve, offline, share):
+    serve()
+    load_dataset("cinic10")
+    path = offline / "cinic10.npz"
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    assert_refused("cinic10", f"delete {path}")
+    path.unlink()
+    assert len(load_dataset("cinic10").train_labels) == 10
+
+
+def test_an_empty_file_of_torchvision_in_the_cache_is_named(offline):
+    raw = offline / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (raw / f"{name}-ubyte").touch()
+    assert_refused("mnist", "mnist: a damaged file", f"delete {raw}/t")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Error downloading\nsecond line"), OSError("no network"), OSError()])

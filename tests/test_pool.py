@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dynmia import Study, UserError
 from dynmia.data import Dataset, load_dataset
-from dynmia.pool import draw_keep, make_pool
+from dynmia.pool import Pool, draw_keep, make_pool
 
 
 def blank(labels, size=4) -> Dataset:
@@ -69,8 +69,15 @@ def test_without_a_size_the_pool_is_the_whole_training_split(digits):
 
 
 def test_a_pool_larger_than_the_split_is_refused(digits):
-    with pytest.raises(UserError, match=r"pool_size 1498 is larger than the training split of digits \(1497\)"):
+    with pytest.raises(
+        UserError, match=r"pool_size 1498 is larger than the training split of digits \(1497\): use 4 to 1497"
+    ):
         make_pool(Study(pool_size=1498), digits)
+
+
+def test_a_test_set_larger_than_the_split_is_refused(digits):
+    with pytest.raises(UserError, match=r"test_size 301 is larger .* digits \(300\): use 1 to 300"):
+        make_pool(Study(test_size=301), digits)
 
 
 def test_held_out_images_that_lack_a_class_are_said(digits):
@@ -95,6 +102,40 @@ def test_std_of_blank_images_is_not_zero():
 def test_shape_is_channels_height_width():
     data = Dataset(np.zeros((9, 4, 5, 3), np.uint8), np.arange(9) % 3, np.zeros((3, 4, 5, 3), np.uint8), np.arange(3))
     assert make_pool(Study(pool_size=6), data).shape == (3, 4, 5)
+
+
+@pytest.fixture
+def text_pool(make_npz):
+    rng = np.random.default_rng(0)
+    texts = np.array([" ".join(rng.choice([f"w{k}" for k in range(400)], 8)) for _ in range(60)])
+    path = str(make_npz(train_images=None, train_texts=texts, test_texts=texts[:30]))
+    return make_pool(Study(dataset=path, pool_size=40, test_size=20), load_dataset(path))
+
+
+def test_a_pool_of_sparse_texts_is_that_of_the_dense_counts(text_pool):
+    images, test_images = np.asarray(text_pool.images), np.asarray(text_pool.test_images)
+    dense = dataclasses.replace(text_pool, images=images, test_images=test_images)
+    flat = images.reshape(40, -1).astype(np.float32)
+    assert images.any()
+    assert (text_pool.shape, text_pool.fingerprint) == (dense.shape, dense.fingerprint)
+    np.testing.assert_array_equal(text_pool.mean, flat.mean(0, dtype=np.float64).astype(np.float32))
+    np.testing.assert_array_equal(text_pool.std, np.maximum(flat.std(0, dtype=np.float64).astype(np.float32), 1))
+
+
+def test_a_pool_of_texts_comes_back_from_files_sparse(text_pool, tmp_path):
+    (tmp_path / "job").mkdir()
+    text_pool.save(tmp_path / "job")
+    loaded = Pool.load(tmp_path / "job", text_pool.classes)
+    assert loaded.fingerprint == text_pool.fingerprint
+    assert not loaded.images.counts.data.flags.owndata  # but the memory map's
+    assert (loaded.keep == text_pool.keep).all()
+
+
+def test_the_fingerprint_of_the_released_texts(real_data):
+    if not (real_data / "trec.npz").exists():
+        pytest.skip("the data folder has no trec.npz")
+    pool = make_pool(Study(dataset="trec", pool_size=4000), load_dataset("trec", real_data))
+    assert pool.fingerprint == "9a08d866bbe32efc41981cb51d439b198b0969de46af3b4d89b5649338095847"
 
 
 @pytest.mark.parametrize("name", ["images", "labels", "sample_id", "test_images", "test_labels"])
