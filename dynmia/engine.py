@@ -29,6 +29,7 @@ from . import errors, gpu
 from .data import load_dataset
 from .errors import UserError
 from .models import build_model, forward_flops, model_fingerprint
+from .own_model import check_model
 from .pool import Pool, make_pool
 from .progress import Progress, Report
 from .runs import assemble, cores, provenance, save_run
@@ -129,7 +130,7 @@ def open_store(
     device = pick_device(device)
     study = study.resolve(device)
     pool = make_pool(study, load_dataset(study.dataset, data_dir))
-    build_model(study.model, pool.shape, pool.classes)  # a bad model is an error before any work is lost
+    check_model(study, pool, device)  # a bad model is an error before any work is lost
     fingerprint = pool.fingerprint + model_fingerprint(study.model)
     folder = Path(out) if out else Path("runs") / f"{study.title}-{study.identity(fingerprint)[:8]}"
     about = provenance(command or command_of(study), device, workers or cores() if device == "cpu" else 1)
