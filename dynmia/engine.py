@@ -135,12 +135,12 @@ def open_store(
     whole = len(dataset.train_labels)
     count, size = study.shadow_models, min(study.pool_size or whole, whole)
     try:
-        if 8 * count * size > memory():  # of the numbers that the mask of who trains on what is drawn from
+        if 16 * count * size > memory():  # the numbers from which the mask is drawn, and room beside them
             raise MemoryError
         pool = make_pool(study, dataset)
     except MemoryError as error:
         raise UserError(
-            f"shadow_models {count} x pool_size {size} is more than this machine's memory holds: reduce one of them."
+            f"shadow_models {count} x pool_size {size} is more than the memory holds: reduce one of them."
         ) from error
     check_model(study, pool, device)  # a bad model is an error before any work is lost
     fingerprint = pool.fingerprint + model_fingerprint(study.model)
@@ -156,11 +156,14 @@ def check_workers(workers: int | None) -> None:
 
 
 def memory() -> float:
-    """Bytes of this machine's memory; infinite where the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return math.inf
+    """Bytes of memory that this process may use; infinite where the system does not say."""
+    limits = [math.inf]
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of a container or a job
+        with contextlib.suppress(ValueError, OSError):
+            limits.append(int((Path("/sys/fs/cgroup") / name).read_text()))
+    return min(limits)
 
 
 @contextlib.contextmanager
@@ -253,8 +256,13 @@ def train_pool(
         events: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
         started: list[tuple[subprocess.Popen[str], threading.Thread]] = []
         try:
-            for number in range(workers):
-                started.append(_start(number, job, events))
+            try:
+                for number in range(workers):
+                    started.append(_start(number, job, events))
+            except OSError as error:
+                raise UserError(
+                    f"only {len(started)} of {workers} workers start ({error.strerror}): use fewer --workers."
+                ) from error
             waiting, flying = list(models), {}
 
             def next_model(number: int) -> None:

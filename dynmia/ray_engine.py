@@ -131,6 +131,7 @@ def connect(address: str | None, cpus: int) -> Any:
             probe.check_returncode()
             with contextlib.suppress(ImportError, AttributeError):  # it read the mode when it was imported
                 ray._raylet.Config.initialize("")  # type: ignore[attr-defined]
+                ray._raylet.AuthenticationTokenLoader.instance().reset_cache()  # type: ignore[attr-defined]
         ray.init(address or "local", runtime_env={"env_vars": variables}, **options)
     except (OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
         log = (getattr(error, "stderr", None) or b"").decode().strip().splitlines()  # of the probe: why it failed

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import random
@@ -382,8 +383,17 @@ def test_a_number_of_workers_that_no_machine_has_is_refused(tiny, tmp_path, no_p
     assert not (tmp_path / "run").exists()
 
 
+def test_a_system_that_starts_no_more_processes_is_named(tiny, tmp_path, monkeypatch):
+    def full(*args):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(engine, "_start", full)
+    with pytest.raises(UserError, match=r"only 0 of 2 workers start \(Resource .*: use fewer --workers"):
+        train(tiny, tmp_path / "run")
+
+
 def test_a_mask_larger_than_the_memory_is_refused(tiny, tmp_path, monkeypatch):
-    message = "shadow_models 2147483000 x pool_size 120 is more than this machine's memory holds: reduce one of them"
+    message = "shadow_models 2147483000 x pool_size 120 is more than the memory holds: reduce one of them"
     for memory in (engine.memory, lambda: float("inf")):  # where the system does not say, numpy does
         monkeypatch.setattr(engine, "memory", memory)
         with pytest.raises(UserError, match=message):
