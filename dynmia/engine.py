@@ -95,7 +95,9 @@ def train_part(
         raise UserError(f"model {bad[0]} does not exist: this study has models 0 to {study.shadow_models - 1}.")
     errors.choose(mode, ["fast", "deterministic"], "mode")
     device = pick_device(device)
-    study, pool, store = open_store(study, out=out, data_dir=data_dir, device=device, workers=workers, command=command)
+    study, pool, store = open_store(
+        study, out=out, data_dir=data_dir, device=device, workers=workers, command=command, mode=mode
+    )
     missing = [model for model in store.missing() if models is None or model in models]
     bar = Progress(study, missing, store, progress)
     with ended_cleanly(), bar as report:
@@ -125,7 +127,7 @@ def finish(pool: Pool, store: RunStore) -> xr.Dataset:
 
 def open_store(
     study: Study, *, out: Folder = None, data_dir: Folder = None, device: str | None = None,
-    workers: int | None = None, command: str | None = None,
+    workers: int | None = None, command: str | None = None, mode: str = "fast",
 ) -> tuple[Study, Pool, RunStore]:  # fmt: skip
     """Load the data, check that the model fits them, and open (or make) the run's folder; see :func:`train_part`."""
     check_workers(workers)
@@ -142,7 +144,8 @@ def open_store(
         raise UserError(
             f"shadow_models {count} x pool_size {size} is more than the memory holds: reduce one of them."
         ) from error
-    check_model(study, pool, device)  # a bad model is an error before any work is lost
+    with arithmetic(mode) if device.startswith("cuda") else contextlib.nullcontext():
+        check_model(study, pool, device)  # a bad model is an error before any work is lost
     fingerprint = pool.fingerprint + model_fingerprint(study.model)
     folder = Path(out) if out else Path("runs") / f"{study.title}-{study.identity(fingerprint)[:8]}"
     about = provenance(command or command_of(study), device, workers or cores() if device == "cpu" else 1)
