@@ -12,12 +12,14 @@ import math
 import os
 import queue
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from . import errors, gpu
 from .data import load_dataset
 from .errors import UserError
 from .models import build_model, forward_flops, model_fingerprint
+from .own_model import check_model
 from .pool import Pool, make_pool
 from .progress import Progress, Report
 from .runs import assemble, cores, provenance, save_run
@@ -37,6 +40,7 @@ from .study import Study
 from .training import DeviceData, train_shard
 
 Folder = str | os.PathLike[str] | None
+MOST_WORKERS = 1024
 COMPILE_FROM = 1e16  # FLOPs of training from which compiling, about a minute, pays
 
 
@@ -81,7 +85,7 @@ def train_part(
     errors.choose(engine, ("local", "ray"), "engine")
     if address and engine != "ray":
         raise UserError("address is that of a Ray cluster: give it with --engine ray.")
-    deadline = math.inf if time_budget is None else time.time() + time_budget
+    deadline = math.inf if time_budget is None else time.monotonic() + time_budget
     if time_budget is not None and not time_budget > 0:
         raise UserError(f"time_budget is {time_budget} s: it must be above 0.")
     bad = [model for model in models or [] if not 0 <= model < study.shadow_models]
@@ -89,10 +93,12 @@ def train_part(
         raise UserError(f"model {bad[0]} does not exist: this study has models 0 to {study.shadow_models - 1}.")
     errors.choose(mode, ["fast", "deterministic"], "mode")
     device = pick_device(device)
-    study, pool, store = open_store(study, out=out, data_dir=data_dir, device=device, workers=workers, command=command)
+    study, pool, store = open_store(
+        study, out=out, data_dir=data_dir, device=device, workers=workers, command=command, mode=mode
+    )
     missing = [model for model in store.missing() if models is None or model in models]
     bar = Progress(study, missing, store, progress)
-    with bar as report:
+    with ended_cleanly(), bar as report:
         if engine == "ray" and missing:
             from .ray_engine import train_ray
 
@@ -119,19 +125,66 @@ def finish(pool: Pool, store: RunStore) -> xr.Dataset:
 
 def open_store(
     study: Study, *, out: Folder = None, data_dir: Folder = None, device: str | None = None,
-    workers: int | None = None, command: str | None = None,
+    workers: int | None = None, command: str | None = None, mode: str = "fast",
 ) -> tuple[Study, Pool, RunStore]:  # fmt: skip
     """Load the data, check that the model fits them, and open (or make) the run's folder; see :func:`train_part`."""
-    if workers is not None and workers < 1:
-        raise UserError(f"workers is {workers}: it must be at least 1.")
+    check_workers(workers)
     device = pick_device(device)
     study = study.resolve(device)
-    pool = make_pool(study, load_dataset(study.dataset, data_dir))
-    build_model(study.model, pool.shape, pool.classes)  # a bad model is an error before any work is lost
+    dataset = load_dataset(study.dataset, data_dir)
+    whole = len(dataset.train_labels)
+    count, size = study.shadow_models, min(study.pool_size or whole, whole)
+    try:
+        if 16 * count * size > memory():  # the numbers from which the mask is drawn, and room beside them
+            raise MemoryError
+        pool = make_pool(study, dataset)
+    except MemoryError as error:
+        raise UserError(
+            f"shadow_models {count} x pool_size {size} is more than the memory holds: reduce one of them."
+        ) from error
+    with arithmetic(mode) if device.startswith("cuda") else contextlib.nullcontext():
+        check_model(study, pool, device)  # a bad model is an error before any work is lost
     fingerprint = pool.fingerprint + model_fingerprint(study.model)
     folder = Path(out) if out else Path("runs") / f"{study.title}-{study.identity(fingerprint)[:8]}"
     about = provenance(command or command_of(study), device, workers or cores() if device == "cpu" else 1)
     return study, pool, RunStore(folder, study, fingerprint, about)
+
+
+def check_workers(workers: int | None) -> None:
+    """Raise a :class:`UserError` if no machine has so many."""
+    if workers is not None and not 1 <= workers <= MOST_WORKERS:
+        raise UserError(f"workers is {workers}: it must be at least 1 and at most {MOST_WORKERS}.")
+
+
+def memory() -> float:
+    """Bytes of memory that this process may use; infinite where the system does not say."""
+    limits = [math.inf]
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # Windows has no sysconf
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of a container or a job
+        with contextlib.suppress(ValueError, OSError):
+            limits.append(int((Path("/sys/fs/cgroup") / name).read_text()))
+    return min(limits)
+
+
+@contextlib.contextmanager
+def ended_cleanly() -> Iterator[None]:
+    """Let SIGTERM, and SIGHUP of a closed terminal, end training as Ctrl-C does: no process, lock or scratch stays."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+        numbers = []
+    ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]  # not what others handle
+    for number in ours:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def pick_device(device: str | None) -> str:
@@ -192,8 +245,7 @@ def train_pool(
     """
     if not models:
         return
-    with tempfile.TemporaryDirectory(prefix="dynmia-") as folder:
-        job = Path(folder)
+    with scratch() as job:
         try:
             pool.save(job)
         except OSError as error:
@@ -204,14 +256,19 @@ def train_pool(
         events: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
         started: list[tuple[subprocess.Popen[str], threading.Thread]] = []
         try:
-            for number in range(workers):
-                started.append(_start(number, job, events))
+            try:
+                for number in range(workers):
+                    started.append(_start(number, job, events))
+            except OSError as error:
+                raise UserError(
+                    f"only {len(started)} of {workers} workers start ({error.strerror}): use fewer --workers."
+                ) from error
             waiting, flying = list(models), {}
 
             def next_model(number: int) -> None:
                 stdin = started[number][0].stdin
                 assert stdin is not None
-                if waiting and time.time() < deadline:
+                if waiting and time.monotonic() < deadline:
                     flying[number] = waiting.pop(0)
                     with contextlib.suppress(BrokenPipeError):  # it has ended: its last event says why
                         stdin.write(f"{flying[number]}\n")
@@ -225,7 +282,7 @@ def train_pool(
                 number, event = events.get()
                 if event is None:
                     if number in flying:
-                        _failed(started[number][0], flying[number])
+                        _failed(started[number][0], flying[number], continued(store))
                 elif "error" in event:
                     raise getattr(errors, event["kind"])(event["error"])
                 elif "free" in event:
@@ -239,6 +296,22 @@ def train_pool(
                 process.terminate()
             for _, forwarder in started:  # it ends with its process, and reads the log: before the folder goes
                 forwarder.join()
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A temporary folder that is locked while this process lives; those of processes that were killed are removed."""
+    with tempfile.TemporaryDirectory(prefix="dynmia-") as folder, (Path(folder) / "owner").open("w") as owner:
+        with contextlib.suppress(ImportError, OSError):  # Windows; a file system without locks
+            import fcntl
+
+            for lock in Path(folder).parent.glob("dynmia-*/owner.lock"):
+                with contextlib.suppress(OSError), lock.open("r+") as left:
+                    fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(lock.parent)
+            fcntl.flock(owner, fcntl.LOCK_EX)
+            os.rename(owner.name, f"{owner.name}.lock")  # seen by others once it is locked
+        yield Path(folder)
 
 
 def _start(number: int, job: Path, events: queue.Queue) -> tuple[subprocess.Popen[str], threading.Thread]:
@@ -268,11 +341,16 @@ def _start(number: int, job: Path, events: queue.Queue) -> tuple[subprocess.Pope
     return process, forwarder
 
 
-def _failed(process: subprocess.Popen[str], model: int) -> None:
+def continued(store: RunStore) -> str:
+    """The command that goes on with the run of ``store``, ready to be pasted."""
+    return f"{command_of(store.study)} --out {shlex.quote(str(store.folder))}"
+
+
+def _failed(process: subprocess.Popen[str], model: int, command: str) -> None:
     """Raise the clear line for a worker that ended without a word."""
     if process.returncode and process.returncode < 0:
         why = f"was ended by signal {-process.returncode}"
     else:
         last = [line for line in process.log.splitlines() if line.strip()][-1:]  # type: ignore[attr-defined]
         why = f"failed ({last[0].strip() if last else f'exit code {process.returncode}'})"
-    raise UserError(f"the process that trained model {model} {why}: the same command continues from its last epoch.")
+    raise UserError(f"the process that trained model {model} {why}: continue from its last epoch by {command}")

@@ -5,20 +5,24 @@ Every builder takes ``shape`` = (C, H, W) and ``classes`` and returns a module f
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import importlib
 import inspect
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError
+from .errors import UserError, reason
 from .study import WRN
 
 Shape = tuple[int, int, int]
+LARGEST = 10**9  # parameters of a Wide ResNet: 16 GB with their gradients and AdamW's moments
 
 
 def build_model(name: str, shape: Shape, classes: int) -> nn.Module:
@@ -26,7 +30,13 @@ def build_model(name: str, shape: Shape, classes: int) -> nn.Module:
     if ":" in name:
         return _own(name, shape, classes)
     if match := WRN.fullmatch(name):
-        return WideResNet(int(match[1]), int(match[2]), shape, classes)
+        depth, width = int(match[1]), int(match[2])
+        if wrn_parameters(depth, width, shape[0], classes) > LARGEST:
+            raise UserError(
+                f"model {name!r} has more than {LARGEST:,} parameters, the most that is built: "
+                "use a smaller depth or width."
+            )
+        return WideResNet(depth, width, shape, classes)
     return {"cnn": cnn, "cnn-dropout": cnn_dropout, "deep-cnn": deep_cnn, "mlp": mlp}[name](shape, classes)
 
 
@@ -127,6 +137,16 @@ class _Block(nn.Module):
         return skip + self.conv2(torch.relu_(self.norm2(self.conv1(active))))
 
 
+def wrn_parameters(depth: int, width: int, channels: int, classes: int) -> int:
+    """Number of weights of a Wide ResNet, without building it."""
+    total, before = 9 * channels * 16, 16
+    for out in (16 * width, 32 * width, 64 * width):
+        first = 2 * before + 9 * before * out + 2 * out + 9 * out * out + before * out * (before != out)
+        total += first + ((depth - 4) // 6 - 1) * (4 * out + 18 * out * out)
+        before = out
+    return total + 2 * before + before * classes + classes
+
+
 def parameters(model: nn.Module) -> int:
     """Number of trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -165,38 +185,81 @@ def forward_flops(model: nn.Module, shape: Shape) -> int:
 
 
 def model_fingerprint(name: str) -> str:
-    """sha256 of the source file of a user's own model, so that its edits change the study; '' for built-in models."""
+    """sha256 of the source of a user's own model, so that its edits change the study; '' for built-in models.
+
+    Of what has no source of its own (a ``functools.partial``, a callable instance), of its module and of what it calls.
+    """
     if ":" not in name:
         return ""
-    file = inspect.getsourcefile(_factory(name))
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and Path(file).exists() else ""
-
-
-def _factory(name: str):  # type: ignore[no-untyped-def]
-    module, attribute = name.split(":")
+    factory = _factory(name)
     try:
+        files = [inspect.getsourcefile(factory)]
+    except TypeError:
+        while isinstance(factory, functools.partial):
+            factory = factory.func
+        factory = inspect.unwrap(factory)  # type: ignore[arg-type]
+        source = factory if inspect.isroutine(factory) or inspect.isclass(factory) else type(factory)
+        modules = importlib.import_module(name.split(":")[0]), inspect.getmodule(source)
+        files = [getattr(module, "__file__", None) for module in modules]
+    with blamed(name, "be read"):
+        contents = [Path(file).read_bytes() for file in dict.fromkeys(files) if file and Path(file).exists()]
+    return hashlib.sha256(b"".join(contents)).hexdigest() if contents else ""
+
+
+@contextlib.contextmanager
+def blamed(name: str, what: str) -> Iterator[None]:
+    """Turn whatever a user's code raises, even an exit, into one line: the model ``name`` cannot do ``what``."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        kind, text = type(error).__name__, reason(error)
+        raise UserError(f"model {name!r} cannot {what}: {kind if text == kind else f'{kind}: {text}'}.") from error
+
+
+def check_logits(name: str, output: object, batch: int, shape: Shape, classes: int, when: str = "") -> None:
+    """Raise a :class:`UserError` if ``output`` is not the logits of a batch."""
+    size = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if size != (batch, classes):
+        raise UserError(f"model {name!r} maps {(batch, *shape)} to {size}{when}; it must map it to {(batch, classes)}.")
+
+
+def _factory(name: str) -> Callable[..., object]:
+    module, attribute = name.split(":")
+    with blamed(name, "be imported"):
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"model {name!r} cannot be imported: {error}.") from error
 
 
 def _own(name: str, shape: Shape, classes: int) -> nn.Module:
     """Call a user's factory and check that its model returns logits of the right shape."""
+    factory = _factory(name)
     try:
-        model = _factory(name)(shape=shape, classes=classes)
+        inspect.signature(factory).bind(shape=shape, classes=classes)
     except TypeError as error:
-        raise UserError(f"model {name!r} must accept shape=(C, H, W) and classes=K: {error}.") from error
+        raise UserError(f"model {name!r} must accept shape=(C, H, W) and classes=K: {reason(error)}.") from error
+    except ValueError:  # it does not say what it accepts
+        pass
+    with blamed(name, f"be built for shape={shape} and classes={classes}"):
+        model = factory(shape=shape, classes=classes)
     if not isinstance(model, nn.Module):
         raise UserError(f"model {name!r} returned {type(model).__name__}; it must return a torch.nn.Module.")
+    with blamed(name, f"map a batch {(2, *shape)} to logits"), torch.no_grad():
+        output = model.eval()(torch.zeros(2, *shape))
+    check_logits(name, output, 2, shape, classes)
+    return model.train()
+
+
+def memory_layout(model: nn.Module, shape: Shape) -> torch.memory_format:
+    """Channels-last, or contiguous, inputs too, for a user's ``model`` that cannot run otherwise (``view``, Conv3d)."""
+    _, height, width = shape
     try:
         with torch.no_grad():
-            got = tuple(model.eval()(torch.zeros(2, *shape)).shape)
-    except Exception as error:  # whatever a user's code raises
-        raise UserError(
-            f"model {name!r} cannot map a batch (2, {', '.join(map(str, shape))}) to logits: {error}"
-        ) from error
-    if got != (2, classes):
-        raise UserError(
-            f"model {name!r} maps (2, {', '.join(map(str, shape))}) to {got}; it must map it to (2, {classes})."
-        )
-    return model.train()
+            model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model(torch.zeros(2, height, width, shape[0]).permute(0, 3, 1, 2))
+        return torch.channels_last
+    except Exception:  # whatever a user's code raises; what fails contiguous too is the user's to see
+        model.register_forward_pre_hook(lambda _, x: x[0].clone(memory_format=torch.contiguous_format))
+        return torch.contiguous_format
+    finally:
+        model.train()

@@ -35,9 +35,10 @@ PROBE = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address
 
 
 def train_model(
-    study: Study, pool: Pool, model: int, device: str, deadline: float, saved: tuple | None, queue: Any
+    study: Study, pool: Pool, model: int, device: str, seconds: float, saved: tuple | None, queue: Any
 ) -> tuple[tuple | None, str]:
-    """The task: the shard, or None if the time was over before, and what machine it ran on."""
+    """The task: the shard, or None if the ``seconds`` were over before, and what machine it ran on."""
+    deadline = time.monotonic() + seconds  # of this machine's clock
     torch.set_num_threads(1)
     keep_freed_memory()
     shards: list[tuple] = []
@@ -66,21 +67,23 @@ def train_ray(
     with contextlib.ExitStack() as held:
         for model in models:
             held.enter_context(store.locked(model))
+        mode = os.environ.get("RAY_AUTH_MODE", "")
+        held.callback(os.environ.pop if not mode else os.environ.__setitem__, "RAY_AUTH_MODE", mode)  # of the next
         ray = connect(address or os.environ.get("RAY_ADDRESS"), workers or cores())
         held.callback(ray.shutdown)
         gpus = int(device.startswith("cuda"))
-        slots = int(ray.cluster_resources().get("GPU" if gpus else "CPU", 0))
-        if not slots:
+        capacity = lambda: int(ray.cluster_resources().get("GPU" if gpus else "CPU", 0))  # noqa: E731
+        if not (slots := capacity()):
             raise UserError(f"no machine of the Ray cluster has a {'GPU' if gpus else 'CPU'}: choose another --device.")
         queue = ray.util.queue.Queue(actor_options={"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1})
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(train_model)  # Ray would retry with the old state
         shared, waiting, lost = ray.put(pool), list(models), Counter[int]()
         flying: dict[Any, int] = {}
-        while (waiting or flying) and time.time() < deadline:
-            for model in waiting:
-                job = (study, shared, model, device, deadline, store.load_state(model), queue)
+        while (waiting or flying) and time.monotonic() < deadline:
+            while waiting and len(flying) < max(1, capacity()):  # what can start now, when its seconds begin
+                model, left = waiting.pop(0), deadline - time.monotonic()
+                job = (study, shared, model, device, left, store.load_state(model), queue)
                 flying[task.remote(*job)] = model
-            waiting = []
             ended, _ = ray.wait(list(flying), timeout=0.2)
             for model, event, state in queue.get_nowait_batch(queue.qsize()):
                 if event:
@@ -121,7 +124,14 @@ def connect(address: str | None, cpus: int) -> Any:
     try:
         if address and address != "auto":  # where no cluster is, ray.init itself waits for minutes
             socket.create_connection(address.rpartition(":")[::2], 5).close()  # type: ignore[arg-type]
-            subprocess.run([*PROBE, address], check=True, capture_output=True, timeout=30)
+            probe = subprocess.run([*PROBE, address], check=False, capture_output=True, timeout=30)
+            if b"InvalidAuthToken" in probe.stderr:  # Ray by itself shows its token to no cluster that is named to it
+                os.environ.setdefault("RAY_AUTH_MODE", "token")
+                probe = subprocess.run([*PROBE, address], check=False, capture_output=True, timeout=30)
+            probe.check_returncode()
+            with contextlib.suppress(ImportError, AttributeError):  # it read the mode when it was imported
+                ray._raylet.Config.initialize("")  # type: ignore[attr-defined]
+                ray._raylet.AuthenticationTokenLoader.instance().reset_cache()  # type: ignore[attr-defined]
         ray.init(address or "local", runtime_env={"env_vars": variables}, **options)
     except (OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
         log = (getattr(error, "stderr", None) or b"").decode().strip().splitlines()  # of the probe: why it failed

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import Texts
-from .models import build_model
+from .models import build_model, memory_layout
 from .optim import frozen_statistics, learning_rate, make_optimizer, sam_ascend, sam_return
 from .pool import Pool
 from .signals import logit_scaled_confidence
@@ -194,11 +194,12 @@ def evaluate(
 
 
 def new_state(study: Study, pool: Pool, model: int, device: str) -> TrainState:
-    """Shadow model ``model`` before its first step, channels-last, on ``device``."""
+    """Shadow model ``model`` before its first step, on ``device``, channels-last if it can be."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(study.seed, WEIGHTS, model))
         module = build_model(study.model, pool.shape, pool.classes)
-    module = module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        layout = memory_layout(module, pool.shape) if ":" in study.model else torch.channels_last
+    module = module.to(device=device, memory_format=layout)  # type: ignore[call-overload]
     return TrainState(module, make_optimizer(study, module))
 
 

@@ -88,7 +88,7 @@ def train_shard(
     epochs are shorter. ``report`` gets a mapping with model, epoch, loss and accuracies after every epoch.
 
     Args:
-        deadline: in seconds since 1970; training stops, its state saved, before an epoch that would end later.
+        deadline: of ``time.monotonic``; training stops, its state saved, before an epoch that would end later.
 
     Returns:
         Whether the shard is finished.
@@ -162,7 +162,7 @@ class Shard:
         self.began = time.perf_counter()
         if self.resumed:  # all that was done before its state was saved
             self.resumed = False
-            return time.time() <= deadline
+            return time.monotonic() <= deadline
         if self.epoch % self.study.checkpoint_every == 0:
             self._checkpoint()
         now = time.perf_counter()
@@ -174,7 +174,7 @@ class Shard:
             self.finished = True
             self.report(event | dict(done=True))
             return False
-        stop = time.time() + MARGIN * self.longest > deadline
+        stop = time.monotonic() + MARGIN * self.longest > deadline
         if stop or self.began - self.saved_at > in_flight * self.saving / SAVING:  # all wait for a save
             before = time.perf_counter()
             meta = dict(epoch=self.epoch, seconds=self.seconds, **self.how)

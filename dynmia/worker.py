@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import sys
+import threading
 from pathlib import Path
 
 
@@ -32,14 +34,23 @@ def main(job: Path) -> None:
     store = RunStore(about["folder"], study, about["fingerprint"], {})
     data = DeviceData.of(pool, "cpu")
 
+    models: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+
+    def listen() -> None:
+        """Pass on what the parent asks for; where it has died, end at once: its input is read between models only."""
+        for line in os.fdopen(os.dup(0)):  # sys.stdin is closed at the end, which aborts where it is being read
+            models.put(int(line))
+        models.put(None)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=listen, daemon=True).start()
     reports = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a user's own model prints goes to the log, not between the reports
 
     def report(event: dict) -> None:
         print(json.dumps(event), file=reports, flush=True)  # a dead parent ends the worker here, by a broken pipe
 
-    for line in sys.stdin:
-        model = int(line)
+    for model in iter(models.get, None):
         try:
             finished = train_shard(study, pool, data, model, store, report, about["deadline"])
             report({"model": model, "free": finished})

@@ -1,10 +1,13 @@
+import errno
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -14,6 +17,7 @@ import torch
 
 import dynmia
 from dynmia import engine
+from dynmia.cli import main
 from dynmia.engine import open_store, train_here
 from dynmia.errors import Diverged, StoreError, UserError
 from dynmia.store import read_sealed
@@ -81,6 +85,7 @@ class Child:
             [sys.executable, "-c", TRAIN, json.dumps(study.to_dict()), str(folder)],
             start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env=os.environ | {"TMPDIR": str(scratch)},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
         )  # fmt: skip
 
     @staticmethod
@@ -135,10 +140,13 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_bits(slow, tmp_path):
     assert (run.phi.values == slow[2].phi.values).all()
 
 
-def test_ctrl_c_leaves_no_process_and_no_scratch_and_the_run_ends_with_the_same_bits(slow, tmp_path):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_stop_leaves_no_process_and_no_scratch_and_the_run_ends_with_the_same_bits(slow, tmp_path, name):
     child = Child(slow[0], tmp_path / "run", tmp_path / "scratch")
     child.wait_until_it_trains()
-    output = child.end_by(signal.SIGINT)
+    if name != "SIGINT":  # Ctrl-C is sent to the whole group, the others to the parent
+        child.process.send_signal(getattr(signal, name))
+    output = child.end_by(signal.SIGINT) if name == "SIGINT" else child.process.communicate(timeout=LIMIT)[0]
     assert child.process.returncode != 0
     assert "KeyboardInterrupt" in output
     child.wait_until_the_group_is_empty()
@@ -148,12 +156,41 @@ def test_ctrl_c_leaves_no_process_and_no_scratch_and_the_run_ends_with_the_same_
     assert_same_shards(tmp_path / "run", slow[1])
 
 
-def test_processes_end_when_their_parent_is_killed(tiny, tmp_path):
-    child = Child(tiny, tmp_path / "run", tmp_path / "scratch")
+def test_processes_end_at_once_when_their_parent_is_killed_and_the_next_run_clears_its_scratch(
+    tiny, tmp_path, own_model, monkeypatch
+):
+    body = "import time; time.sleep(1e4 * ('worker' in sys.argv[0]))"  # an epoch without end
+    study = tiny.replace(model=own_model("own_endless", body), shadow_models=4)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"), prepend=os.pathsep)
+    child = Child(study, tmp_path / "run", tmp_path / "scratch")
     child.wait_until_it_trains()
+    deadline = time.monotonic() + LIMIT
+    while len(list((tmp_path / "run").glob("model-*.lock"))) < 2 and time.monotonic() < deadline:  # of both workers
+        time.sleep(0.01)
     child.process.kill()
     child.process.communicate(timeout=LIMIT)
     child.wait_until_the_group_is_empty()
+    (left,) = (tmp_path / "scratch").glob("dynmia-*")
+    others = tmp_path / "scratch" / "dynmia-of-another-kind"
+    others.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    with engine.scratch() as mine, engine.scratch() as second:
+        assert not left.exists()
+        assert sorted((tmp_path / "scratch").glob("dynmia-*")) == sorted([mine, second, others])
+    assert list((tmp_path / "scratch").glob("dynmia-*")) == [others]
+
+
+def test_a_handler_of_the_caller_is_left_in_place():
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with engine.ended_cleanly():
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with pytest.raises(KeyboardInterrupt), engine.ended_cleanly():
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 2, 3])
@@ -260,7 +297,7 @@ def test_a_killed_process_is_named_and_the_run_continues_to_the_same_bits(tiny, 
 
     killer = threading.Thread(target=kill_the_first)
     killer.start()
-    with pytest.raises(UserError, match=r"model [0-3] was ended by signal 9: the same command continues"):
+    with pytest.raises(UserError, match=r"signal 9: continue from its last epoch by dynmia train .* --out /"):
         train(tiny, tmp_path / "run")
     killer.join()
     assert [process.poll() is None for process, _ in started] == [False, False]
@@ -322,7 +359,8 @@ def test_another_code_of_an_own_model_is_another_study(tiny, tmp_path, own_model
 
 
 def test_an_exception_in_a_process_is_shown_in_one_line(tiny, tmp_path, own_model):
-    study = tiny.replace(model=own_model("own_failing", "raise RuntimeError('no more')"))
+    body = "if 'worker' in sys.argv[0]: raise RuntimeError('no more')"  # where the trial does not see it
+    study = tiny.replace(model=own_model("own_failing", body))
     with pytest.raises(UserError, match=r"trained model \d failed \(RuntimeError: no more\)"):
         train(study, tmp_path / "run", workers=1)
 
@@ -337,6 +375,43 @@ def test_an_own_model_may_print(tiny, tmp_path, own_model, monkeypatch):
         child.end_by(signal.SIGKILL)
         pytest.fail("training hangs")
     assert child.process.returncode == 0, output
+
+
+@pytest.mark.parametrize("workers", [0, -2, 1025, 10**9])
+def test_a_number_of_workers_that_no_machine_has_is_refused(tiny, tmp_path, no_process, workers):
+    with pytest.raises(UserError, match=rf"workers is {workers}: it must be at least 1 and at most 1024"):
+        train(tiny, tmp_path / "run", workers=workers)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_system_that_starts_no_more_processes_is_named(tiny, tmp_path, monkeypatch):
+    def full(*args):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(engine, "_start", full)
+    with pytest.raises(UserError, match=r"only 0 of 2 workers start \(Resource .*: use fewer --workers"):
+        train(tiny, tmp_path / "run")
+
+
+def test_a_mask_larger_than_the_memory_is_refused(tiny, tmp_path, monkeypatch):
+    message = "shadow_models 2147483000 x pool_size 120 is more than the memory holds: reduce one of them"
+    for memory in (engine.memory, lambda: float("inf")):  # where the system does not say, numpy does
+        monkeypatch.setattr(engine, "memory", memory)
+        with pytest.raises(UserError, match=message):
+            open_store(tiny.replace(shadow_models=2147483000), out=tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_that_continues_works_when_pasted(tiny, tmp_path, make_npz, monkeypatch):
+    (tmp_path / "my data").mkdir()
+    dataset = make_npz("it's own.npz").rename(tmp_path / "my data" / "it's own.npz")
+    study = tiny.replace(dataset=str(dataset), pool_size=None)
+    store = open_store(study, out=tmp_path / "o'ne run", device="cpu")[2]
+    words = shlex.split(engine.continued(store))
+    assert words[:2] == ["dynmia", "train"]
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main([*words[1:], "--models", "2", "--device", "cpu", "--workers", "1", "--quiet"])
+    assert store.missing() == [0, 1, 3]
 
 
 # --- divergence

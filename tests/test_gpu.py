@@ -196,7 +196,7 @@ def store_of(study, folder):
 
 
 def test_a_deadline_stops_all_lanes_with_their_states_saved(study, tmp_path):
-    store = lanes(study, tmp_path / "run", lanes=2, deadline=time.time() - 1)
+    store = lanes(study, tmp_path / "run", lanes=2, deadline=time.monotonic() - 1)
     assert [store.load_state(model) is not None for model in range(4)] == [True, True, False, False]
     assert not list(tmp_path.glob("run/*.lock"))
     assert_same(lanes(study, tmp_path / "run"), eager(study, tmp_path / "eager"))

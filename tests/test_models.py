@@ -1,14 +1,20 @@
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from dynmia import Study, UserError
+from dynmia.engine import open_store, train_here
 from dynmia.models import build_model, forward_flops, model_fingerprint, parameters
 
 NAMES = ["cnn", "deep-cnn", "mlp", "wrn-10-1", "wrn-16-2"]
 COLOUR = (3, 32, 32)
+COLOURED = {  # 9 x 9, 3 classes
+    f"{split}_images": np.random.default_rng(0).integers(0, 255, (size, 9, 9, 3)).astype(np.uint8)
+    for split, size in (("train", 60), ("test", 30))
+}
 
 
 def wrn_parameters(depth, width, channels, classes):
@@ -194,3 +200,240 @@ def test_fingerprint_changes_with_the_source_of_an_own_model(own):
 
 def test_built_in_models_have_no_fingerprint():
     assert model_fingerprint("wrn-28-2") == ""
+
+
+def test_a_wide_resnet_that_no_machine_can_hold_is_refused_before_it_is_built():
+    for name in ("wrn-6000004-1", "wrn-10-100000", f"wrn-10-{10**200}"):
+        with pytest.raises(UserError, match=r"has more than 1,000,000,000 parameters.*smaller depth or width"):
+            build_model(name, COLOUR, 10)
+
+
+# --- factories of all kinds
+
+KINDS = """
+import functools
+from torch import nn
+
+def factory(shape, classes, width=4):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(width), nn.ReLU(), nn.Linear(width, classes))
+
+class Factory:
+    def __init__(self, width):
+        self.width = width
+
+    def __call__(self, shape, classes):
+        return factory(shape, classes, self.width)
+
+    def method(self, shape, classes):
+        return factory(shape, classes, self.width)
+
+wide = functools.partial(factory, width=8)
+wider = functools.partial(functools.partial(factory), width=8)
+cached = functools.lru_cache(factory)
+instance = Factory(8)
+method = Factory(8).method
+number = 3
+
+def raises_type_error(shape, classes):
+    return len(classes)
+
+def raises_nothing_said(shape, classes):
+    raise ValueError
+
+def leaves(shape, classes):
+    raise SystemExit(0)
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """module(source, name) -> the path of a module of the user that can be imported."""
+    names = []
+
+    def write(source, name="users_module"):
+        names.append(name)
+        sys.modules.pop(name, None)
+        path = tmp_path / f"{name}.py"
+        path.write_text(source)
+        return path
+
+    monkeypatch.syspath_prepend(tmp_path)
+    yield write
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("kind", ["wide", "wider", "cached", "instance", "method"])
+def test_factories_of_all_kinds_are_called_and_their_source_counts(module, kind):
+    path = module(KINDS)
+    assert build_model(f"users_module:{kind}", (1, 8, 8), 3)(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
+    before = model_fingerprint(f"users_module:{kind}")
+    path.write_text(KINDS.replace("width=8", "width=9").replace("Factory(8)", "Factory(9)"))
+    assert len(before) == 64
+    assert model_fingerprint(f"users_module:{kind}") != before
+
+
+def test_the_arguments_of_a_partial_count_wherever_its_function_is(module):
+    module(KINDS)
+    path = module("import functools, users_module\nnet = functools.partial(users_module.factory, width=5)", "second")
+    before = model_fingerprint("second:net")
+    path.write_text(path.read_text().replace("5", "6"))
+    assert model_fingerprint("second:net") != before
+
+
+@pytest.mark.parametrize(
+    ("source", "factory", "message"),
+    [
+        (KINDS, "number", r"must accept shape=\(C, H, W\) and classes=K: 3 is not a callable object"),
+        (KINDS, "raises_type_error", r"cannot be built for shape=\(1, 8, 8\) and classes=3: TypeError: object of type"),
+        (KINDS, "raises_nothing_said", r"classes=3: ValueError\.$"),
+        (KINDS, "leaves", r"classes=3: SystemExit: 0\.$"),
+        ("import sys; sys.exit(4)", "net", r"cannot be imported: SystemExit: 4\.$"),
+        ("def net(:", "net", r"cannot be imported: SyntaxError: invalid syntax \(users_module.py, line 1\)"),
+        ("1 / 0", "net", r"cannot be imported: ZeroDivisionError: division by zero"),
+        ("x = '\0'", "net", "cannot be imported: "),
+    ],
+)
+def test_factories_that_fail_are_one_line(module, source, factory, message):
+    module(source)
+    with pytest.raises(UserError, match=message) as raised:
+        build_model(f"users_module:{factory}", (1, 8, 8), 3)
+    assert len(str(raised.value).splitlines()) == 1
+    assert "users_module" in str(raised.value)
+
+
+# --- the trial before a run is made
+
+TRIAL = """
+import copy, functools, os
+import torch
+from torch import nn
+
+INIT = {}
+
+class Net(nn.Module):
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.conv = nn.Conv2d(shape[0], 4, 3, padding=1)
+        self.linear = nn.Linear(4 * shape[1] * shape[2], classes)
+        self.more(classes)
+    def more(self, classes):
+        pass
+    def forward(self, x):
+        return self.linear(torch.relu(self.conv(x)).flatten(1))
+"""
+NETS = {
+    "view": "def forward(self, x):\n        return self.linear(self.conv(x).view(len(x), -1))",
+    "conv3d": "def more(self, classes):\n        self.deep = nn.Conv3d(1, 1, 3, padding=1)\n"
+    "    def forward(self, x):\n        return self.linear(self.deep(self.conv(x)[:, None]).flatten(1))",
+    "tuple": "def forward(self, x):\n        y = super().forward(x)\n        return (y, y) if self.training else y",
+    "dict": "def get_extra_state(self):\n        return {'epoch': 0}\n    def set_extra_state(self, state):\n"
+    "        pass",
+    "frozen": "def more(self, classes):\n        self.requires_grad_(False)",
+    "half": "def more(self, classes):\n        self.unused = nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))",
+    "double": "def more(self, classes):\n        self.double()",
+    "detached": "def forward(self, x):\n        return super().forward(x).detach()",
+    "norm": "def more(self, classes):\n        self.norm = nn.BatchNorm1d(classes)\n    def forward(self, x):\n"
+    "        return self.norm(super().forward(x))",
+    "softmax": "def forward(self, x):\n        return super().forward(x).softmax(1)",
+    "sigmoid": "def forward(self, x):\n        return super().forward(x).sigmoid()",
+    "log-softmax": "def forward(self, x):\n        return super().forward(x).log_softmax(1)",
+    "relu": "def forward(self, x):\n        return 1e-3 * super().forward(x).relu()",
+    "counter": "steps = 0\n    def forward(self, x):\n        self.steps += self.training\n"
+    "        return super().forward(x) + self.steps * torch.arange(10)",
+    "buffer": "def more(self, classes):\n        self.register_buffer('seen', torch.zeros(10), persistent=False)\n"
+    "    def forward(self, x):\n        self.seen += self.training * torch.arange(10)\n"
+    "        return super().forward(x) + self.seen",
+    "squeezed": "def forward(self, x):\n        return super().forward(x).squeeze()",
+    "seeded": "def more(self, classes):\n        torch.manual_seed(0); self.apply(lambda m: "
+    "hasattr(m, 'reset_parameters') and m.reset_parameters())",
+    "clock": "def more(self, classes):\n        nn.init.constant_(self.conv.bias, INIT.setdefault('calls', 0))\n"
+    "        INIT['calls'] += 1",
+    "frozen-backbone": "def more(self, classes):\n        self.conv = INIT.setdefault('conv', self.conv)"
+    ".requires_grad_(False)",
+    "shared-layer": "def more(self, classes):\n        self.conv = INIT.setdefault('conv', self.conv)",
+}
+
+
+@pytest.fixture
+def opened(module, tmp_path, make_npz):
+    """opened(net, study's fields) opens the run of a study of this net; the folder that it would make."""
+
+    def open_run(net, **changes):
+        body = f"    {NETS[net]}\n" if net in NETS else "    pass\n"
+        module(f"{TRIAL}\nclass net(Net):\n{body}\ncached = functools.lru_cache(net)\n"
+               "def copied(shape, classes):\n    INIT.setdefault('net', net(shape, classes))\n"
+               "    return copy.deepcopy(INIT['net'])\n", "users_net")  # fmt: skip
+        factory = net if net in ("cached", "copied") else "net"
+        study = Study(
+            model=f"users_net:{factory}", epochs=2, checkpoint_every=1, shadow_models=4, pool_size=60, test_size=100,
+            batch_size=16,
+        ).replace(**changes)  # fmt: skip
+        return open_store(study, out=tmp_path / "run", device="cpu")
+
+    open_run.folder = tmp_path / "run"
+    return open_run
+
+
+@pytest.mark.parametrize(
+    ("net", "changes", "message"),
+    [
+        ("tuple", {}, r"maps \(16, 1, 8, 8\) to tuple in training; it must map it to \(16, 10\)"),
+        ("dict", {}, "keeps '_extra_state', a dict, in its state_dict: only tensors can be saved"),
+        ("frozen", {}, "has no parameters to train"),
+        ("half", {}, "cannot be saved: TypeError: .*BFloat16"),
+        ("double", {}, r"cannot map a batch \(2, 1, 8, 8\) to logits: RuntimeError: "),
+        ("detached", {}, "cannot be trained on a batch of 16 by adamw in float32: RuntimeError: .*require grad"),
+        ("norm", dict(batch_size=1), "cannot be trained on a batch of 1 .*: ValueError: Expected more than 1 value"),
+        ("softmax", {}, r"returns probabilities .*add up to 1, as after Softmax\): phi wants logits"),
+        ("sigmoid", {}, "returns probabilities .*between 0 and 1 whatever the weights, as after Sigmoid"),
+        ("squeezed", dict(pool_size=501), r"maps \(1, 1, 8, 8\) to \(10,\); it must map it to \(1, 10\)"),
+        ("cached", {}, "one and the same for all shadow models.*at every call of the factory"),
+        ("shared-layer", {}, "one and the same for all shadow models"),
+    ],
+)
+def test_own_models_that_cannot_be_trained_are_refused_before_the_folder_is_made(opened, net, changes, message):
+    with pytest.raises(UserError, match=message) as raised:
+        opened(net, **changes)
+    assert str(raised.value).startswith("model 'users_net:")
+    assert not opened.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        ("seeded", "starts from the same weights in all shadow models"),
+        ("copied", "starts from the same weights in all shadow models"),
+        ("clock", "starts otherwise at every call: draw its weights by torch alone"),
+        ("counter", "answers otherwise after it is saved and loaded"),
+        ("buffer", "answers otherwise after it is saved and loaded"),
+    ],
+)
+def test_what_may_be_meant_in_an_own_model_is_warned_of(opened, net, message):
+    with pytest.warns(UserWarning, match=message):
+        opened(net)
+
+
+@pytest.mark.parametrize("net", ["view", "conv3d", "log-softmax", "relu", "frozen-backbone"])
+@pytest.mark.parametrize("changes", [{}, dict(optimizer="sam-sgd", lr=0.05, precision="bf16"), dict(record="hardness")])
+def test_ordinary_own_models_train(opened, make_npz, net, changes):
+    study, pool, store = opened(net, dataset=str(make_npz("colour.npz", **COLOURED)), test_size=None, **changes)
+    train_here(study, pool, store, [0], lambda event: None)
+    assert np.isfinite(store.load_shard(0)[0]["phi"]).all()
+
+
+def test_batch_norm_of_a_built_in_model_needs_more_than_one_sample(tmp_path):
+    study = Study(model="deep-cnn", epochs=1, checkpoint_every=1, shadow_models=4, pool_size=60, batch_size=1)
+    with pytest.raises(
+        UserError, match=r"'deep-cnn' cannot be trained on a batch of 1 .*more than 1 value per channel"
+    ):
+        open_store(study, out=tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+    open_store(study.replace(model="cnn"), out=tmp_path / "run", device="cpu")
+
+
+def test_the_trial_leaves_the_random_state_as_it_was(opened):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    opened("view")
+    assert torch.equal(torch.get_rng_state(), before)

@@ -17,8 +17,8 @@ from dynmia.cli import main
 from dynmia.errors import UserError
 from dynmia.store import read_manifest
 
-# listen on, and connect to, the loopback address only; without the token that a cluster asks of its drivers
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
+# listen on, and connect to, the loopback address only; how a cluster asks its drivers for a token is left to Ray
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_worker_niceness": "0"}
 CLUSTER = """
 import os, sys
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -58,6 +58,16 @@ def tasks_below(pid):
         return child == pid or (child in parents and below(parents[child]))
 
     return [child for child, name in names.items() if name.startswith("ray::train_model") and below(child)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory):
+    """A home folder of these tests' own: Ray keeps the token there that a cluster asks for."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+            patch.delenv(name, raising=False)
+        yield
 
 
 @pytest.fixture(scope="module")
