@@ -182,10 +182,15 @@ def test_a_full_disk_ends_training_in_one_line_and_the_run_continues_to_the_same
 
 # --- run folders
 
+ABOUT = {
+    "versions": {}, "hardware": "a machine", "device": "cpu", "workers": 2, "command": "dynmia train",
+    "created": "2026-01-01 00:00 UTC",
+}  # fmt: skip
+
 
 @pytest.fixture
 def folder(tiny, tmp_path):
-    RunStore(tmp_path / "run", tiny, "data", {})
+    RunStore(tmp_path / "run", tiny, "data", ABOUT)
     return tmp_path / "run"
 
 
@@ -237,7 +242,7 @@ def test_a_shard_is_saved_once_and_its_state_dropped(tiny, folder):
 
 @pytest.mark.parametrize("other", ["study", "model"])
 def test_the_shard_of_another_is_refused(tiny, folder, tmp_path, other):
-    theirs = RunStore(tmp_path / "other", tiny.replace(seed=1) if other == "study" else tiny, "data", {})
+    theirs = RunStore(tmp_path / "other", tiny.replace(seed=1) if other == "study" else tiny, "data", ABOUT)
     theirs.save_shard(1, ARRAYS, {"seconds": 1.0})
     run = RunStore(folder, tiny, "data", {})
     model = 1 if other == "study" else 2
@@ -308,7 +313,7 @@ def test_a_run_folder_opens_as_the_run(tiny_run):
 
 def test_the_folder_of_an_unfinished_run_names_the_command(tiny, tmp_path):
     open_store(tiny, out=tmp_path / "run", device="cpu", command="the command")
-    with pytest.raises(StoreError, match="not finished: continue it by 'the command'"):
+    with pytest.raises(StoreError, match=f"not finished: continue it by: the command --out {tmp_path / 'run'}$"):
         open_run(tmp_path / "run")
 
 
