@@ -196,15 +196,16 @@ def open_run(path: str | os.PathLike[str]) -> xr.Dataset:
 def _as_run(stored: xr.Dataset, path: str | os.PathLike[str]) -> xr.Dataset:
     """The run that :func:`save_run` stored."""
     run = stored
-    packed = [name for epoch in stored["epoch"].values if (name := f"phi_{epoch:04d}") in stored]
+    epochs = stored["epoch"].values if "epoch" in stored.coords else ()
+    packed = [name for epoch in epochs if (name := f"phi_{epoch:04d}") in stored]
     if packed:
         parts = [stored[name].values * stored[name].scale_factor + stored[name].add_offset for name in packed]
         attrs = {k: v for k, v in stored[packed[0]].attrs.items() if k not in ("scale_factor", "add_offset")}
         run = run.drop_vars(packed)
         run["phi"] = ("epoch", *stored[packed[0]].dims), np.stack(parts).astype(np.float32), attrs
     if missing := [name for name in VARIABLES if name not in run]:
-        kind = "it holds measures of hardness; give the run beside it" if "part" in run.dims else "give a run file"
-        raise StoreError(f"{path} is no run (it has no {', '.join(missing)}): {kind}, as {Path(path).name}.")
+        kind = "measures of hardness, made from the run beside it" if "part" in run.dims else "something else"
+        raise StoreError(f"{path} is no run (it has no {', '.join(missing)}) but {kind}: give the file of a run.")
     return run.assign(keep=(run.keep.dims, run.keep.values.astype(bool), run.keep.attrs))
 
 
@@ -232,7 +233,9 @@ def stored_dataset(path: Path, mend: str = "fetch it again, or make it again by 
         raise StoreError(f"{path} is truncated or not a released run: {mend}")
     if _checksum(stored) != expected:
         raise StoreError(f"{path} was altered (its checksum differs): {mend}")
-    stored.attrs.pop("seal", None)  # of the file, not of what it holds
+    stored.attrs.pop("seal", None)  # of the file, not of what it holds, as the fill values of its variables are
+    for variable in stored.variables.values():
+        variable.attrs.pop("_FillValue", None)
     return stored
 
 
