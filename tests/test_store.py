@@ -458,12 +458,12 @@ def test_files_have_the_mode_that_the_umask_says(tiny_run, tmp_path, umask, mode
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}
 
 
-@pytest.mark.parametrize("target", ["folder", "/dev/null", "/dev/full"])
-def test_what_is_no_file_is_not_replaced(tiny_run, tmp_path, target):
-    (tmp_path / "folder").mkdir()
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_not_replaced(tiny_run, tmp_path, make):
+    make(tmp_path / "target")
     with pytest.raises(UserError, match="it is a folder or a device and no file; choose another name"):
-        save_run(tiny_run[1], tmp_path / target)
-    assert not (tmp_path / target).is_file()
+        save_run(tiny_run[1], tmp_path / "target")
+    assert not (tmp_path / "target").is_file()
 
 
 # --- several processes at once
