@@ -100,7 +100,8 @@ def must_be_finite(phi: np.ndarray, dims: Sequence[str]) -> None:
     """Raise a :class:`UserError` with count and first place, by ``dims``, if phi is not of finite numbers."""
     if phi.dtype.kind not in "fiu":
         raise UserError(f"phi is of type {phi.dtype}: it must be of numbers, as float32.")
-    if len(places := np.argwhere(~np.isfinite(phi))):
+    if not (finite := np.isfinite(phi)).all():
+        places = np.argwhere(~finite)
         place = ", ".join(f"{dim} {index}" for dim, index in zip(dims, places[0]))
         raise UserError(
             f"of {phi.size} values of phi, {len(places)} are not finite, the first ({phi[tuple(places[0])]}) at {place}"

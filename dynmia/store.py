@@ -69,11 +69,10 @@ def write_atomic(path: Path, content: bytes, flush: bool = True) -> None:
 
 def clear(folder: Path, begins: str, dead: bool = False) -> None:
     """Remove the temporary files of ``folder`` whose names begin so; ``dead``: those of processes that have ended."""
-    for left in folder.iterdir():
-        if left.name.startswith(begins) and left.is_file() and not left.is_symlink():
-            if dead and _lives(left.name.removeprefix(begins).partition("-")[0]):
-                continue
-            with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # of another user, or gone by now
+        for left in [path for path in folder.iterdir() if path.name.startswith(begins)]:
+            ended = not dead or not _lives(left.name.removeprefix(begins).partition("-")[0])
+            if ended and left.is_file() and not left.is_symlink():
                 left.unlink()
 
 
