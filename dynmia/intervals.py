@@ -110,6 +110,8 @@ def every(
     table = summarise(vulnerability_plane(run, rule, **options), draws=200, only=steps, seed=seed)
     if rest:
         table = pd.concat([interval(run, rule, over, only=rest, draws=draws, seed=seed, **options), table])
+    else:
+        table = table.assign(error=np.nan)
     return table.loc[list(only)].rename_axis("metric")
 
 

@@ -244,7 +244,8 @@ def test_of_one_checkpoint_what_compares_checkpoints_is_undefined(run):
 
 
 def test_metrics_by_name_alone(run):
-    assert intervals.every(run, only=["recall_epoch"]).index.tolist() == ["recall_epoch"]
+    table = intervals.every(run, only=["recall_epoch"])
+    assert (table.index.tolist(), table.error.isna().tolist()) == (["recall_epoch"], [True])
     with pytest.raises(UserError, match="unknown metric 'auk'; did you mean 'auc'"):
         intervals.every(run, only=["auk"])
     with pytest.raises(UserError, match="no metric is named: name at least one of auc, "):
