@@ -8,7 +8,9 @@ target's own model is never among its reference models.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from scipy.special import expit, log_expit
@@ -31,7 +33,7 @@ def attack_scores(
     """Score every (target model, sample) pair of one checkpoint by the attack of that name.
 
     Args:
-        phi: (N, n) logit-scaled confidences; keep: bool (N, n), True where the model trained on the sample.
+        phi: (N, n) logit-scaled confidences; keep: (N, n), True or 1 where the model trained on the sample.
         labels: (n,) true classes.
         attack: one of ``ATTACKS`` here or in :mod:`dynmia.lira`.
         centre, variance: of LiRA (:func:`dynmia.lira.lira_scores`).
@@ -40,14 +42,29 @@ def attack_scores(
         float64 (N, n), larger for members.
 
     Raises:
-        UserError: an unknown name or option, or too few models.
+        UserError: an unknown name or option, too few models, or arrays that cannot be scored.
     """
     choose(attack, [*lira.ATTACKS, *ATTACKS], "attack")
     if attack in lira.ATTACKS:
         return lira.lira_scores(phi, keep, attack=attack, centre=centre, variance=variance)
-    return ATTACKS[attack](np.asarray(phi, np.float64), keep, labels)
+    return ATTACKS[attack](phi, keep, labels)
 
 
+def _of_checked_arrays(attack: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    """``attack`` on phi as float64, keep as bool and labels that fit them."""
+
+    @functools.wraps(attack)
+    def scores(phi: np.ndarray, keep: np.ndarray, labels: np.ndarray, **options: Any) -> np.ndarray:
+        phi, keep = lira.checked(phi, keep)
+        labels = np.asarray(labels)
+        if labels.shape != phi.shape[1:]:
+            raise UserError(f"labels have shape {labels.shape}: they must be one a sample, {phi.shape[1:]}.")
+        return attack(np.asarray(phi, np.float64), keep, labels, **options)
+
+    return scores
+
+
+@_of_checked_arrays
 def loss_threshold(phi: np.ndarray, keep: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Minus the cross-entropy loss, log p: one threshold for all samples and models (Yeom et al. 2018, adversary 2).
 
@@ -56,6 +73,7 @@ def loss_threshold(phi: np.ndarray, keep: np.ndarray, labels: np.ndarray) -> np.
     return log_expit(phi)
 
 
+@_of_checked_arrays
 def shadow_classifier(phi: np.ndarray, keep: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Log-odds of an attack classifier a class, trained on the records of other shadow models (Shokri et al. 2017).
 
@@ -74,8 +92,8 @@ def shadow_classifier(phi: np.ndarray, keep: np.ndarray, labels: np.ndarray) -> 
             member = keep[there].ravel()
             if member.all() or not member.any():
                 raise UserError(
-                    f"attack 'shokri' finds only one side of class {label} among {int((~target).sum())} shadow models: "
-                    "use more models or samples."
+                    f"attack 'shokri' finds only one side of class {label} in the half of {len(phi)} shadow models, "
+                    f"{int((~target).sum())}, that one of its two classifiers learns from: use more models or samples."
                 )
             known = features[there].reshape(-1, 2)
             middle, spread = known.mean(0), known.std(0) + 1e-12
@@ -86,6 +104,7 @@ def shadow_classifier(phi: np.ndarray, keep: np.ndarray, labels: np.ndarray) -> 
     return scores
 
 
+@_of_checked_arrays
 def rmia(phi: np.ndarray, keep: np.ndarray, labels: np.ndarray, *, gamma: float = 1.0) -> np.ndarray:
     """Robust attack, online (Zarifzadeh et al. 2024): share of the population that x dominates at ``gamma``.
 
@@ -93,14 +112,18 @@ def rmia(phi: np.ndarray, keep: np.ndarray, labels: np.ndarray, *, gamma: float 
     p(x) is the mean probability under the other models that trained on x, half that under the others. A target's
     population is all samples of the pool that it did not train on, without x: under either design a random subset.
     """
+    lira.bounded("gamma", gamma, 1e-9, whole=False)
     p = expit(phi)
     return _dominated(log_expit(phi) - np.log((_others(p, keep) + _others(p, ~keep)) / 2), keep, gamma)
 
 
+@_of_checked_arrays
 def rmia_offline(
     phi: np.ndarray, keep: np.ndarray, labels: np.ndarray, *, gamma: float = 1.0, a: float = OFFLINE_A
 ) -> np.ndarray:
     """:func:`rmia` from out-models only, with the members' mean probability taken to be a p_out + 1 - a."""
+    lira.bounded("gamma", gamma, 1e-9, whole=False)
+    lira.bounded("a", a, 0, 1, whole=False)
     out = _others(expit(phi), ~keep)
     return _dominated(log_expit(phi) - np.log(((1 + a) * out + 1 - a) / 2), keep, gamma)
 
@@ -125,7 +148,7 @@ def _dominated(log_ratio: np.ndarray, keep: np.ndarray, gamma: float) -> np.ndar
     return scores
 
 
-ATTACKS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
+ATTACKS: dict[str, Callable[..., np.ndarray]] = {
     "loss": loss_threshold,
     "shokri": shadow_classifier,
     "rmia": rmia,

@@ -11,10 +11,27 @@ import numpy as np
 import xarray as xr
 from scipy import sparse
 
+from .errors import UserError
+from .lira import bounded
+
 Weights = xr.DataArray | None
 VULNERABLE = 6  # state 3 * (TPR third) + (FPR third): high TPR, low FPR
 CUTS = (1 / 3, 2 / 3)
 STATES = [f"TPR {tpr}, FPR {fpr}" for tpr in ("low", "mid", "high") for fpr in ("low", "mid", "high")]
+
+
+def ordered(data: xr.Dataset) -> xr.Dataset:
+    """``data`` if its checkpoints are whole epochs that increase, as whatever compares them assumes, else an error."""
+    epochs = data["epoch"].values
+    if epochs.dtype.kind not in "iuf" or not (epochs == np.rint(epochs)).all():
+        raise UserError(f"the epochs are {_listed(epochs)}: they must be whole numbers.")
+    if (np.diff(epochs) <= 0).any():
+        raise UserError(f"the epochs are {_listed(epochs)}: they must increase; sort and thin by run.sortby('epoch').")
+    return data
+
+
+def _listed(epochs: np.ndarray) -> str:
+    return ", ".join(map(str, epochs[:8])) + ", ..." * (len(epochs) > 8)
 
 
 def population_mean(values: xr.DataArray, weights: Weights = None) -> xr.DataArray:
@@ -45,18 +62,20 @@ def centre_of_mass(plane: xr.Dataset, weights: Weights = None) -> xr.Dataset:
 
 def displacement(plane: xr.Dataset, weights: Weights = None) -> xr.DataArray:
     """||C(t) - C(0)|| x 1000 over epoch, in thousandths of the unit plane; the last is the paper's displacement."""
-    centre = centre_of_mass(plane, weights)
+    centre = centre_of_mass(ordered(plane), weights)
     moved = centre - centre.isel(epoch=0)
     return 1000 * np.hypot(moved.fpr, moved.tpr)
 
 
 def encoding_speed(plane: xr.Dataset) -> xr.DataArray:
     """v_z(t) = ||s_z(t+k) - s_z(t)|| / k per epoch, (epoch, sample), labelled by the later epoch t + k."""
+    plane = ordered(plane)
     return np.hypot(plane.fpr.diff("epoch"), plane.tpr.diff("epoch")) / plane.epoch.diff("epoch")
 
 
 def signed_speed(plane: xr.Dataset) -> xr.DataArray:
     """d alpha / dt per epoch, (epoch, sample): positive where membership is being encoded, negative where forgotten."""
+    plane = ordered(plane)
     return plane.advantage.diff("epoch") / plane.epoch.diff("epoch")
 
 
@@ -70,6 +89,7 @@ def spatial_entropy(plane: xr.Dataset, weights: Weights = None, bins: int = 11) 
 
     With about 10 in- and out-models the rates lie on about 11 values, so more than 11 bins resolve nothing new.
     """
+    bounded("bins", bins, 1)
 
     def cell(rate: xr.DataArray) -> np.ndarray:  # 15/22 x 22 is 14.999... in floats
         return np.minimum((rate.transpose("epoch", "sample").values * bins + 1e-9).astype(int), bins - 1)
@@ -117,7 +137,7 @@ def transition_counts(plane: xr.Dataset, weights: Weights = None) -> xr.DataArra
 
     Dims (epoch, source, target), labelled by the later epoch; with weights their sums instead of counts.
     """
-    now = states(plane)
+    now = states(ordered(plane))
     source, target = xr.DataArray(range(9), dims="source"), xr.DataArray(range(9), dims="target")
     before = now.isel(epoch=slice(None, -1)).assign_coords(epoch=now.epoch[1:])
     moves = (before == source) & (now.isel(epoch=slice(1, None)) == target)
@@ -133,7 +153,7 @@ def transition_matrix(counts: xr.DataArray) -> xr.DataArray:
 
 def transition_to_vulnerable(plane: xr.Dataset, weights: Weights = None) -> xr.DataArray:
     """P(vulnerable at t + k | not vulnerable at t) over epoch, labelled by t + k."""
-    now = vulnerable(plane)
+    now = vulnerable(ordered(plane))
     before = now.isel(epoch=slice(None, -1)).assign_coords(epoch=now.epoch[1:])
     return ratio(now.isel(epoch=slice(1, None)), ~before, weights)
 
@@ -144,7 +164,7 @@ def early_identification(plane: xr.Dataset, weights: Weights = None) -> xr.Datas
     Variables: recall, share of the finally vulnerable that are vulnerable at t; precision, share of the vulnerable at t
     that are so at the end; entered, share of the finally vulnerable that have been vulnerable at least once by t.
     """
-    now = vulnerable(plane)
+    now = vulnerable(ordered(plane))
     final = now.isel(epoch=-1, drop=True)
     entered = xr.apply_ufunc(np.maximum.accumulate, now, kwargs={"axis": now.get_axis_num("epoch")})
     return xr.Dataset(
@@ -172,6 +192,8 @@ def auc(plane: xr.Dataset, weights: Weights = None) -> xr.DataArray:
 
 def tpr_at_fpr(plane: xr.Dataset, level: float, weights: Weights = None) -> xr.DataArray:
     """The attack's true-positive rate at the pooled false-positive rate ``level`` (0.001, 0.01 or 0.1), over epoch."""
+    if level not in plane.level.values:
+        raise UserError(f"level {level} is not stored: there are {_listed(plane.level.values)}.")
     hits = plane.hits.sel(level=level, drop=True)
     return population_mean(hits, weights) / population_mean(plane.n_in, weights)
 
@@ -184,7 +206,10 @@ def silhouette(plane: xr.Dataset, weights: Weights = None, clusters: int = 3, ep
     """
     from sklearn.cluster import KMeans
 
-    now = plane.sel(epoch=int(plane.epoch[-1]) if epoch is None else epoch)
+    bounded("clusters", clusters, 2)
+    if epoch is not None and epoch not in plane.epoch.values:
+        raise UserError(f"epoch {epoch} is no checkpoint: there are {_listed(plane.epoch.values)}.")
+    now = plane.isel(epoch=-1) if epoch is None else plane.sel(epoch=epoch)
     points, index = np.unique(np.stack([now.fpr.values, now.tpr.values], 1), axis=0, return_inverse=True)
     whole = np.bincount(index.ravel(), minlength=len(points)).astype(float)
     if len(points) < 2:

@@ -33,9 +33,9 @@ from .models import build_model, forward_flops, model_fingerprint
 from .own_model import check_model
 from .pool import Pool, make_pool
 from .progress import Progress, Report
-from .runs import assemble, cores, provenance, save_run
+from .runs import assemble, cores, open_run, provenance, save_run
 from .step import arithmetic
-from .store import RunStore
+from .store import RunStore, read_manifest
 from .study import Study
 from .training import DeviceData, train_shard
 
@@ -115,11 +115,17 @@ def train_part(
 
 
 def finish(pool: Pool, store: RunStore) -> xr.Dataset:
-    """Assemble the run of a folder in which no model is missing, and keep it there as ``run.nc``."""
+    """Assemble the run of a folder in which no model is missing, and keep it there as ``run.nc``.
+
+    A ``run.nc`` that is damaged, of another study or of other shards is written anew.
+    """
+    store.manifest = read_manifest(store.folder)  # another process may have merged models into it
     run = assemble(store, pool)
+    with contextlib.suppress(errors.StoreError):
+        if open_run(store.folder).equals(run):
+            return run
     with store.locked():
-        if not (store.folder / "run.nc").exists():
-            save_run(run, store.folder / "run.nc", pack=False)
+        save_run(run, store.folder / "run.nc", pack=False)
     return run
 
 

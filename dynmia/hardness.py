@@ -187,7 +187,10 @@ def save(hardness: xr.Dataset, path: str | os.PathLike[str]) -> Path:
 
 def load(path: str | os.PathLike[str]) -> xr.Dataset:
     """Read and verify what :func:`save` wrote."""
-    return stored_dataset(Path(path)).assign_coords(part=list(PARTS))
+    stored = stored_dataset(Path(path))
+    if stored.sizes.get("part") != len(PARTS):
+        raise StoreError(f"{path} holds no measures of hardness: give a file NAME.hardness.nc.")
+    return stored.assign_coords(part=list(PARTS))
 
 
 def half_of(run: xr.Dataset, models: np.ndarray) -> xr.Dataset:

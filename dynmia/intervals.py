@@ -20,6 +20,7 @@ from scipy import stats
 
 from .dynamics import states
 from .errors import UserError, choose
+from .lira import bounded
 from .plane import vulnerability_plane
 from .summary import METRICS, summarise
 
@@ -82,9 +83,10 @@ def score_halves(
     **options: Any,
 ) -> Scored:  # fmt: skip
     """What :func:`interval` and :func:`ratio` are made of; arguments and errors as there."""
-    if draws < 20:
-        raise UserError(f"draws is {draws}: an interval from halves needs at least 20.")
+    bounded("draws", draws, 20)
     metrics = [choose(name, METRICS, "metric") for name in only]
+    if not metrics:
+        raise UserError(f"no metric is named: name at least one of {', '.join(METRICS)}.")
     _, dims = OVER[choose(over, OVER, "interval")]
     drawn = {dim: halved(run, rule, dim, only=metrics, draws=draws, seed=seed, **options) for dim in dims}
     return figures([vulnerability_plane(run, rule, **options)], metrics).iloc[0], drawn
@@ -102,12 +104,14 @@ def every(
     Returns:
         As :func:`interval`; error is NaN for epochs.
     """
-    steps = [name for name in only if METRICS[name].unit == "epoch"]
+    steps = [name for name in only if METRICS[choose(name, METRICS, "metric")].unit == "epoch"]
     over = "both" if run.sizes["model"] >= LEAST else "samples"
     rest = [name for name in only if name not in steps]
-    table = interval(run, rule, over, only=rest, draws=draws, seed=seed, **options)
-    dates = summarise(vulnerability_plane(run, rule, **options), draws=200, only=steps, seed=seed)
-    table = pd.concat([table, dates])
+    table = summarise(vulnerability_plane(run, rule, **options), draws=200, only=steps, seed=seed)
+    if rest:
+        table = pd.concat([interval(run, rule, over, only=rest, draws=draws, seed=seed, **options), table])
+    else:
+        table = table.assign(error=np.nan)
     return table.loc[list(only)].rename_axis("metric")
 
 
@@ -157,6 +161,7 @@ def from_halves(
     value: pd.Series, drawn: Mapping[str, pd.DataFrame], sizes: Mapping[Hashable, int], level: float = 0.95
 ) -> pd.DataFrame:
     """The table of :func:`interval` from figures and those of the halves (:func:`halved`) along each dimension."""
+    bounded("level", level, 0, 1, whole=False)
     metrics = {str(name): METRICS[str(name)] for name in value.index}
     parts = {dim: table.var(ddof=0) for dim, table in drawn.items()}
     variance = sum(parts.values())
@@ -204,6 +209,8 @@ def halves(run: xr.Dataset, dim: str, draws: int, seed: int = 0) -> Iterator[xr.
 
 def numbers_of_halves(size: int, draws: int, seed: int = 0) -> Iterator[np.ndarray]:
     """The numbers that :func:`halves` takes of ``size``."""
+    bounded("draws", draws, 1)
+    bounded("seed", seed, 0)
     rng = np.random.default_rng([seed, 4])
     for _ in range((draws + 1) // 2):
         order = rng.permutation(size)

@@ -11,7 +11,8 @@ variance, and the pooled variance comes from within-sample residuals, so the spr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import numbers
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.stats import norm
@@ -34,7 +35,7 @@ def lira_scores(
 
     Args:
         phi: (N, n) logit-scaled confidences, finite.
-        keep: bool (N, n), True where the model trained on the sample.
+        keep: (N, n), True or 1 where the model trained on the sample.
         attack: one of ``ATTACKS``.
         centre: ``mean`` or ``median`` of the other models.
         variance: ``pooled`` over samples (in and out separately), ``per-sample`` (unbiased, c' - 1 degrees of freedom),
@@ -44,8 +45,9 @@ def lira_scores(
         float64 (N, n).
 
     Raises:
-        UserError: an option is unknown, or a sample has too few in- or out-models.
+        UserError: an option is unknown, a sample has too few in- or out-models, or the arrays cannot be scored.
     """
+    phi, keep = checked(phi, keep)
     choose(attack, ATTACKS, "attack")
     choose(centre, ["mean", "median"], "centre")
     choose(variance, ["auto", "pooled", "per-sample"], "variance")
@@ -66,6 +68,52 @@ def lira_scores(
             mu_in, var_in = leave_one_out(x, inside, centre, pooled[True])
             scores[:, block] -= 0.5 * (np.log(2 * np.pi * var_in) + (x - mu_in) ** 2 / var_in)
     return scores
+
+
+def checked(phi: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``phi`` and ``keep`` as arrays that can be scored; a :class:`UserError` names the first thing that is wrong."""
+    phi, keep = np.asarray(phi), boolean(keep)
+    if phi.ndim != 2 or not phi.size or phi.shape != keep.shape:
+        raise UserError(
+            f"phi has shape {phi.shape} and keep {keep.shape}: both must be (models, samples), with the same numbers."
+        )
+    must_be_finite(phi, ("model", "sample"))
+    return phi, keep
+
+
+def boolean(keep: np.ndarray) -> np.ndarray:
+    """A keep mask of 0 and 1 of any type as bool; everything else is a :class:`UserError`."""
+    keep = np.asarray(keep)
+    if keep.dtype == bool:
+        return keep
+    inside = np.asarray(keep == 1, bool)
+    wrong = ~(inside | np.asarray(keep == 0, bool))
+    if wrong.any():
+        raise UserError(
+            f"of {wrong.size} values of keep ({keep.dtype}), {wrong.sum()} are neither 0 nor 1, the first "
+            f"{keep[wrong][0]!s:.20}: write True or 1 where the model trained on the sample, else False or 0."
+        )
+    return inside
+
+
+def must_be_finite(phi: np.ndarray, dims: Sequence[str]) -> None:
+    """Raise a :class:`UserError` with count and first place, by ``dims``, if phi is not of finite numbers."""
+    if phi.dtype.kind not in "fiu":
+        raise UserError(f"phi is of type {phi.dtype}: it must be of numbers, as float32.")
+    if not (finite := np.isfinite(phi)).all():
+        places = np.argwhere(~finite)
+        place = ", ".join(f"{dim} {index}" for dim, index in zip(dims, places[0]))
+        raise UserError(
+            f"of {phi.size} values of phi, {len(places)} are not finite, the first ({phi[tuple(places[0])]}) at {place}"
+            " (counted from 0): leave that model or sample out, or train it again with a lower lr."
+        )
+
+
+def bounded(name: str, value: float, low: float, high: float = np.inf, *, whole: bool = True) -> None:
+    """Raise a :class:`UserError` unless option ``name`` is a (whole) number from ``low`` to ``high``."""
+    if not isinstance(value, numbers.Integral if whole else numbers.Real) or not low <= value <= high:
+        ends = f"at least {low:g}" if high == np.inf else f"from {low:g} to {high:g}"
+        raise UserError(f"{name} is {value!r}: it must be a {'whole ' * whole}number, {ends}.")
 
 
 def leave_one_out(

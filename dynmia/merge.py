@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from .errors import StoreError
-from .store import RunStore, differing, read_manifest
+from .store import ORIGIN, RunStore, continued_by, differing, read_manifest
 from .study import Study
 
 CORE = ("format", "identity", "fingerprint", "study", "merged")  # of a manifest; the rest says where it was trained
-ORIGIN = ("hardware", "device", "workers", "command", "created", "versions")
 
 
 def merge(into: str | os.PathLike[str], sources: list[str]) -> Iterator[str]:
@@ -52,18 +51,19 @@ def merge(into: str | os.PathLike[str], sources: list[str]) -> Iterator[str]:
                     store.save_state(model, *theirs)
                     yield f"model {model:3d}  epoch {theirs[1]['epoch']} of {study.epochs}, from {folder}"
     done = study.shadow_models - len(store.missing())
-    yield f"{into}: {done} of {study.shadow_models} models finished; {first['command']} --out {into}"
+    yield f"{into}: {done} of {study.shadow_models} models finished; {continued_by(first, into)}"
 
 
 def credit(store: RunStore, model: int, source: dict[str, Any]) -> None:
     """Note in the manifest of ``store`` where ``model`` was trained: as the manifest of its source says."""
     from_part = [part for part in source.get("merged", []) if model in part["models"]]
     about = {name: (from_part or [source])[0][name] for name in ORIGIN}
-    parts = [part | {"models": [m for m in part["models"] if m != model]} for part in store.manifest.get("merged", [])]
-    same = [part for part in parts if all(part[name] == about[name] for name in ORIGIN)]
-    if not same:
-        parts.append(about | {"models": [model]})
-    else:
-        same[0]["models"].append(model)
-    store.manifest["merged"] = [part for part in parts if part["models"]]
-    store.write_manifest()
+    with store.locked():
+        manifest = read_manifest(store.folder)  # as others that merge at the same time have left it
+        parts = [part | {"models": [m for m in part["models"] if m != model]} for part in manifest.get("merged", [])]
+        same = [part for part in parts if all(part[name] == about[name] for name in ORIGIN)]
+        if not same:
+            parts.append(about | {"models": [model]})
+        else:
+            same[0]["models"].append(model)
+        store.write_manifest(manifest | {"merged": [part for part in parts if part["models"]]})

@@ -10,8 +10,14 @@ import xarray as xr
 from scipy.stats import beta, norm
 
 from .attacks import LOG_ODDS, attack_scores
+from .dynamics import ordered
 from .errors import UserError, choose
+from .lira import boolean, bounded, must_be_finite
 
+VARIABLES = {  # of a run that is scored, with their dimensions
+    "phi": ("epoch", "model", "sample"), "keep": ("model", "sample"), "label": ("sample",),
+    "train_accuracy": ("epoch", "model"), "test_accuracy": ("epoch", "model"),
+}  # fmt: skip
 LEVELS = (0.001, 0.01, 0.1)  # pooled false-positive rates at which the attack's true-positive rate is reported
 
 
@@ -32,7 +38,7 @@ def vulnerability_plane(
         rule: ``fpr@a``, one threshold a checkpoint so that the false-positive rate pooled over all models and samples
             is a; or ``bayes``, score > 0 (attacks ``online`` and ``shokri``, whose score is a log-odds).
         attack, centre, variance: see :func:`dynmia.attacks.attack_scores`.
-        keep: another inclusion mask (N, n), for permutation nulls; default the run's own.
+        keep: another inclusion mask (N, n), of True and False or 1 and 0, for permutation nulls; default the run's own.
         roc: with hits and places; without them the plane takes half the time.
 
     Returns:
@@ -43,7 +49,7 @@ def vulnerability_plane(
         the AUC follows.
 
     Raises:
-        UserError: an unknown rule or option.
+        UserError: an unknown rule or option, or a run that cannot be scored.
     """
     return vulnerability_planes(run, [rule], attack=attack, centre=centre, variance=variance, keep=keep, roc=roc)[rule]
 
@@ -62,11 +68,10 @@ def vulnerability_planes(
     levels = {rule: parse_rule(rule) for rule in rules}
     if None in levels.values() and attack not in LOG_ODDS:
         raise UserError(f"rule 'bayes' needs attack {' or '.join(map(repr, LOG_ODDS))}, not {attack!r}: use fpr@0.01.")
-    if not np.isfinite(run.phi.values).all():
-        raise UserError(
-            "phi has values that are not finite, so the run cannot be scored: train it again with a lower lr."
-        )
-    mask = run.keep.values if keep is None else keep
+    run = checked_run(run)
+    mask = run.keep.values if keep is None else boolean(keep)
+    if mask.shape != run.keep.shape:
+        raise UserError(f"keep has shape {mask.shape}: the run has (models, samples) {run.keep.shape}.")
     epochs, (models, samples) = run.sizes["epoch"], mask.shape
     counts = {rule: {name: np.zeros((epochs, samples), np.int32) for name in ("tp", "fp")} for rule in levels}
     places = {name: np.zeros((epochs, samples)) for name in ("place_in", "place_out")} if roc else {}
@@ -110,6 +115,26 @@ def vulnerability_planes(
     return planes
 
 
+def checked_run(run: xr.Dataset) -> xr.Dataset:
+    """``run`` with the dimensions of every variable in order and ``keep`` as bool.
+
+    Raises:
+        UserError: a variable or dimension is missing, phi is not finite, or the epochs do not increase.
+    """
+    for name, dims in VARIABLES.items():
+        if name not in run.variables:
+            raise UserError(f"the run has no {name}: a run has {', '.join(VARIABLES)} (see dynmia.runs).")
+        stored = run.variables[name]
+        if sorted(map(str, stored.dims)) != sorted(dims):
+            raise UserError(f"{name} has the dimensions {stored.dims}: they must be {dims}.")
+        if stored.dims != dims:
+            run = run.assign({name: stored.transpose(*dims)})
+    must_be_finite(run.phi.values, VARIABLES["phi"])
+    if run.keep.dtype != bool:
+        run = run.assign(keep=(VARIABLES["keep"], boolean(run.keep.values), run.keep.attrs))
+    return ordered(run)
+
+
 def parse_rule(rule: str) -> float | None:
     """The level a of ``fpr@a``; None for ``bayes``."""
     if rule == "bayes":
@@ -130,6 +155,7 @@ def rate_interval(count: xr.DataArray, trials: xr.DataArray, level: float = 0.95
         method: ``wilson`` (score interval, Wilson 1927) or ``jeffreys`` (Beta(1/2, 1/2) prior; Brown et al. 2001).
     """
     choose(method, ["wilson", "jeffreys"], "interval")
+    bounded("level", level, 0, 1, whole=False)
     alpha = 1 - level
     if method == "jeffreys":
         low = xr.apply_ufunc(beta.ppf, alpha / 2, count + 0.5, trials - count + 0.5).where(count > 0, 0.0)

@@ -10,7 +10,8 @@ Attributes: title, study (JSON), identity, fingerprint, versions (JSON), hardwar
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
+import io
 import json
 import os
 import platform
@@ -22,13 +23,15 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from .errors import StoreError, disk_error
+from .errors import StoreError, UserError, reason
+from .plane import VARIABLES, checked_run
 from .pool import Pool
-from .store import RunStore, digest, read_manifest
+from .store import RunStore, continued_by, digest, read_manifest, write_atomic
 from .study import FORMAT, Study
 
 PACKAGES = ("dynmia", "torch", "torchvision", "numpy", "scipy", "xarray")
 STEPS = 2**16 - 2  # levels of an int16, -32767 ... 32767
+SEAL = b"\ndynmia-seal-1 "  # then the sha256 of all bytes before it: the end of a file; readers of HDF5 ignore it
 
 
 def project_root() -> Path:
@@ -86,7 +89,12 @@ def assemble(store: RunStore, pool: Pool) -> xr.Dataset:
 
 def study_of(run: xr.Dataset) -> Study:
     """The study that a run (or a plane made from it) belongs to."""
-    return Study.from_dict(json.loads(run.attrs["study"]))
+    try:
+        return Study.from_dict(json.loads(run.attrs["study"]))
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise UserError(
+            "the run does not say its study: set run.attrs['study'] to json.dumps(study.to_dict())."
+        ) from error
 
 
 def provenance(command: str, device: str, workers: int) -> dict[str, Any]:
@@ -128,8 +136,13 @@ def save_run(run: xr.Dataset, path: str | os.PathLike[str], *, pack: bool = True
         pack: store phi in 16 bits by the CF convention (netCDF has no float16): one variable a checkpoint, phi_0000
             and on, each with its own scale and offset, because phi spans tenths at the start and tens at the end.
             False keeps float32 to the bit.
+
+    Raises:
+        UserError: the run cannot be scored (:func:`dynmia.plane.checked_run`), or the file cannot be written.
     """
     path = Path(path)
+    run = checked_run(run)
+    run = run.assign_coords(epoch=run["epoch"].astype(np.int64, copy=False))
     stored = run.assign(keep=(run.keep.dims, run.keep.values.astype(np.int8), run.keep.attrs))
     if pack:
         stored = stored.drop_vars("phi")
@@ -142,18 +155,23 @@ def save_run(run: xr.Dataset, path: str | os.PathLike[str], *, pack: bool = True
 
 
 def write_dataset(data: xr.Dataset, path: Path) -> Path:
-    """Write ``data`` as one compressed netCDF file, atomically, with a checksum, ``attrs["sha256"]``."""
+    """Write ``data`` as one compressed netCDF file, atomically, with a checksum, ``attrs["sha256"]``, and a seal."""
+    data = data.assign_attrs({"format": FORMAT} | data.attrs | {"seal": "sha256 of the file, at its end"})
     data = data.assign_attrs(sha256=_checksum(data))
     encoding = {name: {"zlib": True, "complevel": 9, "shuffle": True} for name in data.data_vars}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        data.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise disk_error(error, path) from error
+    try:  # in memory: HDF5 crashes on a full disk
+        content = bytes(data.to_netcdf(engine="h5netcdf", encoding=encoding))
+        same = _checksum(_read(content)) == data.attrs["sha256"]
+    except Exception as error:  # of xarray, h5netcdf or h5py, each with errors of its own
+        raise UserError(
+            f"cannot write {path}: what it is to hold does not fit into netCDF ({reason(error)})."
+        ) from error
+    if not same:
+        raise UserError(
+            f"cannot write {path}: what it is to hold would come back changed; let all variables and attributes be of "
+            "numbers, or attributes of text."
+        )
+    write_atomic(path, content + SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n")
     return path
 
 
@@ -161,49 +179,74 @@ def open_run(path: str | os.PathLike[str]) -> xr.Dataset:
     """Read a stored run (a file, or the folder of a finished run) and verify it; phi is float32, keep is bool.
 
     Raises:
-        StoreError: missing, damaged, altered, or of another version.
+        StoreError: missing, damaged, altered, of another version, no run, or of another study than its folder.
     """
-    path = Path(path)
-    if path.is_dir():
-        manifest = read_manifest(path)
-        path = path / "run.nc"
-        if not path.exists():
-            raise StoreError(f"the run in {path.parent} is not finished: continue it by {manifest['command']!r}.")
-    stored = stored_dataset(path)
-    run = stored.assign(keep=(stored.keep.dims, stored.keep.values.astype(bool), stored.keep.attrs))
-    packed = [f"phi_{epoch:04d}" for epoch in stored.epoch.values if f"phi_{epoch:04d}" in stored]
-    if packed:
-        parts = [stored[name].values * stored[name].scale_factor + stored[name].add_offset for name in packed]
-        attrs = {"long_name": stored[packed[0]].long_name}
-        run = run.drop_vars(packed)
-        run["phi"] = ("epoch", *stored.keep.dims), np.stack(parts).astype(np.float32), attrs
+    if not os.path.isdir(path):
+        return _as_run(stored_dataset(Path(path)), path)
+    manifest = read_manifest(path)
+    again, path = continued_by(manifest, path), Path(path) / "run.nc"
+    if not path.exists():
+        raise StoreError(f"the run in {path.parent} is not finished: continue it by: {again}")
+    run = _as_run(stored_dataset(path, f"make it anew by: {again}"), path)
+    if run.attrs.get("identity") != manifest["identity"]:
+        raise StoreError(f"{path} is of another study than its folder: make it anew by: {again}")
     return run
 
 
-def stored_dataset(path: Path) -> xr.Dataset:
+def _as_run(stored: xr.Dataset, path: str | os.PathLike[str]) -> xr.Dataset:
+    """The run that :func:`save_run` stored."""
+    run = stored
+    epochs = stored["epoch"].values if "epoch" in stored.coords else ()
+    packed = [name for epoch in epochs if (name := f"phi_{epoch:04d}") in stored]
+    if packed:
+        parts = [stored[name].values * stored[name].scale_factor + stored[name].add_offset for name in packed]
+        attrs = {k: v for k, v in stored[packed[0]].attrs.items() if k not in ("scale_factor", "add_offset")}
+        run = run.drop_vars(packed)
+        run["phi"] = ("epoch", *stored[packed[0]].dims), np.stack(parts).astype(np.float32), attrs
+    if missing := [name for name in VARIABLES if name not in run]:
+        kind = "measures of hardness, made from the run beside it" if "part" in run.dims else "something else"
+        raise StoreError(f"{path} is no run (it has no {', '.join(missing)}) but {kind}: give the file of a run.")
+    return run.assign(keep=(run.keep.dims, run.keep.values.astype(bool), run.keep.attrs))
+
+
+def stored_dataset(path: Path, mend: str = "fetch it again, or make it again by its command.") -> xr.Dataset:
     """Read what :func:`write_dataset` wrote, verified; its errors are those of :func:`open_run`."""
-    if not path.exists():
-        raise StoreError(f"run file {path} does not exist.")
     try:
-        with xr.open_dataset(path, engine="h5netcdf", mask_and_scale=False) as file:
-            stored = file.load()
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise StoreError(f"run file {path} does not exist.") from error
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}.") from error
+    body, sealed, end = content.rpartition(SEAL)
+    if sealed and end != hashlib.sha256(body).hexdigest().encode() + b"\n":  # before HDF5 sees damage that hangs it
+        raise StoreError(f"{path} was altered (its checksum differs): {mend}")
+    try:
+        stored = _read(content)
         expected, version = stored.attrs["sha256"], stored.attrs["format"]
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise StoreError(
-            f"{path} is truncated or not a released run: fetch it again ({type(error).__name__})."
-        ) from error
+    except Exception as error:  # of xarray, h5netcdf or h5py, each with errors of its own
+        raise StoreError(f"{path} is truncated or not a released run: {mend} ({type(error).__name__})") from error
     if version != FORMAT:
         raise StoreError(
             f"{path} has format {version}, this dynmia reads format {FORMAT}: use the version that wrote it."
         )
+    if "seal" in stored.attrs and not sealed:
+        raise StoreError(f"{path} is truncated or not a released run: {mend}")
     if _checksum(stored) != expected:
-        raise StoreError(f"{path} was altered (its checksum differs): fetch it again, or make it again by its command.")
+        raise StoreError(f"{path} was altered (its checksum differs): {mend}")
+    stored.attrs.pop("seal", None)  # of the file, not of what it holds, as the fill values of its variables are
+    for variable in stored.variables.values():
+        variable.attrs.pop("_FillValue", None)
     return stored
 
 
+def _read(content: bytes) -> xr.Dataset:
+    with xr.open_dataset(io.BytesIO(content), engine="h5netcdf", mask_and_scale=False) as file:
+        return file.load()
+
+
 def _checksum(stored: xr.Dataset) -> str:
-    """sha256 over the stored values and every attribute but the checksum itself."""
-    attrs = {name: str(value) for name, value in stored.attrs.items() if name != "sha256"}
+    """sha256 over the stored values and every attribute of them, but the checksum and the mark of the seal."""
+    attrs = {name: str(value) for name, value in stored.attrs.items() if name not in ("sha256", "seal")}
     for name in map(str, stored.data_vars):
         attrs |= {f"{name}.{key}": str(value) for key, value in stored[name].attrs.items() if key != "_FillValue"}
     return digest({str(name): stored[name].values for name in stored.variables}, attrs)

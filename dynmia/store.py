@@ -5,39 +5,53 @@
     RUN/model-003.safetensors               the results of a finished model: its shard
     RUN/model-003.lock                      held by the process that trains the model
 
-Every file is written under a temporary name, flushed and renamed, and carries a sha256 that is verified on reading.
-What would exceed 16 MB (a large model's state) lies in parts, NAME.TAG-0.safetensors and on; the file itself, written
-last, names them.
+Every file is written under a temporary name (``TEMPORARY``), flushed and renamed, and carries a sha256 that is verified
+on reading. Where the file system has no locks, training goes on without them, with a warning.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
-import itertools
 import json
 import os
-import tempfile
+import platform
+import secrets
+import shlex
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
-from .errors import StoreError, UserError, disk_error
+from .errors import StoreError, UserError, disk_error, reason
 from .study import FORMAT, Study
 
-PART_BYTES = 15_000_000  # of arrays in one file: with its header it stays below 16 MB
+TEMPORARY = ".dynmia-tmp-"  # begins the name of every file that is being written, and of no other
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  # of a file system without flock
+ORIGIN = {"hardware": str, "device": str, "workers": int, "command": str, "created": str, "versions": dict}
+FIELDS = {"identity": str, "fingerprint": str, "study": dict} | ORIGIN  # of a manifest, with their types
 
 
 def write_atomic(path: Path, content: bytes, flush: bool = True) -> None:
-    """Write ``content`` to a temporary file beside ``path`` and rename it; on failure nothing of it stays."""
+    """Write ``content`` to a temporary file beside ``path`` and rename it; on failure nothing of it stays.
+
+    What a killed process of this machine left of its own writing of ``path`` is removed.
+    """
     temporary = None
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"cannot write {path}: it is a folder or a device and no file; choose another name.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        begins = f"{TEMPORARY}{path.name[:50]}-{platform.node()[:50]}-"
+        clear(path.parent, begins, dead=True)
+        name = path.with_name(f"{begins}{os.getpid()}-{secrets.token_hex(4)}")
+        handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)  # less umask
+        temporary = name
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             if flush:
@@ -45,11 +59,72 @@ def write_atomic(path: Path, content: bytes, flush: bool = True) -> None:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:  # Ctrl-C too leaves no temporary file behind
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
+        if temporary:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
         if isinstance(error, OSError):
             raise disk_error(error, path) from error
         raise
+
+
+def clear(folder: Path, begins: str, dead: bool = False) -> None:
+    """Remove the temporary files of ``folder`` whose names begin so; ``dead``: those of processes that have ended."""
+    with contextlib.suppress(OSError):  # of another user, or gone by now
+        for left in [path for path in folder.iterdir() if path.name.startswith(begins)]:
+            ended = not dead or not _lives(left.name.removeprefix(begins).partition("-")[0])
+            if ended and left.is_file() and not left.is_symlink():
+                left.unlink()
+
+
+def _lives(process: str) -> bool:
+    """Whether a process of that number may be running here."""
+    if os.name != "posix" or not process.isdecimal():
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True
+
+
+def lock(path: Path, wait: bool) -> TextIO | None:
+    """Open and lock ``path`` and return it; None, with a warning, where the file system has no locks.
+
+    Raises:
+        BlockingIOError: another process holds it, and we do not ``wait``.
+        UserError: it cannot be written.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    while True:
+        try:
+            file = path.open("a+")
+        except OSError as error:
+            raise disk_error(error, path) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                return file  # the very file that others see: the last holder removed its own
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
+            file.close()
+            raise
+        except OSError as error:
+            file.close()
+            if error.errno not in NO_LOCKS:
+                raise disk_error(error, path) from error
+            path.unlink(missing_ok=True)
+            warnings.warn(
+                f"{path.parent} is on a file system without locks ({error.strerror}): let no second process work on "
+                "this run.", stacklevel=2,
+            )  # fmt: skip
+            return None
+        file.close()
 
 
 def digest(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> str:
@@ -64,48 +139,11 @@ def digest(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> str:
 
 
 def write_sealed(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], flush: bool = True) -> None:
-    """Write arrays and a JSON mapping as a safetensors file with its checksum, in parts if they are large."""
-    meta = {k: v for k, v in meta.items() if k not in ("parts", "tag", "shapes")} | {"format": FORMAT}
+    """Write arrays and a JSON mapping as a safetensors file with its checksum."""
+    meta = meta | {"format": FORMAT}
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    parts = _parts(arrays)
-    if len(parts) > 1:
-        meta["parts"] = len(parts)
-        meta["tag"] = digest(arrays, meta)[:12]  # a part never replaces one of other content that is still in use
-        meta["shapes"] = {name: array.shape for name, array in arrays.items() if array.nbytes > PART_BYTES}
-    text = json.dumps(meta, sort_keys=True)
-    sealed = {"meta": text, "sha256": digest(arrays, meta)}
-    before = set(path.parent.glob(f"{path.stem}.*-*.safetensors"))
-    if len(parts) > 1:
-        for file, part in zip(_part_files(path, meta), parts):
-            write_atomic(file, safetensors.numpy.save(part), flush)
-            before.discard(file)
-    write_atomic(path, safetensors.numpy.save(parts[0] if len(parts) == 1 else {}, sealed), flush)
-    for file in before:  # of what this file replaced
-        file.unlink(missing_ok=True)
-
-
-def _parts(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """Distribute arrays over parts of at most PART_BYTES; a larger array is cut, flat, into NAME@0, NAME@1 and on."""
-    parts: list[dict[str, np.ndarray]] = [{}]
-    room = PART_BYTES
-    for name, array in arrays.items():
-        step = max(1, PART_BYTES // array.itemsize)
-        cuts = range(0, array.size, step)
-        flat = array.reshape(-1)
-        whole = array.nbytes <= PART_BYTES
-        pieces = {name: array} if whole else {f"{name}@{k}": flat[a : a + step] for k, a in enumerate(cuts)}
-        for key, piece in pieces.items():
-            if piece.nbytes > room and parts[-1]:
-                parts.append({})
-                room = PART_BYTES
-            parts[-1][key] = piece
-            room -= piece.nbytes
-    return parts
-
-
-def _part_files(path: Path, meta: dict[str, Any]) -> list[Path]:
-    """The parts that ``meta`` names."""
-    return [path.with_name(f"{path.stem}.{meta['tag']}-{k}.safetensors") for k in range(meta.get("parts", 0))]
+    sealed = {"meta": json.dumps(meta, sort_keys=True), "sha256": digest(arrays, meta)}
+    write_atomic(path, safetensors.numpy.save(arrays, sealed), flush)
 
 
 def read_sealed(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -120,15 +158,12 @@ def read_sealed(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             sealed = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         meta = json.loads(sealed["meta"])
-        for part in _part_files(path, meta):
-            arrays |= safetensors.numpy.load_file(part)
-        for name, shape in meta.get("shapes", {}).items():
-            keys = list(itertools.takewhile(arrays.__contains__, (f"{name}@{k}" for k in itertools.count())))
-            arrays[name] = np.concatenate([arrays.pop(key) for key in keys]).reshape(shape)
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error}.") from error
     except (SafetensorError, KeyError, ValueError) as error:
         raise StoreError(f"{path} is truncated or not a dynmia file: {mend}") from error
+    if "parts" in meta:
+        raise StoreError(f"{path} lies in several parts, a form that this dynmia does not read: {mend}")
     if digest(arrays, meta) != sealed.get("sha256"):
         raise StoreError(f"{path} was altered (its checksum differs): {mend}")
     if meta["format"] != FORMAT:
@@ -154,28 +189,30 @@ class RunStore:
         self.folder = Path(folder)
         self.study = study
         self.identity = study.identity(fingerprint)
-        path = self.folder / "manifest.json"
-        if path.exists():
-            self.manifest = read_manifest(self.folder)
-            if self.manifest["identity"] != self.identity:
-                what = differing(self.manifest["study"], study.to_dict())
-                raise StoreError(
-                    f"{self.folder} holds a run of another study; it differs in {what}: choose another --out."
-                )
-        else:
-            self.manifest = {
-                "format": FORMAT, "identity": self.identity, "fingerprint": fingerprint, "study": study.to_dict()
-            } | about  # fmt: skip
-            self.write_manifest()
-
-    def write_manifest(self) -> None:
-        """Write what ``manifest`` holds."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            new = not (self.folder / "manifest.json").exists()
+            if new:
+                self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise disk_error(error, self.folder) from error
-        with self.locked():
-            write_atomic(self.folder / "manifest.json", json.dumps(self.manifest, indent=1).encode())
+        if new:
+            with self.locked():
+                if not (self.folder / "manifest.json").exists():  # of two that begin at once the first decides
+                    self.write_manifest(
+                        {
+                            "format": FORMAT, "identity": self.identity, "fingerprint": fingerprint,
+                            "study": study.to_dict(),
+                        } | about
+                    )  # fmt: skip
+        self.manifest = read_manifest(self.folder)
+        if self.manifest["identity"] != self.identity:
+            what = differing(self.manifest["study"], study.to_dict())
+            raise StoreError(f"{self.folder} holds a run of another study; it differs in {what}: choose another --out.")
+
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        """Write ``manifest`` as this folder's, whose lock must be held."""
+        write_atomic(self.folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+        self.manifest = manifest
 
     def shard(self, model: int) -> Path:
         """Path of the finished shard of ``model``."""
@@ -193,7 +230,7 @@ class RunStore:
     def locked(self, model: int | None = None) -> Iterator[None]:
         """Hold the lock of ``model``, or of the run's own files, and clear what a killed process left half written.
 
-        The system drops the lock when its process ends, however it ends. Where there is no ``fcntl`` nothing is locked.
+        The system drops the lock when its process ends, however it ends. Where there are no locks, nothing is cleared.
 
         Raises:
             UserError: another process holds that of ``model``; for that of the run, which takes seconds, we wait.
@@ -201,32 +238,18 @@ class RunStore:
         stem = "run" if model is None else f"model-{model:03d}"
         path = self.folder / f"{stem}.lock"
         try:
-            import fcntl
-        except ImportError:  # Windows
+            file = lock(path, wait=model is None)
+        except BlockingIOError as error:
+            raise UserError(
+                f"model {model} in {self.folder} is being trained by another process: wait for it, or choose "
+                "other --models or another --out."
+            ) from error
+        if file is None:
             yield
             return
-        while True:
-            try:
-                file = path.open("a+")
-            except OSError as error:
-                raise disk_error(error, path) from error
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if model is not None else 0))
-                if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-                    break  # the very file that others see: the last holder removed its own
-            except BlockingIOError as error:
-                file.close()
-                raise UserError(
-                    f"model {model} in {self.folder} is being trained by another process: wait for it, or choose "
-                    "other --models or another --out."
-                ) from error
-            except FileNotFoundError:
-                pass
-            file.close()
         try:
             for name in (stem,) if model is not None else (stem, "manifest"):
-                for left in self.folder.glob(f".{name}.*"):
-                    left.unlink(missing_ok=True)
+                clear(self.folder, f"{TEMPORARY}{name}.")
             yield
         finally:
             path.unlink(missing_ok=True)
@@ -246,10 +269,12 @@ class RunStore:
 
     def load_state(self, model: int) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         """Load the state of a model in flight, verified, or None."""
-        for ignored in ((StoreError,), (StoreError,), ()):  # its process may replace or drop it while we read
-            with contextlib.suppress(*ignored):
-                return self._read(self.state(model), model) if self.state(model).exists() else None
-        return None
+        try:
+            return self._read(self.state(model), model) if self.state(model).exists() else None
+        except StoreError:
+            if not self.state(model).exists():  # its process has ended the model while we looked
+                return None
+            raise
 
     def save_shard(self, model: int, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
         """Write the finished shard of ``model`` and drop its state."""
@@ -257,10 +282,8 @@ class RunStore:
         self.drop_state(model)
 
     def drop_state(self, model: int) -> None:
-        """Remove the saved state of ``model``, parts and all."""
+        """Remove the saved state of ``model``."""
         self.state(model).unlink(missing_ok=True)
-        for part in self.folder.glob(f"{self.state(model).stem}.*-*.safetensors"):
-            part.unlink(missing_ok=True)
 
     def tidy(self) -> None:
         """Clear what a process that was killed right after writing a shard left beside it."""
@@ -276,7 +299,7 @@ class RunStore:
 
     def _read(self, path: Path, model: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         arrays, meta = read_sealed(path)
-        if meta["identity"] != self.identity or meta["model"] != model:
+        if (meta.get("identity"), meta.get("model")) != (self.identity, model):
             raise StoreError(f"{path} belongs to another study or model: delete it and run the same command again.")
         return arrays, meta
 
@@ -288,17 +311,61 @@ def differing(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the manifest of a run folder."""
+    """Read the manifest of a run folder; a :class:`StoreError` names the first field that is missing or wrong."""
     path = Path(folder) / "manifest.json"
-    if not path.exists():
-        raise StoreError(f"{folder} is not a run folder: it has no manifest.json.")
+    mend = "choose another --out, or restore it."
     try:
-        manifest = json.loads(path.read_text())
-        manifest["identity"], manifest["study"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path} is damaged: choose another --out, or restore it.") from error
-    if manifest.get("format") != FORMAT:
+        manifest = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StoreError(f"{folder} is not a run folder: it has no manifest.json.") from error
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path} is damaged ({reason(error)}): {mend}") from error
+    if isinstance(manifest, dict) and manifest.get("format", FORMAT) != FORMAT:
         raise StoreError(
-            f"{path} has format {manifest.get('format')}, this dynmia reads format {FORMAT}: choose another --out."
+            f"{path} has format {manifest['format']}, this dynmia reads format {FORMAT}: choose another --out."
         )
+    if wrong := wrong_field(manifest):
+        raise StoreError(f"{path} is damaged ({wrong}): {mend}")
     return manifest
+
+
+def wrong_field(manifest: Any) -> str:
+    """The first field of a manifest that is missing or not what it must be; empty if all are well."""
+    if wrong := _untyped(manifest, {"format": int} | FIELDS):
+        return wrong
+    try:
+        study = Study.from_dict(manifest["study"])
+    except UserError as error:
+        return f"study: {reason(error)}"
+    if study.identity(manifest["fingerprint"]) != manifest["identity"]:
+        return "identity is not that of its study and fingerprint"
+    merged = manifest.get("merged", [])
+    if not isinstance(merged, list):
+        return f"merged is {merged!r:.40}: it must be a list"
+    for number, entry in enumerate(merged):
+        if wrong := _untyped(entry, ORIGIN | {"models": list}):
+            return f"merged[{number}]: {wrong}"
+        strange = [m for m in entry["models"] if type(m) is not int or not 0 <= m < study.shadow_models]
+        if strange:
+            return f"merged[{number}]: models has {strange[0]!r:.40}: they are 0 to {study.shadow_models - 1}"
+    return ""
+
+
+def _untyped(mapping: Any, fields: dict[str, type]) -> str:
+    """What is wrong with a mapping that must have ``fields`` of these types."""
+    if not isinstance(mapping, dict):
+        return f"{mapping!r:.40} is no mapping"
+    for name, kind in fields.items():
+        if type(mapping.get(name)) is not kind:
+            value = f"is {mapping[name]!r:.40}" if name in mapping else "is missing"
+            return f"{name} {value}: it must be of type {kind.__name__}"
+        if name == "workers" and mapping[name] < 1:
+            return f"workers is {mapping[name]}: it must be at least 1"
+    return ""
+
+
+def continued_by(manifest: dict[str, Any], folder: str | os.PathLike[str]) -> str:
+    """The line that continues the run in ``folder``, as one types it."""
+    return f"{manifest['command']} --out {shlex.quote(str(folder))}"

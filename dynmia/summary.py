@@ -12,7 +12,8 @@ import xarray as xr
 
 from . import dynamics as dyn
 from .dynamics import Weights
-from .errors import UserError, choose
+from .errors import choose
+from .lira import bounded
 from .plane import vulnerability_plane
 from .pool import draw_keep
 from .runs import study_of
@@ -38,6 +39,17 @@ class Metric:
     floor: float = -np.inf  # no interval goes below
 
 
+def _over_time(figure: Callable[[xr.Dataset, Weights], xr.DataArray]) -> Callable[[xr.Dataset, Weights], xr.DataArray]:
+    """``figure``, which compares checkpoints; NaN where the plane has only one."""
+
+    def of(plane: xr.Dataset, weights: Weights) -> xr.DataArray:
+        if plane.sizes["epoch"] < 2:
+            return np.nan * _last(dyn.population_mean(plane.tpr, weights))
+        return figure(plane, weights)
+
+    return of
+
+
 def _last(values: xr.DataArray) -> xr.DataArray:
     return values.isel(epoch=-1, drop=True)
 
@@ -48,7 +60,8 @@ def _peak_epoch(values: xr.DataArray) -> xr.DataArray:
 
 def _early(plane: xr.Dataset, weights: Weights, name: str) -> xr.DataArray:
     wanted = EARLY * float(plane.epoch[-1])
-    return dyn.early_identification(plane, weights)[name].sel(epoch=wanted, method="pad", drop=True)
+    share = dyn.early_identification(plane, weights)[name]
+    return _last(share.reindex(epoch=[wanted], method="pad"))  # NaN if the first checkpoint is later
 
 
 def epoch_of_recall(plane: xr.Dataset, weights: Weights = None, share: float = 0.7) -> xr.DataArray:
@@ -80,26 +93,37 @@ METRICS: dict[str, Metric] = {
         lambda p, w: 1000 * dyn.population_mean(dyn.dynamic_vulnerability(p), w),
         0,
     ),
-    "displacement": Metric("centre-of-mass displacement", "/1000", lambda p, w: _last(dyn.displacement(p, w)), 0),
+    "displacement": Metric(
+        "centre-of-mass displacement", "/1000", _over_time(lambda p, w: _last(dyn.displacement(p, w))), 0
+    ),
     "entropy_change": Metric(
         "spatial entropy change",
         "bits",
-        lambda p, w: dyn.spatial_entropy(p.isel(epoch=[0, -1]), w).diff("epoch").isel(epoch=0, drop=True),
+        _over_time(lambda p, w: dyn.spatial_entropy(p.isel(epoch=[0, -1]), w).diff("epoch").isel(epoch=0, drop=True)),
         2,
         "basic",
     ),
-    "speed_mean": Metric("encoding speed, mean", "/1000 per epoch", lambda p, w: _speed(p, w).mean("epoch"), 1),
-    "speed_peak": Metric(
-        "encoding speed, peak", "/1000 per epoch", lambda p, w: _speed(p, w).max("epoch"), 1, "basic", 0.0
+    "speed_mean": Metric(
+        "encoding speed, mean", "/1000 per epoch", _over_time(lambda p, w: _speed(p, w).mean("epoch")), 1
     ),
-    "speed_peak_epoch": Metric("encoding speed, epoch of the peak", "epoch", lambda p, w: _peak_epoch(_speed(p, w)), 0),
+    "speed_peak": Metric(
+        "encoding speed, peak",
+        "/1000 per epoch",
+        _over_time(lambda p, w: _speed(p, w).max("epoch")),
+        1,
+        "basic",
+        0.0,
+    ),
+    "speed_peak_epoch": Metric(
+        "encoding speed, epoch of the peak", "epoch", _over_time(lambda p, w: _peak_epoch(_speed(p, w))), 0
+    ),
     "vulnerable": Metric(
         "vulnerable at the end", "%", lambda p, w: 100 * _last(dyn.population_mean(dyn.vulnerable(p), w)), 1
     ),
     "transition_peak": Metric(
         "transition to vulnerable, peak",
         "% per checkpoint",
-        lambda p, w: 100 * dyn.transition_to_vulnerable(p, w).max("epoch"),
+        _over_time(lambda p, w: 100 * dyn.transition_to_vulnerable(p, w).max("epoch")),
         1,
         "basic",
         0.0,
@@ -107,16 +131,22 @@ METRICS: dict[str, Metric] = {
     "transition_peak_epoch": Metric(
         "transition to vulnerable, epoch of the peak",
         "epoch",
-        lambda p, w: _peak_epoch(dyn.transition_to_vulnerable(p, w)),
+        _over_time(lambda p, w: _peak_epoch(dyn.transition_to_vulnerable(p, w))),
         0,
     ),
     "early_recall": Metric(
-        "finally vulnerable that are so at 3/8 of training", "%", lambda p, w: 100 * _early(p, w, "recall"), 0
+        "finally vulnerable that are so at 3/8 of training",
+        "%",
+        _over_time(lambda p, w: 100 * _early(p, w, "recall")),
+        0,
     ),
     "early_precision": Metric(
-        "vulnerable at 3/8 of training that stay so to the end", "%", lambda p, w: 100 * _early(p, w, "precision"), 0
+        "vulnerable at 3/8 of training that stay so to the end",
+        "%",
+        _over_time(lambda p, w: 100 * _early(p, w, "precision")),
+        0,
     ),
-    "recall_epoch": Metric("epoch from which that recall stays above 70 %", "epoch", epoch_of_recall, 0),
+    "recall_epoch": Metric("epoch from which that recall stays above 70 %", "epoch", _over_time(epoch_of_recall), 0),
     "silhouette": Metric("silhouette of 3 clusters, at the end", "", lambda p, w: dyn.silhouette(p, w), 2),
 }
 
@@ -139,8 +169,8 @@ def summarise(
     Returns:
         Index metric; columns label, value, low, high, unit.
     """
-    if draws < 20:
-        raise UserError(f"draws is {draws}: a bootstrap interval needs at least 20.")
+    bounded("draws", draws, 20)
+    bounded("level", level, 0, 1, whole=False)
     plane = plane.assign(state=dyn.states(plane))  # once, not in every metric of every block
     wanted = {choose(name, METRICS, "metric"): METRICS[name] for name in only}
     rows, columns = {}, {name: [] for name in wanted}  # type: ignore[var-annotated]
@@ -164,6 +194,8 @@ def summarise(
 
 def bootstrap_weights(plane: xr.Dataset, draws: int = 200, seed: int = 0, block: int = 0) -> xr.DataArray:
     """How often each sample is drawn in each of ``draws`` bootstrap draws with replacement, (draw, sample)."""
+    bounded("draws", draws, 1)
+    bounded("seed", seed, 0)
     samples = plane.sizes["sample"]
     rng = np.random.default_rng([seed, block])
     weights = np.stack([np.bincount(rng.integers(0, samples, samples), minlength=samples) for _ in range(draws)])
@@ -205,6 +237,7 @@ def null_table(planes: Iterable[xr.Dataset], only: Collection[str] = METRICS) ->
 
 def quantiles(drawn: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
     """Mean and central interval of each column (its extremes if the rows are few), as value, low, high."""
+    bounded("level", level, 0, 1, whole=False)
     tails = [(1 - level) / 2, (1 + level) / 2]
     low, high = (drawn.quantile(q, interpolation="lower" if q < 0.5 else "higher") for q in tails)
     return pd.DataFrame({"value": drawn.mean(), "low": low, "high": high}).rename_axis("metric")
@@ -233,7 +266,9 @@ def null_planes(
 
 def null_masks(run: xr.Dataset, draws: int, seed: int = 0) -> Iterator[np.ndarray]:
     """Keep masks (N, n) drawn anew under the design of ``run``."""
-    models, samples = run.keep.shape
+    bounded("draws of the permutation null", draws, 1)
+    bounded("seed", seed, 0)
+    models, samples = run.sizes["model"], run.sizes["sample"]
     design = study_of(run).design
     for draw in range(draws):
         yield draw_keep(models, samples, design, int(np.random.SeedSequence([seed, draw, 3]).generate_state(1)[0]))

@@ -206,3 +206,38 @@ def test_bayes_is_for_log_odds_only(attack):
     else:
         with pytest.raises(UserError, match="needs attack"):
             vulnerability_plane(run, "bayes", attack=attack)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.float64, object])
+@every_attack
+def test_a_keep_mask_of_any_type_scores_as_bool(attack, kind):
+    phi, keep, labels = sample_run()
+    other = keep.astype(int).astype(kind)
+    np.testing.assert_array_equal(ATTACKS[attack](phi, other, labels), ATTACKS[attack](phi, keep, labels))
+
+
+@every_attack
+def test_arrays_that_cannot_be_scored_are_one_line(attack):
+    phi, keep, labels = sample_run()
+    hole = np.where(np.arange(phi.size).reshape(phi.shape) == 30, np.nan, phi)
+    for arrays, line in (
+        ((hole, keep, labels), r"of 192 values of phi, 1 are not finite, the first \(nan\) at model 1, sample 6"),
+        ((phi, keep + 1, labels), "neither 0 nor 1, the first 2"),
+        ((phi, keep[:4], labels), r"phi has shape \(8, 24\) and keep \(4, 24\)"),
+        ((phi, keep, labels[:3]), r"labels have shape \(3,\): they must be one a sample, \(24,\)"),
+    ):
+        with pytest.raises(UserError, match=line):
+            ATTACKS[attack](*arrays)
+
+
+def test_options_of_rmia_out_of_range_are_named():
+    for options, line in (({"gamma": 0}, "gamma is 0: it must be a number"), ({"a": 1.5}, "a is 1.5: .* from 0 to 1")):
+        with pytest.raises(UserError, match=line):
+            rmia_offline(*sample_run(), **options)
+
+
+def test_shokri_says_how_many_models_there_are_and_how_many_a_fold_leaves():
+    phi, keep, labels = sample_run(models=12)
+    keep[6:, labels == 2] = True
+    with pytest.raises(UserError, match="one side of class 2 in the half of 12 shadow models, 6, that one of"):
+        attack_scores(phi, keep, labels, attack="shokri")

@@ -9,7 +9,7 @@ from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 
-from dynmia import Study, vulnerability_plane
+from dynmia import Study, UserError, vulnerability_plane
 from dynmia import dynamics as dyn
 from dynmia.pool import draw_keep
 from dynmia.summary import METRICS, epoch_of_recall
@@ -354,3 +354,28 @@ def test_metrics_do_not_change_with_the_labels(name):
 @every_metric
 def test_metrics_of_the_run_above_are_finite(name, rule):
     assert np.isfinite(value(name, PLANES[rule]))
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [dyn.displacement, dyn.encoding_speed, dyn.signed_speed, dyn.transition_counts, dyn.transition_to_vulnerable,
+     dyn.early_identification],
+)  # fmt: skip
+def test_checkpoints_out_of_order_are_refused_and_one_alone_is_no_error(figure):
+    plane = random_plane(0)
+    for order, line in (([0, 2, 3, 1], "the epochs are 0, 4, 6, 2: they must increase"), ([0, 0, 1], "0, 0, 2: they")):
+        with pytest.raises(UserError, match=line):
+            figure(plane.isel(epoch=order))
+    assert figure(plane.isel(epoch=[2])).sizes["epoch"] <= 1
+
+
+def test_options_of_figures_out_of_range_are_named():
+    plane = vulnerability_plane(signal_run())
+    for figure, line in (
+        (lambda: dyn.spatial_entropy(plane, bins=0), "bins is 0: it must be a whole number, at least 1"),
+        (lambda: dyn.silhouette(plane, clusters=1), "clusters is 1: .* at least 2"),
+        (lambda: dyn.silhouette(plane, epoch=3), "epoch 3 is no checkpoint: there are 0, 2, 4, 6"),
+        (lambda: dyn.tpr_at_fpr(plane, 0.5), "level 0.5 is not stored: there are 0.001, 0.01, 0.1"),
+    ):
+        with pytest.raises(UserError, match=line):
+            figure()

@@ -123,7 +123,7 @@ def test_a_model_effect_widens_only_the_interval_over_models():
 def test_bad_input_is_named(run):
     with pytest.raises(UserError, match="unknown interval 'model'"):
         intervals.interval(run, over="model")
-    with pytest.raises(UserError, match="needs at least 20"):
+    with pytest.raises(UserError, match=r"draws is 10: .* at least 20"):
         intervals.interval(run, draws=10)
     with pytest.raises(UserError, match="8 models are too few to halve"):
         intervals.interval(run.isel(model=slice(8)))
@@ -234,3 +234,21 @@ def test_recommendation_is_safe_first_then_narrow():
     table = pd.DataFrame(rows, columns=["method", "metric", "coverage", "ratio"]).set_index(["method", "metric"])
     assert holding.recommended(table) == "a"
     assert holding.recommended(table.loc[["c"]]) == "c"
+
+
+def test_of_one_checkpoint_what_compares_checkpoints_is_undefined(run):
+    table = intervals.every(run.isel(epoch=[-1]), "bayes")
+    defined = ["auc", "tpr_1pct", "tpr_01pct", "advantage", "dynamic", "vulnerable", "silhouette"]
+    assert table.index[table.value.notna()].tolist() == defined
+    assert table.loc[defined, "error"].notna().all()
+
+
+def test_metrics_by_name_alone(run):
+    table = intervals.every(run, only=["recall_epoch"])
+    assert (table.index.tolist(), table.error.isna().tolist()) == (["recall_epoch"], [True])
+    with pytest.raises(UserError, match="unknown metric 'auk'; did you mean 'auc'"):
+        intervals.every(run, only=["auk"])
+    with pytest.raises(UserError, match="no metric is named: name at least one of auc, "):
+        intervals.interval(run, only=[])
+    with pytest.raises(UserError, match="level is 95: it must be a number, from 0 to 1"):
+        intervals.interval(run, only=["auc"], level=95)

@@ -191,3 +191,42 @@ def test_blocks_of_samples_score_like_all_at_once(attack, centre, variance, monk
     np.testing.assert_allclose(
         lira_scores(phi, keep, attack=attack, centre=centre, variance=variance), whole, rtol=1e-11, atol=1e-12
     )
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.int64, np.float32, object])
+def test_a_keep_mask_of_any_type_scores_as_bool(kind):
+    phi, keep = noise(signal=1.0)
+    np.testing.assert_array_equal(lira_scores(phi, keep.astype(int).astype(kind)), lira_scores(phi, keep))
+    np.testing.assert_array_equal(lira_scores(phi.tolist(), keep.tolist()), lira_scores(phi, keep))
+
+
+def put(array, value, kind=float):
+    changed = array.astype(kind)
+    changed[3, 4] = value
+    return changed
+
+
+PHI, KEEP = noise()
+BAD_ARRAYS = {
+    "two": (PHI, put(KEEP, 2, np.uint8), r"of 108 values of keep \(uint8\), 1 are neither 0 nor 1, the first 2: write"),
+    "minus one": (PHI, put(KEEP, -1, np.int8), "the first -1: write True or 1"),
+    "a half": (PHI, put(KEEP, 0.5), "the first 0.5: write"),
+    "NaN in keep": (PHI, put(KEEP, np.nan), "the first nan: write"),
+    "None in keep": (PHI, put(KEEP, None, object), "the first None: write"),
+    "no keep": (PHI, None, "neither 0 nor 1, the first None"),
+    "text": (PHI, KEEP.astype(str), r"keep \(<U5\), 108 are neither"),
+    "turned": (PHI, KEEP.T, r"phi has shape \(12, 9\) and keep \(9, 12\): both must be \(models, samples\)"),
+    "a line": (PHI[0], KEEP[0], r"phi has shape \(9,\)"),
+    "nothing": (PHI[:, :0], KEEP[:, :0], r"phi has shape \(12, 0\)"),
+    "NaN": (put(PHI, np.nan), KEEP, r"108 values of phi, 1 are not finite, the first \(nan\) at model 3, sample 4"),
+    "infinite": (put(PHI, -np.inf), KEEP, r"the first \(-inf\) at model 3, sample 4"),
+    "complex": (PHI + 0j, KEEP, "phi is of type complex128: it must be of numbers"),
+    "objects": (PHI.astype(object), KEEP, "phi is of type object"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARRAYS)
+def test_arrays_that_cannot_be_scored_are_one_line(name):
+    phi, keep, line = BAD_ARRAYS[name]
+    with pytest.raises(UserError, match=line):
+        lira_scores(phi, keep)

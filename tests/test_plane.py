@@ -247,3 +247,53 @@ def test_bayes_rates_of_known_gaussians(gap, sd_in):
         spread = np.hypot(np.sqrt(expected * (1 - expected) / 200), 0.04)
         assert abs(error).max() < 4 * spread
         assert abs(error.mean()) < 4 * spread / np.sqrt(samples)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.float32, object])
+def test_a_keep_mask_of_any_type_gives_the_plane_of_bool(kind):
+    run = signal_run()
+    other, plane = run.keep.values.astype(int).astype(kind), vulnerability_plane(run)
+    xr.testing.assert_identical(vulnerability_plane(run, keep=other), plane)
+    xr.testing.assert_identical(vulnerability_plane(run.assign(keep=(("model", "sample"), other))), plane)
+
+
+def test_dimensions_in_another_order_are_put_in_order_by_name():
+    run = signal_run()
+    xr.testing.assert_identical(
+        vulnerability_plane(run.transpose("sample", "model", "epoch")), vulnerability_plane(run)
+    )
+
+
+BAD_RUNS = {
+    "no phi": (lambda run: run.drop_vars("phi"), "the run has no phi: a run has phi, keep, label, train_accuracy"),
+    "no accuracy": (lambda run: run.drop_vars("test_accuracy"), "the run has no test_accuracy"),
+    "a renamed dimension": (lambda run: run.rename(sample="image"), r"phi has the dimensions \('epoch', 'model', 'ima"),
+    "one dimension too many": (lambda run: run.assign(phi=run.phi.expand_dims("draw")), "phi has the dimensions"),
+    "a hole": (
+        lambda run: run.assign(phi=run.phi.where(run.phi != run.phi[1, 2, 3])),
+        r"1 are not finite, the first \(nan\) at epoch 1, model 2, sample 3",
+    ),
+    "a mask of more": (lambda run: run.assign(keep=run.keep + 1), "neither 0 nor 1, the first 2"),
+    "out of order": (lambda run: run.isel(epoch=[0, 2, 1]), "the epochs are 0, 2, 1: they must increase"),
+    "the same twice": (lambda run: run.isel(epoch=[0, 1, 1]), "the epochs are 0, 1, 1: they must increase"),
+    "half epochs": (lambda run: run.assign_coords(epoch=[0, 0.5, 1]), "the epochs are 0.0, 0.5, 1.0: .* whole numbers"),
+    "no number": (lambda run: run.assign_coords(epoch=[0, np.nan, 2]), "0.0, nan, 2.0: they must be whole numbers"),
+    "names": (lambda run: run.assign_coords(epoch=list("abc")), "the epochs are a, b, c: they must be whole numbers"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_RUNS)
+def test_a_run_that_cannot_be_scored_is_one_line(name):
+    change, line = BAD_RUNS[name]
+    with pytest.raises(UserError, match=line):
+        vulnerability_plane(change(signal_run()))
+
+
+def test_a_keep_mask_of_another_shape_is_named():
+    with pytest.raises(UserError, match=r"keep has shape \(70, 20\): the run has \(models, samples\) \(20, 70\)"):
+        vulnerability_plane(signal_run(), keep=signal_run().keep.values.T)
+
+
+def test_a_confidence_level_out_of_range_is_named():
+    with pytest.raises(UserError, match="level is 95: it must be a number, from 0 to 1"):
+        rates(5, 10, level=95)

@@ -5,18 +5,21 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 
 import h5py
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import dynmia
-from dynmia import open_run, save_run, store
-from dynmia.engine import open_store
+from dynmia import hardness, open_run, runs, save_run, store
+from dynmia.engine import finish, open_store, train_part
 from dynmia.errors import StoreError, UserError
+from dynmia.merge import merge
 from dynmia.store import RunStore, read_manifest, read_sealed, write_atomic, write_sealed
 from dynmia.training import DeviceData, train_shard
 
@@ -182,10 +185,15 @@ def test_a_full_disk_ends_training_in_one_line_and_the_run_continues_to_the_same
 
 # --- run folders
 
+ABOUT = {
+    "versions": {}, "hardware": "a machine", "device": "cpu", "workers": 2, "command": "dynmia train",
+    "created": "2026-01-01 00:00 UTC",
+}  # fmt: skip
+
 
 @pytest.fixture
 def folder(tiny, tmp_path):
-    RunStore(tmp_path / "run", tiny, "data", {})
+    RunStore(tmp_path / "run", tiny, "data", ABOUT)
     return tmp_path / "run"
 
 
@@ -237,7 +245,7 @@ def test_a_shard_is_saved_once_and_its_state_dropped(tiny, folder):
 
 @pytest.mark.parametrize("other", ["study", "model"])
 def test_the_shard_of_another_is_refused(tiny, folder, tmp_path, other):
-    theirs = RunStore(tmp_path / "other", tiny.replace(seed=1) if other == "study" else tiny, "data", {})
+    theirs = RunStore(tmp_path / "other", tiny.replace(seed=1) if other == "study" else tiny, "data", ABOUT)
     theirs.save_shard(1, ARRAYS, {"seconds": 1.0})
     run = RunStore(folder, tiny, "data", {})
     model = 1 if other == "study" else 2
@@ -308,7 +316,7 @@ def test_a_run_folder_opens_as_the_run(tiny_run):
 
 def test_the_folder_of_an_unfinished_run_names_the_command(tiny, tmp_path):
     open_store(tiny, out=tmp_path / "run", device="cpu", command="the command")
-    with pytest.raises(StoreError, match="not finished: continue it by 'the command'"):
+    with pytest.raises(StoreError, match=f"not finished: continue it by: the command --out {tmp_path / 'run'}$"):
         open_run(tmp_path / "run")
 
 
@@ -337,6 +345,7 @@ CHANGES = {
     "scale": change_attribute("scale_factor", "phi_0004"),
     "offset": change_attribute("add_offset", "phi_0004"),
     "units": change_attribute("units", "seconds"),
+    "attribute of a coordinate": change_attribute("long_name", "sample"),
 }
 
 
@@ -399,3 +408,356 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tiny_run, released, 
         save_run(tiny_run[1], released)
     assert released.read_bytes() == before
     assert os.listdir(released.parent) == [released.name]
+
+
+# --- what else lies in a folder, and who may read it
+
+
+def test_the_lock_clears_what_is_ours_and_nothing_else(tiny, folder):
+    run = RunStore(folder, tiny, "data", {})
+    users = [".run.conf", ".run.nc.1234", ".manifest.bak", ".model-001.swp", ".model-001.state.safetensors.swp"]
+    folders = [".run.d", ".manifest.d", f"{store.TEMPORARY}run.nc-folder"]
+    ours = [f"{store.TEMPORARY}{name}-x" for name in ("run.nc", "manifest.json", "model-001.safetensors")]
+    others = f"{store.TEMPORARY}model-002.safetensors-x"  # its process may be writing it
+    for name in (*users, *ours, others):
+        (folder / name).write_text("kept")
+    for name in folders:
+        (folder / name).mkdir()
+    (folder / f"{store.TEMPORARY}run.nc-link").symlink_to(folder / ".run.conf")
+    with run.locked(), run.locked(1):
+        pass
+    left = {"manifest.json", *users, *folders, others, f"{store.TEMPORARY}run.nc-link"}
+    assert {path.name for path in folder.iterdir()} == left
+
+
+def test_a_write_clears_what_a_killed_one_of_the_same_file_left(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    kill = "import os, sys; from dynmia import store; os.replace = lambda *_: os.kill(os.getpid(), 9)\n"
+    kill += "store.write_atomic(store.Path(sys.argv[1]), b'half')"
+    for name in ("x.nc", "other.nc"):
+        subprocess.run([sys.executable, "-c", kill, str(tmp_path / name)], check=False, timeout=60)
+    assert len(os.listdir(tmp_path)) == 2
+    begins = next(path.name for path in tmp_path.iterdir() if "x.nc" in path.name).rpartition("-")[0].rpartition("-")[0]
+    living = f"{begins}-{os.getpid()}-00"
+    for name in (living, ".x.nc.4711", f"{begins}-{dead.pid}-00"):
+        (tmp_path / name).write_text("")
+    write_atomic(tmp_path / "x.nc", b"whole")
+    rest = {path.name for path in tmp_path.iterdir() if "other.nc" not in path.name}
+    assert rest == {"x.nc", living, ".x.nc.4711"}
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664)])
+def test_files_have_the_mode_that_the_umask_says(tiny_run, tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_sealed(tmp_path / "model-000.safetensors", ARRAYS, {})
+        save_run(tiny_run[1], tmp_path / "run.nc")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_not_replaced(tiny_run, tmp_path, make):
+    make(tmp_path / "target")
+    with pytest.raises(UserError, match="it is a folder or a device and no file; choose another name"):
+        save_run(tiny_run[1], tmp_path / "target")
+    assert not (tmp_path / "target").is_file()
+
+
+# --- several processes at once
+
+
+@pytest.mark.parametrize("code", ["ENOLCK", "EOPNOTSUPP", "ENOSYS"])
+def test_without_locks_work_goes_on_with_a_warning_and_clears_nothing(tiny, tmp_path, monkeypatch, code):
+    def fail(*_):
+        raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    with pytest.warns(UserWarning, match="on a file system without locks .*: let no second process work on this run"):
+        run = RunStore(tmp_path, tiny, "data", ABOUT)
+    left = tmp_path / f"{store.TEMPORARY}model-001.safetensors-x"
+    left.write_text("another process writes it")
+    with pytest.warns(UserWarning, match="without locks"), run.locked(1):
+        run.save_shard(1, ARRAYS, {"seconds": 1.0})
+    assert same(run.load_shard(1)[0], ARRAYS)
+    assert {path.name for path in tmp_path.iterdir()} == {"manifest.json", "model-001.safetensors", left.name}
+
+
+def test_a_lock_that_fails_otherwise_is_one_line(tiny, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    with pytest.raises(UserError, match=r"cannot write .*run\.lock: Input/output error"):
+        RunStore(tmp_path, tiny, "data", ABOUT)
+
+
+def at_once(*calls):
+    """The results, or errors, of ``calls``, each in a thread of its own."""
+    results = [None] * len(calls)
+
+    def call(number):
+        try:
+            results[number] = calls[number]()
+        except UserError as error:
+            results[number] = error
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_of_two_studies_begun_at_once_on_a_new_folder_one_is_refused(tiny, tmp_path, monkeypatch):
+    both, locked = threading.Barrier(2, timeout=30), RunStore.locked
+
+    def meet(run, model=None):
+        both.wait()  # neither has seen a manifest
+        return locked(run, model)
+
+    monkeypatch.setattr(RunStore, "locked", meet)
+    studies = [tiny, tiny.replace(seed=1)]
+    results = at_once(*[lambda s=s: RunStore(tmp_path / "run", s, "data", ABOUT) for s in studies])
+    refused = [result for result in results if isinstance(result, StoreError)]
+    assert len(refused) == 1
+    assert "differs in seed (" in str(refused[0])
+    winner = next(result for result in results if isinstance(result, RunStore))
+    assert read_manifest(tmp_path / "run")["identity"] == winner.identity
+
+
+def test_merges_at_once_keep_who_trained_what(tiny, tmp_path):
+    for model in range(4):
+        source = RunStore(tmp_path / str(model), tiny, "data", ABOUT | {"hardware": f"machine {model}"})
+        source.save_shard(model, ARRAYS, {"seconds": 1.0})
+    for trial in range(5):
+        into = tmp_path / f"whole-{trial}"
+        results = at_once(*[lambda m=m, i=into: list(merge(i, [str(tmp_path / str(m))])) for m in range(4)])
+        assert all(isinstance(result, list) for result in results), results
+        merged = {part["hardware"]: part["models"] for part in read_manifest(into)["merged"]}
+        assert merged == {f"machine {model}": [model] for model in range(4)}
+    assert results[0][-1].endswith(f"dynmia train --out {into}")
+
+
+# --- manifests that were edited by hand
+
+
+MANIFESTS = {
+    "no identity": (lambda m: m.pop("identity"), "identity is missing: it must be of type str"),
+    "no study": (lambda m: m.pop("study"), "study is missing: it must be of type dict"),
+    "no command": (lambda m: m.pop("command"), "command is missing: it must be of type str"),
+    "no format": (lambda m: m.pop("format"), "format is missing: it must be of type int"),
+    "a list": (lambda m: m.update(study=[1, 2]), r"study is \[1, 2\]: it must be of type dict"),
+    "null": (lambda m: m.update(fingerprint=None), "fingerprint is None: it must be of type str"),
+    "workers": (lambda m: m.update(workers="two"), "workers is 'two': it must be of type int"),
+    "no workers": (lambda m: m.update(workers=0), "workers is 0: it must be at least 1"),
+    "a field's type": (lambda m: m["study"].update(epochs="many"), "study: epochs is 'many': it must be of type int"),
+    "an unknown field": (lambda m: m["study"].update(epoch=3), "study: unknown study field 'epoch'; did you mean 'epo"),
+    "another value": (lambda m: m["study"].update(seed=5), "identity is not that of its study and fingerprint"),
+    "merged no list": (lambda m: m.update(merged={}), r"merged is \{\}: it must be a list"),
+    "merged of text": (lambda m: m.update(merged=["x"]), r"merged\[0\]: 'x' is no mapping"),
+    "merged without": (lambda m: m.update(merged=[{"models": [1]}]), r"merged\[0\]: hardware is missing"),
+    "models no list": (lambda m: m.update(merged=[ABOUT | {"models": 1}]), r"merged\[0\]: models is 1: it must be of"),
+    "no such model": (lambda m: m.update(merged=[ABOUT | {"models": [9]}]), r"merged\[0\]: models has 9: they"),
+    "model by name": (lambda m: m.update(merged=[ABOUT | {"models": ["0"]}]), r"merged\[0\]: models has '0'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_manifest_edited_by_hand_is_named_by_its_field_in_every_command(tiny, folder, tmp_path, name):
+    change, line = MANIFESTS[name]
+    manifest = read_manifest(folder)
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    RunStore(tmp_path / "other", tiny, "data", ABOUT)
+    for command in (
+        lambda: RunStore(folder, tiny, "data", ABOUT),
+        lambda: open_run(folder),
+        lambda: list(merge(folder, [str(tmp_path / "other")])),
+        lambda: list(merge(tmp_path / "other", [str(folder)])),
+    ):
+        with pytest.raises(StoreError, match=rf"json is damaged \({line}.*: choose another --out, or restore"):
+            command()
+
+
+# --- run.nc in a run folder
+
+
+@pytest.fixture
+def finished(tiny_run, tmp_path):
+    shutil.copytree(tiny_run[0], tmp_path / "a run")
+    return tmp_path / "a run"
+
+
+DAMAGE = {
+    "cut": (lambda path, run: path.write_bytes(path.read_bytes()[:-500]), "is truncated|was altered"),
+    "flipped": (lambda path, run: path.write_bytes(path.read_bytes()[:-300] + bytes(300)), "is truncated|was altered"),
+    "empty": (lambda path, run: path.write_bytes(b""), "is truncated"),
+    "another study": (
+        lambda path, run: save_run(run.assign_attrs(identity="0" * 64), path, pack=False),
+        "is of another study than its folder",
+    ),
+    "other shards": (lambda path, run: save_run(run.assign(phi=run.phi + 1), path, pack=False), ""),
+    "missing": (lambda path, run: path.unlink(), "is not finished: continue it by"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_training_again_mends_the_run_in_its_folder(tiny, tiny_run, finished, name):
+    damage, line = DAMAGE[name]
+    damage(finished / "run.nc", tiny_run[1])
+    if line:
+        with pytest.raises(StoreError, match=rf"({line}).*: dynmia train --dataset digits .* --out '{finished}'"):
+            open_run(finished)
+    run = finish(*train_part(tiny, out=finished, device="cpu", progress=False))
+    assert run.equals(tiny_run[1])
+    assert open_run(finished).equals(tiny_run[1])
+
+
+def test_a_run_that_is_well_is_not_written_again(tiny, finished):
+    before = (finished / "run.nc").stat()
+    finish(*train_part(tiny, out=finished, device="cpu", progress=False))
+    after = (finished / "run.nc").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+# --- what is saved can be opened
+
+
+VARIANTS = {
+    "no long_name": lambda run: run.assign(phi=run.phi.drop_attrs()),
+    "attributes of phi": lambda run: run.assign(phi=run.phi.assign_attrs(units="nat")),
+    "bare": lambda run: run.drop_attrs(),
+    "no coordinates": lambda run: run.drop_vars(["sample", "model"]),
+    "int32 epochs": lambda run: run.assign_coords(epoch=run.epoch.astype(np.int32)),
+    "float epochs": lambda run: run.assign_coords(epoch=run.epoch.astype(float)),
+    "float keep": lambda run: run.assign(keep=run.keep.astype(np.float32)),
+    "uint8 keep": lambda run: run.assign(keep=run.keep.astype(np.uint8)),
+    "turned": lambda run: run.transpose("sample", "model", "epoch"),
+    "names of samples": lambda run: run.assign_coords(sample=[f"s{k}" for k in range(120)]),
+    "one checkpoint": lambda run: run.isel(epoch=[1]),
+    "more variables": lambda run: run.assign(flag=("sample", np.ones(120, bool))),
+}
+
+
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_run_of_any_make_is_saved_and_opened(tiny_run, tmp_path, name, pack):
+    run = VARIANTS[name](tiny_run[1])
+    found = open_run(save_run(run, tmp_path / "run.nc", pack=pack))
+    expected = tiny_run[1] if name != "one checkpoint" else run
+    np.testing.assert_allclose(found.phi, expected.phi, atol=0 if not pack else 1e-3)
+    assert (found.keep.dtype, found.epoch.dtype) == (bool, np.int64)
+    np.testing.assert_array_equal(found.keep, expected.keep)
+    np.testing.assert_array_equal(found.epoch, expected.epoch)
+    assert found.phi.attrs == run.phi.attrs
+
+
+def test_a_run_goes_from_float32_to_16_bits_and_back_without_noise(tiny_run, tmp_path):
+    run = tiny_run[1]
+    for pack in (False, True, False):
+        run = open_run(save_run(run, tmp_path / "run.nc", pack=pack))
+        assert run.phi.attrs == tiny_run[1].phi.attrs
+    np.testing.assert_allclose(run.phi, tiny_run[1].phi, atol=1e-3)
+
+
+UNSAVEABLE = {
+    "a hole": (lambda run: run.assign(phi=run.phi.where(run.phi != run.phi[1, 2, 3])), "1440 values of phi, 1 are"),
+    "half epochs": (lambda run: run.assign_coords(epoch=[0, 0.5, 1]), "the epochs are 0.0, 0.5, 1.0: .* whole numbers"),
+    "out of order": (lambda run: run.isel(epoch=[0, 2, 1]), "the epochs are 0, 4, 2: they must increase"),
+    "keep of 2": (lambda run: run.assign(keep=run.keep + 1), "neither 0 nor 1"),
+    "no label": (lambda run: run.drop_vars("label"), "the run has no label"),
+    "a mapping": (lambda run: run.assign_attrs(note={}), "what it is to hold does not fit into netCDF"),
+    "a list": (lambda run: run.assign_attrs(note=[1, 2]), "what it is to hold would come back changed"),
+    "objects": (lambda run: run.assign(note=("sample", np.array([None] * 120))), "does not fit|would come back"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNSAVEABLE)
+def test_a_run_that_would_not_come_back_is_refused_when_it_is_saved(tiny_run, tmp_path, name):
+    change, line = UNSAVEABLE[name]
+    with pytest.raises(UserError, match=line):
+        save_run(change(tiny_run[1]), tmp_path / "run.nc")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_ends_a_save_in_one_line_and_leaves_the_old_file(tmp_path):
+    code = (
+        "import sys, resource; from dynmia import save_run, UserError; from dynmia.simulate import Simulator\n"
+        "run = Simulator(samples=400, checkpoints=3).run(20); save_run(run.isel(sample=slice(40)), sys.argv[1])\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "try: save_run(run, sys.argv[1])\nexcept UserError as error: sys.exit(str(error))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "x.nc")], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "x.nc: the file-size limit is reached" in done.stderr
+    assert os.listdir(tmp_path) == ["x.nc"]
+    assert open_run(tmp_path / "x.nc").sizes["sample"] == 40
+
+
+# --- the seal of a release
+
+
+def test_damage_is_seen_before_hdf5_opens_the_file(released, monkeypatch):
+    content, opened = released.read_bytes(), []
+    monkeypatch.setattr(runs, "_read", lambda content: opened.append(content))
+    for position in np.linspace(0, len(content) - 81, 200).astype(int):
+        released.write_bytes(content[:position] + bytes([content[position] ^ 0x10]) + content[position + 1 :])
+        with pytest.raises(StoreError, match=r"run\.nc was altered \(its checksum differs\)"):
+            open_run(released)
+    assert not opened
+
+
+@pytest.mark.parametrize("left", [-1, -2, -65, -66, -79, -80, -81, -200])
+def test_a_release_without_the_whole_of_its_seal_is_refused(released, left):
+    released.write_bytes(released.read_bytes()[:left])
+    with pytest.raises(StoreError, match=r"run\.nc (is truncated|was altered)"):
+        open_run(released)
+
+
+def test_a_byte_after_the_seal_or_a_changed_mark_of_it_is_refused(released):
+    content = released.read_bytes()
+    for damaged in (content + b"\0", content.replace(runs.SEAL, b"\ndynmia-seal-2 ")):
+        released.write_bytes(damaged)
+        with pytest.raises(StoreError, match=r"run\.nc (is truncated|was altered)"):
+            open_run(released)
+
+
+def test_readers_of_hdf5_and_netcdf_do_not_mind_the_seal(tiny_run, released):
+    with h5py.File(released) as file:
+        assert "phi_0002" in file
+    with xr.open_dataset(released, engine="h5netcdf") as file:
+        np.testing.assert_allclose(file.phi_0002, tiny_run[1].phi.sel(epoch=2), atol=1e-3)
+
+
+def test_a_release_without_a_seal_as_an_older_version_wrote_it_is_read():
+    path = runs.project_root() / "data" / "quick.nc"
+    assert runs.SEAL not in path.read_bytes()
+    assert open_run(path).sizes == {"epoch": 16, "model": 20, "sample": 1200}
+
+
+def test_what_is_no_run_is_one_line(tiny_run, tmp_path):
+    measures = xr.Dataset({"loss_in": (("part", "sample"), np.zeros((3, 5)))}, {"part": list("xab")})
+    hardness.save(measures, tmp_path / "x.hardness.nc")
+    assert hardness.load(tmp_path / "x.hardness.nc").part.values.tolist() == ["all", "a", "b"]
+    save_run(tiny_run[1], tmp_path / "x.nc")
+    with pytest.raises(
+        StoreError, match=r"x\.hardness\.nc is no run .* but measures of hardness, .* give the file of a"
+    ):
+        open_run(tmp_path / "x.hardness.nc")
+    with pytest.raises(StoreError, match=r"x\.nc holds no measures of hardness: give a file NAME\.hardness\.nc"):
+        hardness.load(tmp_path / "x.nc")
+    with pytest.raises(StoreError, match="File name too long"):
+        open_run(tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize("study", [None, "{", "[]", 3])
+def test_a_run_that_does_not_say_its_study_is_named(tiny_run, study):
+    run = tiny_run[1].assign_attrs(study=study)
+    with pytest.raises(UserError, match=r"the run does not say its study: set run\.attrs\['study'\]"):
+        dynmia.study_of(run)

@@ -308,3 +308,43 @@ def test_metrics_that_are_asked_for_alone_are_the_same(strong, plane):
     pd.testing.assert_frame_equal(null_table(nulls, wanted), null_table(nulls)[wanted])
     with pytest.raises(UserError, match="did you mean 'displacement'"):
         summarise(plane, draws=20, only=["displacment"])
+
+
+COMPARING = [name for name in METRICS if name.split("_")[0] in
+             ("displacement", "entropy", "speed", "transition", "early", "recall")]  # fmt: skip
+
+
+@pytest.mark.parametrize("checkpoint", [0, -1])
+def test_of_one_checkpoint_what_compares_checkpoints_is_undefined(strong, checkpoint):
+    plane = vulnerability_plane(strong.isel(epoch=[checkpoint]))
+    table = summarise(plane, draws=20)
+    assert table.index[table.value.isna()].tolist() == COMPARING
+    assert table.loc[COMPARING, ["low", "high"]].isna().all(axis=None)
+    assert (rounded(table).iloc[:, -1] == "undefined").tolist() == [name in COMPARING for name in METRICS]
+
+
+def test_without_a_checkpoint_by_three_eighths_what_is_found_by_then_is_undefined(strong):
+    table = summarise(vulnerability_plane(strong.isel(epoch=[-2, -1])), draws=20)
+    assert table.index[table.value.isna()].tolist() == ["early_recall", "early_precision"]
+
+
+BAD_OPTIONS = {
+    "negative": (lambda run, plane: null_summary(run, draws=-5), "draws of the permutation null is -5: .* at least 1"),
+    "none": (lambda run, plane: next(null_planes(run, draws=0)), "draws of the permutation null is 0: .* at least 1"),
+    "half": (lambda run, plane: summarise(plane, draws=20.5), "draws is 20.5: it must be a whole number, at least 20"),
+    "text": (lambda run, plane: summarise(plane, draws="many"), "draws is 'many': it must be a whole number"),
+    "percent": (lambda run, plane: summarise(plane, level=95), "level is 95: it must be a number, from 0 to 1"),
+    "null level": (lambda run, plane: null_summary(run, draws=2, level=95), "level is 95: it must be a number"),
+    "seed": (
+        lambda run, plane: summarise(plane, draws=20, seed=-1),
+        "seed is -1: it must be a whole number, at least 0",
+    ),
+    "null seed": (lambda run, plane: null_summary(run, draws=2, seed=-1), "seed is -1: it must be a whole number"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_OPTIONS)
+def test_options_out_of_range_are_one_line(strong, plane, name):
+    call, line = BAD_OPTIONS[name]
+    with pytest.raises(UserError, match=line):
+        call(strong, plane)
