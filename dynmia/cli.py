@@ -103,7 +103,7 @@ def train(
 ) -> None:
     """Train a population of shadow models, or what is missing of it; Ctrl-C stops it and the same command continues."""
     from . import runs
-    from .engine import finish, train_part
+    from .engine import continued, finish, train_part
 
     part = None if models is None else parse_models(models, study.shadow_models)
     budget = None if time_budget is None else parse_duration(time_budget)
@@ -114,7 +114,7 @@ def train(
     )  # fmt: skip
     if missing := store.missing():
         count, done = study.shadow_models, f"all of --models {models} are: the others are left to others"
-        rest = done if part and not set(missing) & set(part) else "the same command continues"
+        rest = done if part and not set(missing) & set(part) else f"continue by {continued(store)}"
         unwritten = f" (nothing written to {file} yet)" if file else ""
         typer.echo(
             f"{study.title}: {count - len(missing)} of {count} models finished in {store.folder}; {rest}{unwritten}"
@@ -134,7 +134,7 @@ def train(
 @app.command()
 def status(folder: Annotated[str, typer.Argument(help="a run folder")]) -> None:
     """Show how far each model of a run is."""
-    from .store import RunStore, read_manifest
+    from .store import RunStore, continued_by, read_manifest
 
     manifest = read_manifest(folder)
     study = Study.from_dict(manifest["study"])
@@ -148,7 +148,7 @@ def status(folder: Annotated[str, typer.Argument(help="a run folder")]) -> None:
         accuracy = {half: saved[0][f"{half}_accuracy"][-1] for half in ("train", "test")} if saved else {}
         told = "  ".join(f"{half} {value:.3f}" for half, value in accuracy.items())
         typer.echo(f"model {model:3d}  {text:18} {told}".rstrip())
-    typer.echo(f"{study.title}: {done} of {study.shadow_models} models finished; {manifest['command']}")
+    typer.echo(f"{study.title}: {done} of {study.shadow_models} models finished; {continued_by(manifest, folder)}")
 
 
 @app.command()
@@ -199,7 +199,9 @@ def complexity(
     dataset: Annotated[
         list[str] | None, typer.Argument(help="data sets of images (default: all of them but copies)")
     ] = None,
-    pool_size: Annotated[int, typer.Option(help="samples of each; digits take the pool of the quick preset")] = 4000,
+    pool_size: Annotated[
+        int, typer.Option(help="samples of each (at the default, digits take the pool of the quick preset)")
+    ] = 4000,
     data_dir: DataDir = None,
     csv: Csv = None,
 ) -> None:
@@ -222,14 +224,12 @@ def notebook(
     describe: Annotated[bool, typer.Option(help="list the notebook's parameters and stop")] = False,
 ) -> None:
     """Execute one parameterised notebook; names and types are checked first."""
-    import papermill
-
-    from .notebooks import available, check_parameters, run_notebook
+    from .notebooks import check_parameters, parameters, run_notebook
 
     checked = check_parameters(name, parse_pairs(parameter, "-p"))
     if describe:
-        for key, entry in papermill.inspect_notebook(available()[name]).items():
-            typer.echo(f"{key:12} {entry['inferred_type_name']:6} {entry['default']:28} {entry['help']}")
+        for key, entry in parameters(name).items():
+            typer.echo(f"{key:12} {entry.annotation:6} {entry.default:28} {entry.help}")
         return
     file = output(out or f"runs/{name}.ipynb", ".ipynb")
     assert file
@@ -253,7 +253,10 @@ def campaign(
     scale: Annotated[str, typer.Option(help="cpu (the released runs), quick or paper: see data/campaign.yml")] = "cpu",
     only: Annotated[str, typer.Option(help="just the runs of a chapter (02), or whose name contains this")] = "",
     change: Changes = None,
-    out: Annotated[str | None, typer.Option(help="folder (default: data, or runs/SCALE at another scale)")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="folder, where training goes on too (default: data, or runs/SCALE at another scale)"),
+    ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="list the runs and what they cost here, and stop")] = False,
     null: Annotated[int, typer.Option(help="draws of the permutation null in figures.csv; 0: no figures")] = 200,
     time_budget: TimeBudget = None,

@@ -19,7 +19,7 @@ import xarray as xr
 from torch.utils.data import Dataset
 
 from .data import SIZES, load_dataset
-from .engine import Folder, pick_device
+from .engine import Folder, check_workers, pick_device
 from .errors import StoreError, UserError, choose, reason
 from .models import build_model, forward_flops, parameters
 from .plane import vulnerability_plane
@@ -61,8 +61,7 @@ def plan(
         Mapping with parameters, training_samples, evaluations, flops, disk_bytes, train_rate and evaluation_rate
         (samples per second of one process), workers, seconds.
     """
-    if workers is not None and workers < 1:
-        raise UserError(f"workers is {workers}: it must be at least 1.")
+    check_workers(workers)
     device = pick_device(device)
     study = study.resolve(device)
     if study.dataset in SIZES and not (data_dir or os.environ.get("DYNMIA_DATA")):
@@ -88,7 +87,7 @@ def plan(
     return {
         "study": study.title, "parameters": size, "training_samples": trained, "evaluations": evaluated,
         "flops": forward_flops(model, shape) * (3 * passes * trained + evaluated),
-        "disk_bytes": study.shadow_models * samples * (4 * len(study.checkpoints) + 1) + workers * state,
+        "disk_bytes": study.shadow_models * samples * (4 * (study.epochs // study.checkpoint_every + 1) + 1) + workers * state,
         "device": device, "workers": workers, "train_rate": train_rate, "evaluation_rate": evaluation_rate,
         "seconds": (trained / train_rate + evaluated / evaluation_rate) / workers,
     }  # fmt: skip
@@ -157,7 +156,7 @@ def spread(values: list[float], unit: str) -> dict[str, Any]:
 
 def work(study: Study, samples: int, test: int) -> tuple[int, int]:
     """Samples that one model of ``study`` trains on and is queried on, over all epochs and checkpoints."""
-    return (samples // 2) * study.epochs, len(study.checkpoints) * (samples + test)
+    return (samples // 2) * study.epochs, (study.epochs // study.checkpoint_every + 1) * (samples + test)
 
 
 def measurements(folder: str | os.PathLike[str] = "data") -> dict[str, dict[str, Any]]:

@@ -78,12 +78,12 @@ def agree(text: str, seeds: Iterable[int], out: Path, data_dir: str | None, dead
     for number, (name, (kind, wanted)) in enumerate(variants.items()):
         folder, models = out / f"agreement-{wanted.model}-{number}", range(wanted.shadow_models)
         study, pool, store = open_store(wanted, out=folder, data_dir=data_dir, device=DEVICE)
-        began = time.time()
+        began, left = time.time(), time.monotonic() + deadline - time.time()
         with arithmetic("fast"):
             if kind == "eager":
-                train_here(study, pool, store, models, lambda event: None, DEVICE, deadline)
+                train_here(study, pool, store, models, lambda event: None, DEVICE, left)
             else:
-                train_lanes(study, pool, store, models, device=DEVICE, deadline=deadline, compiled="compiled" in kind)
+                train_lanes(study, pool, store, models, device=DEVICE, deadline=left, compiled="compiled" in kind)
         if left := len(store.missing()):
             found[name] = f"{left} models are left: the time was over"
             continue

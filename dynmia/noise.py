@@ -27,6 +27,7 @@ from .runs import project_root, resolve
 from .simulate import Simulator
 from .store import write_atomic
 from .summary import METRICS, null_masks, p_values
+from .tables import read_table, script
 
 RULES = ("fpr@0.01", "bayes")
 CHEAP = [name for name in METRICS if name != "silhouette"]  # k-means takes longer than all others together
@@ -204,7 +205,8 @@ def rejection_rates(table: pd.DataFrame) -> pd.DataFrame:
 
 def read(name: str, index: list[str]) -> pd.DataFrame:
     """A released table, ``null-bias`` or ``null-calibration``."""
-    return pd.read_csv(resolve(f"data/{name}.csv"), comment="#").set_index(index).sort_index()
+    table = read_table(resolve(f"data/{name}.csv"), "python -m dynmia.noise")
+    return table.reset_index().set_index(index).sort_index()
 
 
 def _write(name: str, table: pd.DataFrame, what: str) -> None:
@@ -219,10 +221,10 @@ def _bias(case: tuple[str, str, int]) -> pd.DataFrame:
     return bias(models, design, variance=variance)
 
 
-def main(jobs: int = 2) -> None:
+def main() -> None:
     """Write both tables; a quarter of an hour of one core."""
     cases = list(product(("pooled", "per-sample"), DESIGNS, MODELS))
-    with ProcessPoolExecutor(jobs) as pool:
+    with ProcessPoolExecutor(2) as pool:
         table = pd.concat(dict(zip(cases, pool.map(_bias, cases))), names=["variance", "design", "models"])
         _write("null-bias", table, "100 populations of 500 samples each, seed 0")
         whole = pd.concat(pool.map(rejections, range(BATCHES)))
@@ -231,4 +233,4 @@ def main(jobs: int = 2) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main, "null-bias.csv", "null-calibration.csv")

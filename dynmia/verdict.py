@@ -8,6 +8,7 @@ import pandas as pd
 import xarray as xr
 
 from .summary import METRICS, decimals
+from .tables import read_table
 
 CLAIMS = {  # metric: what it means for it to lie above (below) the no-signal band
     "displacement": ("the cloud moves as a whole", "the cloud moves less than noise would"),
@@ -64,7 +65,7 @@ def beside_paper(table: pd.DataFrame, paper: str | Path, dataset: str) -> pd.Dat
 
     The two are at different scale (see the setting column), so this is a comparison of direction and size, not a test.
     """
-    values = pd.read_csv(paper, comment="#")
+    values = read_table(Path(paper), "git checkout data/paper.csv", "paper.csv").reset_index()
     rows = []
     for _, entry in values[(values.dataset == dataset) & values.metric.isin(list(METRICS))].iterrows():
         row, metric = table.loc[entry.metric], METRICS[entry.metric]

@@ -1,4 +1,4 @@
-"""Training in parts: time budgets, some models only, merging, locks, large files in parts, kill -9 at any moment.
+"""Training in parts: time budgets, some models only, merging, locks, kill -9 at any moment.
 
 The full form of the last: DYNMIA_KILLS=30 python -m pytest tests/test_resume.py -k killed
 """
@@ -16,7 +16,7 @@ from test_engine import Child, Stopped, assert_same_shards, stop_after, train_in
 from dynmia import cli, engine, store
 from dynmia.errors import StoreError, UserError
 from dynmia.merge import merge
-from dynmia.store import RunStore, read_manifest, read_sealed, write_sealed
+from dynmia.store import TEMPORARY, RunStore, read_manifest
 from dynmia.training import DeviceData, train_shard
 
 
@@ -152,71 +152,6 @@ def test_a_damaged_source_leaves_the_target_intact(halves):
     assert contents(halves[0]) == before
 
 
-# --- large files in parts
-
-
-ARRAYS = {
-    "large": np.arange(2000.0).reshape(4, 500), "bits": np.arange(40) % 3 == 0, "none": np.empty((0, 3), np.int16),
-    "small": np.arange(90, dtype=np.int64), "scalar": np.array(3.5, np.float32),
-}  # fmt: skip
-
-
-@pytest.fixture
-def small_parts(monkeypatch):
-    monkeypatch.setattr(store, "PART_BYTES", 1000)
-
-
-def test_large_arrays_lie_in_parts_and_come_back_whole(tmp_path, small_parts):
-    path = tmp_path / "model-000.safetensors"
-    write_sealed(path, ARRAYS, {"epoch": 1})
-    assert len(contents(tmp_path)) > 16
-    assert max(map(len, contents(tmp_path).values())) < 1000 + 600  # and a header
-    write_sealed(path, ARRAYS, {"epoch": 2})
-    read, meta = read_sealed(path)
-    assert meta["epoch"] == 2
-    assert read.keys() == ARRAYS.keys()
-    for name, array in ARRAYS.items():
-        assert (read[name].dtype, read[name].shape) == (array.dtype, array.shape)
-        np.testing.assert_array_equal(read[name], array)
-    assert len(contents(tmp_path)) == meta["parts"] + 1  # none of the first
-    write_sealed(path, {"small": np.arange(3)}, {})
-    assert contents(tmp_path).keys() == {path.name}
-
-
-@pytest.mark.parametrize("damage", ["flip", "cut", "drop"])
-def test_a_damaged_part_is_an_error(tmp_path, small_parts, damage):
-    path = tmp_path / "model-000.safetensors"
-    write_sealed(path, ARRAYS, {})
-    part = sorted(tmp_path.glob("model-000.*-*"))[3]
-    content = bytearray(part.read_bytes())
-    content[-5] ^= 1
-    {"flip": lambda: part.write_bytes(content), "cut": lambda: part.write_bytes(content[:50]), "drop": part.unlink}[
-        damage
-    ]()
-    with pytest.raises(StoreError, match=r"was altered|is truncated|cannot be read"):
-        read_sealed(path)
-
-
-def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path, small_parts, monkeypatch):
-    path = tmp_path / "model-000.safetensors"
-    write_sealed(path, ARRAYS, {"epoch": 1})
-    write = store.write_atomic
-    monkeypatch.setattr(store, "write_atomic", lambda file, *rest: write(file, *rest) if file != path else 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        write_sealed(path, ARRAYS, {"epoch": 2})
-    assert read_sealed(path)[1]["epoch"] == 1
-
-
-def test_training_with_parts_resumes_to_the_same_bits(tiny, tiny_run, tmp_path, small_parts, monkeypatch):
-    states_saved(monkeypatch)
-    with pytest.raises(Stopped):
-        train_in_process(tiny, tmp_path, report=stop_after(2))
-    assert len(list(tmp_path.glob("model-000.state.*-*"))) > 10
-    train_in_process(tiny, tmp_path)
-    assert_same_shards(tmp_path, tiny_run[0], [0])
-    assert not list(tmp_path.glob("*.state.*"))
-
-
 # --- locks and kills
 
 
@@ -234,7 +169,7 @@ def test_what_a_killed_process_leaves_is_cleared(tiny, tiny_run, tmp_path):
         "import sys, os; from dynmia.store import RunStore, read_manifest; from dynmia import Study\n"
         "about = read_manifest(sys.argv[1])\n"
         "run = RunStore(sys.argv[1], Study.from_dict(about['study']), about['fingerprint'], {})\n"
-        "lock = run.locked(0); lock.__enter__(); open(sys.argv[1] + '/.model-000.state.safetensors.x', 'w')\n"
+        "lock = run.locked(0); lock.__enter__(); open(sys.argv[1] + '/.dynmia-tmp-model-000.state.x', 'w')\n"
         "os.kill(os.getpid(), 9)"
     )
     engine.open_store(tiny, out=tmp_path, device="cpu")
@@ -246,7 +181,7 @@ def test_what_a_killed_process_leaves_is_cleared(tiny, tiny_run, tmp_path):
 
 
 def test_what_a_process_killed_while_it_wrote_the_run_leaves_is_cleared(tiny, tmp_path):
-    left = [tmp_path / name for name in (".run.nc.28956", ".manifest.json.abc", "run.lock")]
+    left = [tmp_path / name for name in (f"{TEMPORARY}run.nc-x", f"{TEMPORARY}manifest.json-x", "run.lock")]
     train_in_process(tiny, tmp_path, range(4))
     for path in left:
         path.write_bytes(b"left")
