@@ -87,7 +87,7 @@ def plan(
     return {
         "study": study.title, "parameters": size, "training_samples": trained, "evaluations": evaluated,
         "flops": forward_flops(model, shape) * (3 * passes * trained + evaluated),
-        "disk_bytes": study.shadow_models * samples * (4 * (study.epochs // study.checkpoint_every + 1) + 1) + workers * state,
+        "disk_bytes": study.shadow_models * samples * (4 * len(study.checkpoints) + 1) + workers * state,
         "device": device, "workers": workers, "train_rate": train_rate, "evaluation_rate": evaluation_rate,
         "seconds": (trained / train_rate + evaluated / evaluation_rate) / workers,
     }  # fmt: skip
@@ -156,7 +156,7 @@ def spread(values: list[float], unit: str) -> dict[str, Any]:
 
 def work(study: Study, samples: int, test: int) -> tuple[int, int]:
     """Samples that one model of ``study`` trains on and is queried on, over all epochs and checkpoints."""
-    return (samples // 2) * study.epochs, (study.epochs // study.checkpoint_every + 1) * (samples + test)
+    return (samples // 2) * study.epochs, len(study.checkpoints) * (samples + test)
 
 
 def measurements(folder: str | os.PathLike[str] = "data") -> dict[str, dict[str, Any]]:
