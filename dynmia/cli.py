@@ -199,9 +199,7 @@ def complexity(
     dataset: Annotated[
         list[str] | None, typer.Argument(help="data sets of images (default: all of them but copies)")
     ] = None,
-    pool_size: Annotated[
-        int, typer.Option(help="samples of each (at the default, digits take the pool of the quick preset)")
-    ] = 4000,
+    pool_size: Annotated[int, typer.Option(help="samples of each (digits: by default as in the quick preset)")] = 4000,
     data_dir: DataDir = None,
     csv: Csv = None,
 ) -> None:
@@ -255,7 +253,7 @@ def campaign(
     change: Changes = None,
     out: Annotated[
         str | None,
-        typer.Option(help="folder, where training goes on too (default: data, or runs/SCALE at another scale)"),
+        typer.Option(help="folder, for unfinished runs too (default: data, or runs/SCALE)"),
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="list the runs and what they cost here, and stop")] = False,
     null: Annotated[int, typer.Option(help="draws of the permutation null in figures.csv; 0: no figures")] = 200,

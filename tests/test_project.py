@@ -109,11 +109,12 @@ def test_text_cells_are_filled_with_the_defaults_of_parameters_that_are_not_give
 
 def test_layers_import_downwards_only():
     order = [
-        "errors", "study", "images", "data", "pool", "complexity", "models", "optim", "signals", "record", "step", "store",
-        "merge", "lira", "attacks", "dynamics", "plane", "runs", "tables", "own_model", "progress", "training", "gpu",
-        "worker", "ray_engine", "engine", "simulate", "markov", "summary", "noise", "smooth", "intervals", "coverage", "matching", "trends",
-        "agreement", "retest", "correlations", "hardness", "reliability", "verdict", "plots", "compare", "cost",
-        "campaign", "precision", "notebooks", "bench", "gpubench", "options", "cli", "gpu_session",
+        "errors", "study", "images", "data", "pool", "complexity", "models", "optim", "signals", "record", "step",
+        "store", "merge", "lira", "attacks", "dynamics", "plane", "runs", "tables", "own_model", "progress",
+        "training", "gpu", "worker", "ray_engine", "engine", "simulate", "markov", "summary", "noise", "smooth",
+        "intervals", "coverage", "matching", "trends", "agreement", "retest", "correlations", "hardness",
+        "reliability", "verdict", "plots", "compare", "cost", "campaign", "precision", "notebooks", "bench",
+        "gpubench", "options", "cli", "gpu_session",
     ]  # fmt: skip
     assert set(order) == {path.stem for path in (ROOT / "dynmia").glob("*.py")} - {"__init__"}
     for position, name in enumerate(order):
