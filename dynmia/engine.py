@@ -157,7 +157,7 @@ def open_store(
 
 
 def check_workers(workers: int | None) -> None:
-    """Raise a :class:`UserError` if no machine has so many."""
+    """Raise a ``UserError`` if no machine has so many."""
     if workers is not None and not 1 <= workers <= MOST_WORKERS:
         raise UserError(f"workers is {workers}: it must be at least 1 and at most {MOST_WORKERS}.")
 

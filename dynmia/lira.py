@@ -71,7 +71,7 @@ def lira_scores(
 
 
 def checked(phi: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``phi`` and ``keep`` as arrays that can be scored; a :class:`UserError` names the first thing that is wrong."""
+    """``phi`` and ``keep`` as arrays that can be scored; a ``UserError`` names the first thing that is wrong."""
     phi, keep = np.asarray(phi), boolean(keep)
     if phi.ndim != 2 or not phi.size or phi.shape != keep.shape:
         raise UserError(
@@ -82,7 +82,7 @@ def checked(phi: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def boolean(keep: np.ndarray) -> np.ndarray:
-    """A keep mask of 0 and 1 of any type as bool; everything else is a :class:`UserError`."""
+    """A keep mask of 0 and 1 of any type as bool; everything else is a ``UserError``."""
     keep = np.asarray(keep)
     if keep.dtype == bool:
         return keep
@@ -97,7 +97,7 @@ def boolean(keep: np.ndarray) -> np.ndarray:
 
 
 def must_be_finite(phi: np.ndarray, dims: Sequence[str]) -> None:
-    """Raise a :class:`UserError` with count and first place, by ``dims``, if phi is not of finite numbers."""
+    """Raise a ``UserError`` with count and first place, by ``dims``, if phi is not of finite numbers."""
     if phi.dtype.kind not in "fiu":
         raise UserError(f"phi is of type {phi.dtype}: it must be of numbers, as float32.")
     if not (finite := np.isfinite(phi)).all():
@@ -110,7 +110,7 @@ def must_be_finite(phi: np.ndarray, dims: Sequence[str]) -> None:
 
 
 def bounded(name: str, value: float, low: float, high: float = np.inf, *, whole: bool = True) -> None:
-    """Raise a :class:`UserError` unless option ``name`` is a (whole) number from ``low`` to ``high``."""
+    """Raise a ``UserError`` unless option ``name`` is a (whole) number from ``low`` to ``high``."""
     if not isinstance(value, numbers.Integral if whole else numbers.Real) or not low <= value <= high:
         ends = f"at least {low:g}" if high == np.inf else f"from {low:g} to {high:g}"
         raise UserError(f"{name} is {value!r}: it must be a {'whole ' * whole}number, {ends}.")

@@ -219,7 +219,7 @@ def blamed(name: str, what: str) -> Iterator[None]:
 
 
 def check_logits(name: str, output: object, batch: int, shape: Shape, classes: int, when: str = "") -> None:
-    """Raise a :class:`UserError` if ``output`` is not the logits of a batch."""
+    """Raise a ``UserError`` if ``output`` is not the logits of a batch."""
     size = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if size != (batch, classes):
         raise UserError(f"model {name!r} maps {(batch, *shape)} to {size}{when}; it must map it to {(batch, classes)}.")

@@ -54,7 +54,7 @@ class Parameter:
 
     @property
     def kind(self) -> Any:
-        """The type that the annotation names; ``Any`` if it is none of Python's own or of :mod:`typing`."""
+        """The type that the annotation names; ``Any`` if it is none of Python's own or of ``typing``."""
         return _kind(self.annotation)
 
     @property

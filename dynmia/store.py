@@ -311,7 +311,7 @@ def differing(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the manifest of a run folder; a :class:`StoreError` names the first field that is missing or wrong."""
+    """Read the manifest of a run folder; a ``StoreError`` names the first field that is missing or wrong."""
     path = Path(folder) / "manifest.json"
     mend = "choose another --out, or restore it."
     try:
