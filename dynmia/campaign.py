@@ -21,14 +21,14 @@ import pandas as pd
 import xarray as xr
 
 from .data import SIZES
-from .errors import UserError, choose
+from .errors import UserError, choose, shown
 from .intervals import every
 from .plane import vulnerability_planes
 from .runs import open_run, project_root, resolve, save_run, study_of
 from .store import differing, read_manifest, write_atomic
 from .study import Study
 from .summary import METRICS, null_masks, null_table, p_values, quantiles
-from .tables import member, named, read_list, read_table, scalars, shown
+from .tables import member, named, read_list, read_table, scalars
 
 RULES = ("fpr@0.01", "bayes")
 COLUMNS = ["value", "low", "high", "error", "null_value", "null_low", "null_high", "p", "null_draws", "run_sha256"]

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .errors import UserError, one_line
-from .options import duration, output, pair_parameters, parse_duration, parse_models, parse_pairs, study_options
+from .errors import UserError, one_line, writable
+from .options import duration, pair_parameters, parse_duration, parse_models, parse_pairs, study_options
 from .study import DATASETS, MODELS, Study
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -107,7 +107,7 @@ def train(
 
     part = None if models is None else parse_models(models, study.shadow_models)
     budget = None if time_budget is None else parse_duration(time_budget)
-    file = output(save, ".nc")
+    file = save and writable(save, ".nc")
     pool, store = train_part(
         study, models=part, time_budget=budget, out=out, data_dir=data_dir, device=device, workers=workers,
         mode=mode, progress=not quiet, engine=engine, address=address,
@@ -181,7 +181,7 @@ def summarise(
     from .store import write_atomic
     from .summary import null_summary, rounded
 
-    file, data = output(csv, ".csv"), open_run(run)
+    file, data = csv and writable(csv, ".csv"), open_run(run)
     options: dict[str, Any] = {"attack": attack, "centre": centre, "variance": variance}
     table = every(data, rule, draws=draws, **options)
     noise = null_summary(data, rule, draws=null, value=table.value, **options) if null else None
@@ -207,7 +207,7 @@ def complexity(
     from .complexity import IMAGES, pool_complexity
     from .store import write_atomic
 
-    file = output(csv, ".csv")
+    file = csv and writable(csv, ".csv")
     table = pool_complexity(dataset or IMAGES, pool_size, data_dir)
     typer.echo(table.drop(columns="fingerprint").to_string(float_format="%.3f", na_rep=""))
     if file:
@@ -229,8 +229,7 @@ def notebook(
         for key, entry in parameters(name).items():
             typer.echo(f"{key:12} {entry.annotation:6} {entry.default:28} {entry.help}")
         return
-    file = output(out or f"runs/{name}.ipynb", ".ipynb")
-    assert file
+    file = writable(out or f"runs/{name}.ipynb", ".ipynb")
     typer.echo(f"wrote {run_notebook(name, checked, file)}")
 
 
@@ -293,7 +292,7 @@ def bench(
     from .cost import entries, spread_text, target
     from .store import write_atomic
 
-    file = output(out, ".json")
+    file = out and writable(out, ".json")
     show = (lambda line: None) if as_json else (lambda line: typer.echo(line, err=True))
     result = measure(seconds, repeats, show, f"dynmia bench --seconds {seconds:g} --repeats {repeats}")
     text = json.dumps(result, indent=1)

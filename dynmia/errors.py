@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import os
+import stat
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -67,6 +70,28 @@ def one_line(error: BaseException) -> tuple[str, int]:
         text, code = f"{type(error).__name__}: {text}. Show where by `dynmia --debug ...`, and report it.", 1
     words = (word if len(word) < 300 else f"{word[:200]}...{word[-60:]}" for word in text.split())
     return " ".join(words), code
+
+
+def writable(path: str | os.PathLike[str], suffix: str = "") -> Path:
+    """``path`` if a file can be written there: asked before long work, whose result would be lost.
+
+    A result has the ``suffix`` of its kind, so that none is ever written over an input.
+    """
+    file = Path(path)
+    if not file.name.endswith(suffix):
+        raise UserError(f"{shown(str(path))} is to be written as a {suffix} file: let its name end in {suffix}.")
+    try:
+        regular = stat.S_ISREG(file.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        regular = True
+    except (OSError, ValueError) as error:  # a loop of links, a character that no name has
+        raise disk_error(error if isinstance(error, OSError) else OSError(str(error)), path) from error
+    if not regular:
+        raise UserError(f"cannot write {file}: a {'folder' if file.is_dir() else 'device'} has that name.")
+    folder = next(folder for folder in file.absolute().parents if os.path.lexists(folder))
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {file}: {folder} is no folder, or one without write permission.")
+    return file
 
 
 def disk_error(error: OSError, path: object) -> UserError:

@@ -21,9 +21,8 @@ import typer
 
 from . import campaign
 from .cli import parse_duration
-from .errors import UserError, choose, reason
+from .errors import UserError, choose, reason, writable
 from .study import PRESETS, Study
-from .tables import writable
 
 DEVICE = "cuda"
 PARTS = ("tests", "measures", "agreement", "training")

@@ -24,11 +24,11 @@ import xarray as xr
 from papermill.exceptions import PapermillExecutionError
 from papermill.translators import PythonTranslator, papermill_translators
 
-from .errors import UserError, choose, reason
+from .errors import UserError, choose, reason, shown, writable
 from .runs import project_root
 from .runs import resolve as resolve  # for the notebooks
 from .store import write_atomic
-from .tables import member, named, read_list, shown, writable
+from .tables import member, named, read_list
 
 logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of parameters that it cannot read and we can
 

@@ -6,11 +6,8 @@ import contextlib
 import dataclasses
 import inspect
 import math
-import os
 import re
-import stat
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -76,22 +73,6 @@ def parse_pairs(items: list[str] | None, option: str) -> dict[str, str]:
         if "=" not in item.strip("="):
             raise UserError(f"{option} {shown(item)}: it needs a name and a value, for example {option} rule=bayes.")
     return dict(item.split("=", 1) for item in items or [])
-
-
-def output(path: str | None, suffix: str) -> Path | None:
-    """Check, before the work, where a result goes: a file of its own kind, so that no input is ever replaced."""
-    if path is None:
-        return None
-    file = Path(path)
-    if file.suffix != suffix:
-        raise UserError(f"{shown(path)} is to be written as a {suffix} file: let its name end in {suffix}.")
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISREG(file.stat().st_mode):
-            raise UserError(f"cannot write {file}: a {'folder' if file.is_dir() else 'device'} has that name.")
-    folder = next(folder for folder in file.absolute().parents if folder.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write {file}: {folder} is no folder, or one without write permission.")
-    return file
 
 
 def duration(seconds: float) -> str:

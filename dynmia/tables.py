@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import argparse
 import csv
-import errno
 import inspect
 import io
 import itertools
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -21,7 +19,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from .errors import UserError, choose, disk_error, reason
+from .errors import UserError, choose, reason, shown, writable
 from .runs import resolve
 
 RANGE = "value low high"
@@ -89,18 +87,6 @@ def read_table(path: Path, maker: str, name: str = "") -> pd.DataFrame:
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} is damaged ({reason(error)}): delete it, and {maker} makes it again.") from error
     return table.set_index(keys)
-
-
-def writable(path: str | os.PathLike[str]) -> Path:
-    """``path`` if a file can be written there: asked before long work, whose result would be lost."""
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        if Path(path).is_dir() or not os.access(Path(path).parent, os.W_OK):
-            number = errno.EISDIR if Path(path).is_dir() else errno.EACCES
-            raise OSError(number, os.strerror(number).lower())
-    except (OSError, RuntimeError, ValueError) as error:  # of a loop of links, of a character that no name has
-        raise disk_error(error if isinstance(error, OSError) else OSError(str(error)), path) from error
-    return Path(path)
 
 
 def script(work: Callable[..., None], *names: str) -> None:
@@ -192,10 +178,3 @@ def scalars(values: dict[Any, Any]) -> dict[str, Any]:
         if not isinstance(value, (str, int, float, bool, type(None))):
             raise UserError(f"{key} is {shown(value)}: it must be one number or word.")
     return values
-
-
-def shown(value: object) -> str:
-    """A single value as it was written, in short; of anything else its kind, however much it holds."""
-    if value is None:
-        return "empty"
-    return repr(value)[:60] if isinstance(value, (str, int, float, bool)) else f"a {type(value).__name__}"

@@ -111,7 +111,7 @@ def test_the_place_is_checked_before_the_notebook_takes_its_time(project, monkey
     (folder / "file").touch()
     (folder / "link.ipynb").symlink_to(template)
     for out, part in {
-        folder / "x": "ends in .ipynb", folder: "ends in .ipynb", folder / "folder.ipynb": "is a directory",
+        folder / "x": "ends in .ipynb", folder: "ends in .ipynb", folder / "folder.ipynb": "a folder has that name",
         template: "template", folder / "link.ipynb": "template", folder / "file" / "x.ipynb": "a part of the path is",
         folder / ("a" * 300) / "x.ipynb": "too long", f"{folder}/a\0b/x.ipynb": "null",
     }.items():  # fmt: skip
@@ -150,14 +150,14 @@ def test_a_kernel_that_dies_and_an_interrupt_leave_the_old_result(project, monke
 
 ENTRY = {"notebook": "one", "output": "first", "parameters": {"n": 3}}
 LISTS = {  # what notebooks/experiments.yml holds -> parts of the one line
-    "nothing": (None, ["experiments.yml is empty"]),
-    "list": ([ENTRY], ["is a list", "mapping"]),
-    "no-list": ({"experiments": None}, ["experiments is empty", "a list"]),
-    "global-list": ({"global_params": [1], "experiments": [ENTRY]}, ["global_params is a list", "mapping"]),
+    "nothing": (None, ["experiments.yml is None"]),
+    "list": ([ENTRY], ["is [", "mapping"]),
+    "no-list": ({"experiments": None}, ["experiments is None", "a list"]),
+    "global-list": ({"global_params": [1], "experiments": [ENTRY]}, ["global_params is [", "mapping"]),
     "entry-text": ({"experiments": ["one"]}, ["entry 1 is 'one'", "mapping"]),
     "no-notebook": ({"experiments": [{"output": "first"}]}, ["experiment first", "notebook is missing"]),
     "no-output": ({"experiments": [{"notebook": "one"}]}, ["entry 1", "output is missing"]),
-    "parameters": ({"experiments": [ENTRY | {"parameters": [1]}]}, ["experiment first", "parameters is a list"]),
+    "parameters": ({"experiments": [ENTRY | {"parameters": [1]}]}, ["experiment first", "parameters is ["]),
     "unknown-part": ({"experiments": [ENTRY | {"paramters": {}}]}, ["first", "'paramters'", "'parameters'"]),
     "unknown-notebook": ({"experiments": [ENTRY | {"notebook": "ono"}]}, ["experiment first", "'ono'", "'one'"]),
     "unknown-parameter": ({"experiments": [ENTRY | {"parameters": {"m": 1}}]}, ["experiment first", "'m'"]),

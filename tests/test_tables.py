@@ -110,7 +110,7 @@ def test_a_script_checks_its_place_before_it_works(tmp_path, monkeypatch, capsys
     (tmp_path / "y.csv").mkdir()
     for words, parts in {
         ("--bad",): ["unrecognized arguments: --bad"], ("a", "b"): ["unrecognized arguments: b"],
-        (tmp_path / "none",): ["none is no folder"], (tmp_path,): ["cannot write", "y.csv", "is a directory"],
+        (tmp_path / "none",): ["none is no folder"], (tmp_path,): ["cannot write", "y.csv", "a folder has that name"],
     }.items():  # fmt: skip
         one_line(capsys, lambda words=words: run(*words), *parts)
     assert not (tmp_path / "none").exists()
@@ -142,9 +142,9 @@ def test_a_script_that_is_interrupted_ends_without_a_traceback(monkeypatch):
     ("words", "part"),
     [
         (["--part", "training2"], "'training2'"), (["--study", "paper-bad"], "'paper-bad'"),
-        (["--budget", "0"], "above 0"),
+        (["--budget", "0"], "more than 0 s"),
         (["--lanes", "0"], "lanes is 0"), (["--mode", "slow"], "'slow'"), (["--out", "file/x"], "a part of the path"),
-        (["--json", "folder"], "is a directory"),
+        (["--json", "folder"], "a folder has that name"),
     ],
 )  # fmt: skip
 def test_a_bad_gpu_session_stops_before_it_starts(tmp_path, monkeypatch, capsys, words, part):
