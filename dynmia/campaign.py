@@ -203,7 +203,7 @@ def _working(entry: Entry, scale: str, folder: Path, device: str) -> Path:
     study, begun = entry.study.resolve(device), Path("runs") / scale / entry.name
     if (begun / "manifest.json").exists() and Study.from_dict(read_manifest(begun)["study"]) == study:
         return begun
-    beside = Path("runs") / scale if folder.resolve() == (project_root() / "data").resolve() else folder
+    beside = Path("runs") / scale if os.path.realpath(folder) == os.path.realpath(project_root() / "data") else folder
     return beside / f"{entry.name}-{study.identity('')[:8]}"
 
 

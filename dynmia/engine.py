@@ -85,6 +85,10 @@ def train_part(
     errors.choose(engine, ("local", "ray"), "engine")
     if address and engine != "ray":
         raise UserError("address is that of a Ray cluster: give it with --engine ray.")
+    if engine == "ray":
+        from .ray_engine import reach, train_ray
+
+        reach(address or os.environ.get("RAY_ADDRESS"))
     deadline = math.inf if time_budget is None else time.monotonic() + time_budget
     if time_budget is not None and not time_budget > 0:
         raise UserError(f"time_budget is {time_budget} s: it must be above 0.")
@@ -100,8 +104,6 @@ def train_part(
     bar = Progress(study, missing, store, progress)
     with ended_cleanly(), bar as report:
         if engine == "ray" and missing:
-            from .ray_engine import train_ray
-
             train_ray(study, pool, store, missing, report, device, deadline, address, workers)
         elif device.startswith("cuda"):  # where it goes on, which need not be where it began
             with arithmetic(mode):

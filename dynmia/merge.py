@@ -24,7 +24,7 @@ def merge(into: str | os.PathLike[str], sources: list[str]) -> Iterator[str]:
     Raises:
         StoreError: a folder holds another study (the differing fields are named), or a file is damaged.
     """
-    folders = [Path(source) for source in sources if Path(source).resolve() != Path(into).resolve()]
+    folders = [Path(source) for source in sources if os.path.realpath(source) != os.path.realpath(into)]
     manifests = [read_manifest(folder) for folder in folders]
     first = manifests[0] if manifests and not (Path(into) / "manifest.json").exists() else read_manifest(into)
     for folder, manifest in zip(folders, manifests):  # all, before anything is copied

@@ -194,7 +194,7 @@ def _place(out: str | os.PathLike[str]) -> Path:
     if Path(out).suffix != ".ipynb":
         raise UserError(f"cannot write {out}: name a file that ends in .ipynb.")
     path = writable(Path(out).absolute())
-    if path.resolve() in {template.resolve() for template in available().values()}:
+    if os.path.realpath(path) in map(os.path.realpath, available().values()):
         raise UserError(f"cannot write {out}: it is a notebook's template, choose another name with --out.")
     return path
 

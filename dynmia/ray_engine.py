@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from .errors import UserError, reason
+from .errors import UserError, reason, shown
 from .merge import credit
 from .pool import Pool
 from .runs import cores, hardware
@@ -31,6 +31,7 @@ from .study import Study
 from .training import DeviceData, keep_freed_memory, train_shard
 
 LOST = 5  # times that the worker of one model may be lost
+MEND = "start one by `ray start --head` and give its HOST:PORT, or leave --address out for one on this machine"
 PROBE = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address"]
 
 
@@ -107,12 +108,24 @@ def train_ray(
                     store.save_shard(model, *shard)
 
 
+def reach(address: str | None) -> None:
+    """Raise a ``UserError`` if nothing listens at ``address``: where no cluster is, Ray itself waits for minutes."""
+    if address and address != "auto":
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), 5).close()
+        except (OSError, ValueError, OverflowError) as error:
+            what = reason(error) if host and port.isdecimal() else "it is not of the form HOST:PORT"
+            raise UserError(f"no Ray cluster answers at {shown(address)} ({what}): {MEND}.") from error
+
+
 def connect(address: str | None, cpus: int) -> Any:
     """Connect to the cluster at ``address``, or start one if that is None; returns the module ``ray``."""
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # the latter: no warning
     if not address:
         # the loopback address only, on any system; the priority of this process, where Ray takes the lowest
         os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_worker_niceness": "0"}
+    reach(address)
     try:
         import ray.util.queue
     except ImportError as error:
@@ -122,8 +135,7 @@ def connect(address: str | None, cpus: int) -> Any:
     options: dict[str, Any] = dict(log_to_driver=False, logging_level=logging.ERROR)
     options |= {} if address else dict(num_cpus=cpus, include_dashboard=False)
     try:
-        if address and address != "auto":  # where no cluster is, ray.init itself waits for minutes
-            socket.create_connection(address.rpartition(":")[::2], 5).close()  # type: ignore[arg-type]
+        if address and address != "auto":
             probe = subprocess.run([*PROBE, address], check=False, capture_output=True, timeout=30)
             if b"InvalidAuthToken" in probe.stderr:  # Ray by itself shows its token to no cluster that is named to it
                 os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -136,6 +148,5 @@ def connect(address: str | None, cpus: int) -> Any:
     except (OSError, ValueError, RuntimeError, subprocess.SubprocessError) as error:
         log = (getattr(error, "stderr", None) or b"").decode().strip().splitlines()  # of the probe: why it failed
         what = log[-1][:300] if log else reason(error)
-        mend = "start one by `ray start --head` and give its HOST:PORT, or leave --address out for one on this machine"
-        raise UserError(f"no Ray cluster answers at {address or 'this machine'} ({what}): {mend}.") from error
+        raise UserError(f"no Ray cluster answers at {address or 'this machine'} ({what}): {MEND}.") from error
     return ray

@@ -211,6 +211,8 @@ def _as_run(stored: xr.Dataset, path: str | os.PathLike[str]) -> xr.Dataset:
 
 def stored_dataset(path: Path, mend: str = "fetch it again, or make it again by its command.") -> xr.Dataset:
     """Read what :func:`write_dataset` wrote, verified; its errors are those of :func:`open_run`."""
+    if path.exists() and not path.is_file():
+        raise StoreError(f"{path} is no file, but a folder, a pipe or a device: name a run file or a run folder.")
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:

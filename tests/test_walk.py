@@ -164,6 +164,7 @@ def complaint(capsys, words):
     out, err = capsys.readouterr()
     if code != 2:
         return f"exit code {code}: {(out + err)[:200]!r}"
+    err = "\n".join(line for line in err.split("\n") if "\r" not in line)  # without progress bars
     if err.count("\n") != 1 or not err.startswith("dynmia: ") or len(err) > 1000:
         return f"not one line: {err[:300]!r}"
     return ""
