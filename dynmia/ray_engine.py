@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from .errors import UserError, reason, shown
+from .errors import UserError, reason
 from .merge import credit
 from .pool import Pool
 from .runs import cores, hardware
@@ -116,7 +116,7 @@ def reach(address: str | None) -> None:
             socket.create_connection((host, int(port)), 5).close()
         except (OSError, ValueError, OverflowError) as error:
             what = reason(error) if host and port.isdecimal() else "it is not of the form HOST:PORT"
-            raise UserError(f"no Ray cluster answers at {shown(address)} ({what}): {MEND}.") from error
+            raise UserError(f"no Ray cluster answers at {address} ({what}): {MEND}.") from error
 
 
 def connect(address: str | None, cpus: int) -> Any:

@@ -171,12 +171,12 @@ def complaint(capsys, words):
 
 
 @pytest.mark.parametrize(("command", "name", "option"), OPTIONS, ids=lambda value: str(value))
-def test_walk(command, name, option, inputs, capsys, monkeypatch):
+def test_walk(command, name, option, inputs, capsys, monkeypatch, tmp_path):
     tmp, places = inputs
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(tmp)
     monkeypatch.delenv("DYNMIA_DATA", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     key = f"{command} {name}"
     base = [word.format(**places) for word in BASE.get(key, BASE[command])]
     before = tree(tmp), tree(ROOT / "data"), set(ROOT.iterdir())
