@@ -47,12 +47,12 @@ def parse_models(text: str, count: int) -> list[int]:
     """Read ``0-4`` or ``0,3,7-9``: numbers of shadow models, of which there are ``count``."""
     numbers: set[int] = set()
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
+        match = re.fullmatch(r"\s*(\d{1,999})(?:-(\d{1,999}))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if last < first:
             raise UserError(f"models {shown(text)}: write numbers and ranges, for example 0-4 or 0,3,7-9.")
         if last >= count:
-            raise UserError(f"model {last} does not exist: this study has models 0 to {count - 1}.")
+            raise UserError(f"model {shown(last)} does not exist: this study has models 0 to {count - 1}.")
         numbers |= set(range(first, last + 1))
     return sorted(numbers)
 

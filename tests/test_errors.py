@@ -36,6 +36,8 @@ MODELS = {
     "depth": (lambda: Study(model="wrn-27-2"), ["'wrn-27-2'", "10, 16, 22, 28", "6 m + 4"]),
     "small-depth": (lambda: Study(model="wrn-4-2"), ["'wrn-4-2'", "10, 16"]),
     "width": (lambda: Study(model="wrn-28-0"), ["'wrn-28-0'", "width at least 1"]),
+    "depth-of-millions": (lambda: Study(model="wrn-6000004-1"), ["'wrn-6000004-1'", "wrn-D-K"]),
+    "width-of-many-digits": (lambda: Study(model=f"wrn-10-{10**200}"), ["'wrn-10-1000", "wrn-D-K"]),
     "pattern": (lambda: Study(model="wrn-D-K"), ["'wrn-D-K'", "wrn-28-2"]),
     "factory-name": (lambda: Study(model="a b:c"), ["'a b:c'", "package.module:factory"]),
     "no-module": (lambda: build_model("no_such:net", SHAPE, 3), ["'no_such:net'", "No module named 'no_such'"]),

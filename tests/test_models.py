@@ -203,7 +203,7 @@ def test_built_in_models_have_no_fingerprint():
 
 
 def test_a_wide_resnet_that_no_machine_can_hold_is_refused_before_it_is_built():
-    for name in ("wrn-6000004-1", "wrn-10-100000", f"wrn-10-{10**200}"):
+    for name in ("wrn-9994-9", "wrn-10-9999"):
         with pytest.raises(UserError, match=r"has more than 1,000,000,000 parameters.*smaller depth or width"):
             build_model(name, COLOUR, 10)
 

@@ -31,15 +31,15 @@ def in_flight(tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "hint"),
     [
-        (["--models", ""], "write numbers and ranges"),
+        (["--models", ""], "the value after '--models' is empty"),
         (["--models", "4"], "model 4 does not exist: this study has models 0 to 3"),
         (["--models", "0-99999999999"], "does not exist"),
         (["--models", "1,,2"], "write numbers and ranges"),
         (["--models", "two"], "for example 0-4 or 0,3,7-9"),
-        (["--time-budget", ""], "write hours, minutes and seconds"),
+        (["--time-budget", ""], "is empty"),
         (["--time-budget", "soon"], "for example 9m, 1h30m or 90s"),
-        (["--time-budget", "0"], "must be above 0"),
-        (["--time-budget", "1m1h"], "write hours"),
+        (["--time-budget", "0"], "write more than 0 s"),
+        (["--time-budget", "1m1h"], "for example 9m"),
         (["--time-budget", "0.001s"], "was over before an epoch ended: use a longer one"),
     ],
 )
