@@ -319,7 +319,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = app(args=words, prog_name="dynmia", standalone_mode=False)
         if code == INTERRUPTED:  # the parser's own word for Ctrl-C
             raise KeyboardInterrupt
-        sys.exit(code)
+        sys.exit(code or 0)
     except BrokenPipeError:
         sys.exit(1)
     except (KeyboardInterrupt, typer.Abort):

@@ -64,7 +64,9 @@ def parse_duration(text: str) -> float:
         parts = match.groups() if match else ()
         if 0 < (seconds := sum(float(value or 0) * unit for value, unit in zip(parts, (3600, 60, 1)))) < math.inf:
             return seconds
-    raise UserError(f"time budget {shown(text)}: write more than 0 s, for example 9m, 1h30m or 90s.")
+    raise UserError(
+        f"time budget {shown(text)}: write hours, minutes and seconds, more than 0, for example 9m, 1h30m or 90s."
+    )
 
 
 def parse_pairs(items: list[str] | None, option: str) -> dict[str, str]:

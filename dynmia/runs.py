@@ -15,6 +15,7 @@ import io
 import json
 import os
 import platform
+import stat
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -211,9 +212,9 @@ def _as_run(stored: xr.Dataset, path: str | os.PathLike[str]) -> xr.Dataset:
 
 def stored_dataset(path: Path, mend: str = "fetch it again, or make it again by its command.") -> xr.Dataset:
     """Read what :func:`write_dataset` wrote, verified; its errors are those of :func:`open_run`."""
-    if path.exists() and not path.is_file():
-        raise StoreError(f"{path} is no file, but a folder, a pipe or a device: name a run file or a run folder.")
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise StoreError(f"{path} is no file, but a folder, a pipe or a device: name a run file or a run folder.")
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise StoreError(f"run file {path} does not exist.") from error

@@ -1,5 +1,6 @@
 import errno
 import json
+import math
 import os
 import random
 import shlex
@@ -126,6 +127,7 @@ def slow(tiny, tmp_path_factory):
     return study, folder, train(study, folder)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_a_run_ends_with_the_same_bits(slow, tmp_path):
     moments = random.Random(1)
     for kill in range(3):
@@ -141,6 +143,7 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_bits(slow, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.slow
 def test_a_stop_leaves_no_process_and_no_scratch_and_the_run_ends_with_the_same_bits(slow, tmp_path, name):
     child = Child(slow[0], tmp_path / "run", tmp_path / "scratch")
     child.wait_until_it_trains()
@@ -156,6 +159,7 @@ def test_a_stop_leaves_no_process_and_no_scratch_and_the_run_ends_with_the_same_
     assert_same_shards(tmp_path / "run", slow[1])
 
 
+@pytest.mark.slow
 def test_processes_end_at_once_when_their_parent_is_killed_and_the_next_run_clears_its_scratch(
     tiny, tmp_path, own_model, monkeypatch
 ):
@@ -285,6 +289,7 @@ def test_training_in_this_process_gives_the_same_bits(tiny, tiny_run, tmp_path):
     assert_same_shards(tmp_path, tiny_run[0])
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_named_and_the_run_continues_to_the_same_bits(tiny, tiny_run, tmp_path, monkeypatch):
     started, start = [], engine._start
     monkeypatch.setattr(engine, "_start", lambda *args: started.append(start(*args)) or started[-1])
@@ -365,6 +370,7 @@ def test_an_exception_in_a_process_is_shown_in_one_line(tiny, tmp_path, own_mode
         train(study, tmp_path / "run", workers=1)
 
 
+@pytest.mark.slow
 def test_an_own_model_may_print(tiny, tmp_path, own_model, monkeypatch):
     study = tiny.replace(model=own_model("own_printing", "print('hello')"))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"), prepend=os.pathsep)
@@ -394,11 +400,17 @@ def test_a_system_that_starts_no_more_processes_is_named(tiny, tmp_path, monkeyp
 
 
 def test_a_mask_larger_than_the_memory_is_refused(tiny, tmp_path, monkeypatch):
-    message = "shadow_models 2147483000 x pool_size 120 is more than the memory holds: reduce one of them"
-    for memory in (engine.memory, lambda: float("inf")):  # where the system does not say, numpy does
-        monkeypatch.setattr(engine, "memory", memory)
+    message = "shadow_models 99998 x pool_size 120 is more than the memory holds: reduce one of them"
+
+    def full(*args):
+        raise MemoryError
+
+    for memory in (1e8, math.inf):  # where the system does not say, numpy does
+        monkeypatch.setattr(engine, "memory", lambda memory=memory: memory)
+        if memory == math.inf:
+            monkeypatch.setattr(engine, "make_pool", full)
         with pytest.raises(UserError, match=message):
-            open_store(tiny.replace(shadow_models=2147483000), out=tmp_path / "run", device="cpu")
+            open_store(tiny.replace(shadow_models=99998), out=tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
 
 

@@ -235,6 +235,7 @@ def test_the_interval_over_models_and_samples_is_that_of_the_halves():
     np.testing.assert_allclose(table.loc[key, ["low", "high"]].tolist(), np.tanh([middle - half, middle + half]))
 
 
+@pytest.mark.slow
 def test_the_interval_over_models_and_samples_is_as_wide_as_populations_differ():
     found = []
     for seed in range(25):

@@ -76,17 +76,17 @@ def test_durations(text, seconds):
     assert cli.parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "9 minutes", "m", "1.2.3s", "-5m"])
+@pytest.mark.parametrize("text", ["", "9 minutes", "m", "1.2.3s", "-5m", "0", "0h0s"])
 def test_a_bad_duration_is_named(text):
     with pytest.raises(UserError, match="write hours, minutes and seconds"):
         cli.parse_duration(text)
 
 
 def test_model_numbers():
-    assert cli.parse_models("0,3, 7-9,8") == [0, 3, 7, 8, 9]
+    assert cli.parse_models("0,3, 7-9,8", 10) == [0, 3, 7, 8, 9]
     for text in ("", "a", "3-1", "1-", "-2"):
         with pytest.raises(UserError, match="write numbers and ranges"):
-            cli.parse_models(text)
+            cli.parse_models(text, 10)
 
 
 # --- merging
@@ -189,6 +189,7 @@ def test_what_a_process_killed_while_it_wrote_the_run_leaves_is_cleared(tiny, tm
     assert not any(path.exists() for path in left)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_the_run_ends_in_the_same_bits(tiny, tmp_path):
     kills, rng = int(os.environ.get("DYNMIA_KILLS", "4")), np.random.default_rng(0)
     study = tiny.replace(epochs=60)

@@ -142,8 +142,8 @@ def test_a_script_that_is_interrupted_ends_without_a_traceback(monkeypatch):
     ("words", "part"),
     [
         (["--part", "training2"], "'training2'"), (["--study", "paper-bad"], "'paper-bad'"),
-        (["--budget", "0"], "more than 0 s"),
-        (["--lanes", "0"], "lanes is 0"), (["--mode", "slow"], "'slow'"), (["--out", "file/x"], "a part of the path"),
+        (["--budget", "0"], "more than 0"),
+        (["--lanes", "0"], "lanes is 0"), (["--mode", "slow"], "'slow'"), (["--out", "file/x"], "is no folder"),
         (["--json", "folder"], "a folder has that name"),
     ],
 )  # fmt: skip
