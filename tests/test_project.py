@@ -1,5 +1,6 @@
 """The project as a whole: its files agree with each other."""
 
+import hashlib
 import re
 import tomllib
 from pathlib import Path
@@ -10,6 +11,7 @@ import yaml
 
 import dynmia
 from dynmia import campaign, notebooks, open_run, rounded, study_of
+from dynmia.runs import SEAL
 from dynmia.summary import METRICS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -145,3 +147,15 @@ def imported(source: str) -> list[str]:
     for item in re.findall(r"^\s*from \. import (.*)$", source, re.M):
         found += [name.split(" as ")[0].strip() for name in item.split(",")]
     return found
+
+
+def test_damage_of_a_released_file_without_a_seal_is_seen_before_hdf5_reads_it(tmp_path, monkeypatch):
+    listed = dict(line.split()[::-1] for line in (ROOT / "data" / "SHA256SUMS").read_text().splitlines())
+    files = {path.name: path for path in (ROOT / "data").glob("*.nc")}
+    for name, path in files.items():
+        assert SEAL in path.read_bytes()[-100:] or hashlib.sha256(path.read_bytes()).hexdigest() == listed[name]
+    (tmp_path / "SHA256SUMS").write_text((ROOT / "data" / "SHA256SUMS").read_text())
+    (tmp_path / "quick.nc").write_bytes(files["quick.nc"].read_bytes().replace(b"phi", b"psi", 1))
+    monkeypatch.setattr("dynmia.runs._read", None)
+    with pytest.raises(dynmia.UserError, match=r"quick\.nc was altered"):
+        open_run(tmp_path / "quick.nc")
