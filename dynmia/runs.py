@@ -221,9 +221,8 @@ def stored_dataset(path: Path, mend: str = "fetch it again, or make it again by 
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}.") from error
     body, sealed, end = content.rpartition(SEAL)
-    due = end if sealed else _listed_sum(path)
-    if due and due.strip() != hashlib.sha256(body if sealed else content).hexdigest().encode():
-        # before HDF5 sees damage, some of which hangs it
+    total = hashlib.sha256(body if sealed else content).hexdigest().encode() + b"\n"
+    if (end if sealed else _listed_sum(path) or total) != total:  # before HDF5 sees damage, some of which hangs it
         raise StoreError(f"{path} was altered (its checksum differs): {mend}")
     try:
         stored = _read(content)
@@ -248,7 +247,7 @@ def _listed_sum(path: Path) -> bytes:
     """The sha256 of ``path`` in SHA256SUMS beside it, where released files stand that were written before the seal."""
     sums = path.with_name("SHA256SUMS")
     rows = (line.split() for line in sums.read_bytes().splitlines()) if sums.is_file() else ()
-    return next((row[0] for row in rows if row[1:] == [path.name.encode()]), b"")
+    return next((row[0] + b"\n" for row in rows if row[1:] == [path.name.encode()]), b"")
 
 
 def _read(content: bytes) -> xr.Dataset:
