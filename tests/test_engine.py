@@ -76,6 +76,9 @@ def no_process(monkeypatch):
 # --- interruption
 
 
+STOPS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP  # a job in the background ignores the first, nohup the last
+
+
 class Child:
     """A training in a process group of its own."""
 
@@ -86,7 +89,7 @@ class Child:
             [sys.executable, "-c", TRAIN, json.dumps(study.to_dict()), str(folder)],
             start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env=os.environ | {"TMPDIR": str(scratch)},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+            preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in STOPS],
         )  # fmt: skip
 
     @staticmethod
