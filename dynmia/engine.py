@@ -101,8 +101,7 @@ def train_part(
         study, out=out, data_dir=data_dir, device=device, workers=workers, command=command, mode=mode
     )
     missing = [model for model in store.missing() if models is None or model in models]
-    bar = Progress(study, missing, store, progress)
-    with ended_cleanly(), bar as report:
+    with ended_cleanly(), (bar := Progress(study, missing, store, progress)) as report:
         if engine == "ray" and missing:
             train_ray(study, pool, store, missing, report, device, deadline, address, workers)
         elif device.startswith("cuda"):  # where it goes on, which need not be where it began
