@@ -24,7 +24,7 @@ $(VENV)/ready: pyproject.toml $(LOCK)
 	touch $@
 
 book: $(VENV)/ready
-	$(BIN)/dynmia notebooks
+	OMP_NUM_THREADS=1 $(BIN)/dynmia notebooks  # two at once, each on one core
 	$(BIN)/jupyter-book build book --all -W --keep-going -n
 	@echo "The book is at $(CURDIR)/_build/html/index.html"
 
@@ -35,7 +35,7 @@ lint: $(VENV)/ready
 
 test: lint
 	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest --nbval --nbval-current-env $(wildcard book/results/*.ipynb)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval --nbval-current-env -n auto --dist loadfile $(wildcard book/results/*.ipynb)
 
 fast: $(VENV)/ready
 	$(BIN)/python -m pytest -m "not slow"
