@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -316,7 +317,9 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError(f"the value after {words[words.index('') - 1]!r} is empty: write one, or leave both out.")
         if "notebook" in words[:2]:
             words = pair_parameters(words)
-        code = app(args=words, prog_name="dynmia", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: typer.echo(f"dynmia: {message}", err=True)
+            code = app(args=words, prog_name="dynmia", standalone_mode=False)
         if code == INTERRUPTED:  # the parser's own word for Ctrl-C
             raise KeyboardInterrupt
         sys.exit(code or 0)

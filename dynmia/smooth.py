@@ -17,7 +17,7 @@ import xarray as xr
 from scipy.stats import beta, norm
 
 from .errors import UserError, choose
-from .lira import FLOOR, centred, flagged_share
+from .lira import FLOOR, boolean, centred, flagged_share
 
 ESTIMATES = {
     "rao-blackwell": "expectation of the leave-one-out count, given the sample's means (and variances)",
@@ -52,7 +52,7 @@ def smooth(
     choose(estimate, ESTIMATES, "estimate")
     if (plane.attrs["attack"], plane.attrs["centre"]) != ("online", "mean"):
         raise UserError("only the plane of attack 'online' with centre 'mean' has a model behind it to smooth with.")
-    mask = run.keep.values if keep is None else keep
+    mask = boolean(run.keep.values if keep is None else keep)
     if not np.array_equal(mask.sum(0), plane.n_in):
         raise UserError("the plane was computed for another keep mask than this one: give smooth() the same.")
     per_sample = plane.attrs["variance"] == "per-sample" or (plane.attrs["variance"] == "auto" and len(mask) >= 64)

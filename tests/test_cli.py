@@ -154,6 +154,15 @@ def test_ctrl_c_says_how_to_continue(capsys, monkeypatch, tmp_path):
     )
 
 
+def test_a_warning_is_one_line():
+    code = "import warnings; from dynmia import cli, engine\n"
+    code += "engine.train_part = lambda *_, **__: warnings.warn('mind this') or 1 / 0\n"
+    command = [sys.executable, "-c", f"{code}cli.main(['train'])"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=False).stderr.splitlines()
+    assert lines[0] == "dynmia: mind this"
+    assert len(lines) == 2
+
+
 def test_debug_shows_the_traceback():
     with pytest.raises(dynmia.UserError):
         main(["--debug", "train", "--model", "cn"])
