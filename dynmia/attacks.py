@@ -16,7 +16,7 @@ import numpy as np
 from scipy.special import expit, log_expit
 
 from . import lira
-from .errors import UserError, choose
+from .errors import UserError, bounded, choose
 
 OFFLINE_A = 0.3  # p_in = a p_out + 1 - a: the default of the authors' code
 
@@ -112,7 +112,7 @@ def rmia(phi: np.ndarray, keep: np.ndarray, labels: np.ndarray, *, gamma: float 
     p(x) is the mean probability under the other models that trained on x, half that under the others. A target's
     population is all samples of the pool that it did not train on, without x: under either design a random subset.
     """
-    lira.bounded("gamma", gamma, 1e-9, whole=False)
+    bounded("gamma", gamma, 1e-9, whole=False)
     p = expit(phi)
     return _dominated(log_expit(phi) - np.log((_others(p, keep) + _others(p, ~keep)) / 2), keep, gamma)
 
@@ -122,8 +122,8 @@ def rmia_offline(
     phi: np.ndarray, keep: np.ndarray, labels: np.ndarray, *, gamma: float = 1.0, a: float = OFFLINE_A
 ) -> np.ndarray:
     """:func:`rmia` from out-models only, with the members' mean probability taken to be a p_out + 1 - a."""
-    lira.bounded("gamma", gamma, 1e-9, whole=False)
-    lira.bounded("a", a, 0, 1, whole=False)
+    bounded("gamma", gamma, 1e-9, whole=False)
+    bounded("a", a, 0, 1, whole=False)
     out = _others(expit(phi), ~keep)
     return _dominated(log_expit(phi) - np.log(((1 + a) * out + 1 - a) / 2), keep, gamma)
 

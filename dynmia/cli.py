@@ -104,7 +104,8 @@ def train(
 ) -> None:
     """Train a population of shadow models, or what is missing of it; Ctrl-C stops it and the same command continues."""
     from . import runs
-    from .engine import continued, finish, train_part
+    from .engine import finish, train_part
+    from .store import continued_by
 
     part = None if models is None else parse_models(models, study.shadow_models)
     budget = None if time_budget is None else parse_duration(time_budget)
@@ -115,7 +116,8 @@ def train(
     )  # fmt: skip
     if missing := store.missing():
         count, done = study.shadow_models, f"all of --models {models} are: the others are left to others"
-        rest = done if part and not set(missing) & set(part) else f"continue by {continued(store)}"
+        again = f"continue by {continued_by(store.manifest, store.folder)}"
+        rest = done if part and not set(missing) & set(part) else again
         unwritten = f" (nothing written to {file} yet)" if file else ""
         typer.echo(
             f"{study.title}: {count - len(missing)} of {count} models finished in {store.folder}; {rest}{unwritten}"

@@ -10,6 +10,7 @@ downloaded once: MNIST, Fashion-MNIST and CIFAR-10 by torchvision, CINIC-10 from
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 import unicodedata
 import warnings
@@ -313,6 +314,12 @@ def _count_words(where: str, texts: np.ndarray) -> Texts:
         warnings.warn(
             f"{where}: {solid} of {len(given)} texts have less than one space in 12 characters, and what is between "
             "spaces and punctuation counts as one word: separate the words by spaces.", stacklevel=2,
+        )  # fmt: skip
+    words = [word for text in given for word in re.findall(r"\w+", text)]
+    if 4 * (single := sum(len(word) == 1 for word in words)) > len(words):  # far more than the a and I of English
+        warnings.warn(
+            f"{where}: {single} of {len(words)} words are single characters, which do not count: write longer words "
+            "(such as pairs of characters).", stacklevel=2,
         )  # fmt: skip
     if empty := int((np.diff(counts.indptr) == 0).sum()):
         warnings.warn(

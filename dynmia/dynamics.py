@@ -11,8 +11,7 @@ import numpy as np
 import xarray as xr
 from scipy import sparse
 
-from .errors import UserError
-from .lira import bounded
+from .errors import UserError, bounded
 
 Weights = xr.DataArray | None
 VULNERABLE = 6  # state 3 * (TPR third) + (FPR third): high TPR, low FPR

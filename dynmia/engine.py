@@ -35,7 +35,7 @@ from .pool import Pool, make_pool
 from .progress import Progress, Report
 from .runs import assemble, cores, open_run, provenance, save_run
 from .step import arithmetic
-from .store import RunStore, read_manifest
+from .store import RunStore, continued_by, read_manifest
 from .study import Study
 from .training import DeviceData, train_shard
 
@@ -289,7 +289,7 @@ def train_pool(
                 number, event = events.get()
                 if event is None:
                     if number in flying:
-                        _failed(started[number][0], flying[number], continued(store))
+                        _failed(started[number][0], flying[number], continued_by(store.manifest, store.folder))
                 elif "error" in event:
                     raise getattr(errors, event["kind"])(event["error"])
                 elif "free" in event:
@@ -346,11 +346,6 @@ def _start(number: int, job: Path, events: queue.Queue) -> tuple[subprocess.Pope
     forwarder = threading.Thread(target=forward, daemon=True)
     forwarder.start()
     return process, forwarder
-
-
-def continued(store: RunStore) -> str:
-    """The command that goes on with the run of ``store``, ready to be pasted."""
-    return f"{command_of(store.study)} --out {shlex.quote(str(store.folder))}"
 
 
 def _failed(process: subprocess.Popen[str], model: int, command: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+import numbers
 import os
 import stat
 from collections.abc import Iterable
@@ -47,6 +49,13 @@ def shown(value: object, width: int = 60) -> str:
     except ValueError:  # Python prints no integer of more than 4,300 digits
         return "a number of more than 4,300 digits"
     return text if len(text) <= width else f"{text[: width - 20]}...{text[-17:]}"
+
+
+def bounded(name: str, value: float, low: float, high: float = math.inf, *, whole: bool = True) -> None:
+    """Raise a ``UserError`` unless option ``name`` is a (whole) number from ``low`` to ``high``."""
+    if not isinstance(value, numbers.Integral if whole else numbers.Real) or not low <= value <= high:
+        ends = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+        raise UserError(f"{name} is {shown(value)}: it must be a {'whole ' * whole}number, {ends}.")
 
 
 def reason(error: BaseException) -> str:

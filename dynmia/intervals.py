@@ -19,8 +19,7 @@ import xarray as xr
 from scipy import stats
 
 from .dynamics import states
-from .errors import UserError, choose
-from .lira import bounded
+from .errors import UserError, bounded, choose
 from .plane import vulnerability_plane
 from .summary import METRICS, summarise
 

@@ -11,7 +11,6 @@ variance, and the pooled variance comes from within-sample residuals, so the spr
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -107,13 +106,6 @@ def must_be_finite(phi: np.ndarray, dims: Sequence[str]) -> None:
             f"of {phi.size} values of phi, {len(places)} are not finite, the first ({phi[tuple(places[0])]}) at {place}"
             " (counted from 0): leave that model or sample out, or train it again with a lower lr."
         )
-
-
-def bounded(name: str, value: float, low: float, high: float = np.inf, *, whole: bool = True) -> None:
-    """Raise a ``UserError`` unless option ``name`` is a (whole) number from ``low`` to ``high``."""
-    if not isinstance(value, numbers.Integral if whole else numbers.Real) or not low <= value <= high:
-        ends = f"at least {low:g}" if high == np.inf else f"from {low:g} to {high:g}"
-        raise UserError(f"{name} is {value!r}: it must be a {'whole ' * whole}number, {ends}.")
 
 
 def leave_one_out(

@@ -11,8 +11,8 @@ from scipy.stats import beta, norm
 
 from .attacks import LOG_ODDS, attack_scores
 from .dynamics import ordered
-from .errors import UserError, choose
-from .lira import boolean, bounded, must_be_finite
+from .errors import UserError, bounded, choose
+from .lira import boolean, must_be_finite
 
 VARIABLES = {  # of a run that is scored, with their dimensions
     "phi": ("epoch", "model", "sample"), "keep": ("model", "sample"), "label": ("sample",),

@@ -12,8 +12,7 @@ import xarray as xr
 
 from . import dynamics as dyn
 from .dynamics import Weights
-from .errors import choose
-from .lira import bounded
+from .errors import bounded, choose
 from .plane import vulnerability_plane
 from .pool import draw_keep
 from .runs import study_of

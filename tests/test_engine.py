@@ -21,7 +21,7 @@ from dynmia import engine
 from dynmia.cli import main
 from dynmia.engine import open_store, train_here
 from dynmia.errors import Diverged, StoreError, UserError
-from dynmia.store import read_sealed
+from dynmia.store import continued_by, read_sealed
 from dynmia.training import DeviceData, train_shard
 
 LIMIT = 120  # seconds after which a child counts as hung
@@ -422,7 +422,7 @@ def test_the_command_that_continues_works_when_pasted(tiny, tmp_path, make_npz, 
     dataset = make_npz("it's own.npz").rename(tmp_path / "my data" / "it's own.npz")
     study = tiny.replace(dataset=str(dataset), pool_size=None)
     store = open_store(study, out=tmp_path / "o'ne run", device="cpu")[2]
-    words = shlex.split(engine.continued(store))
+    words = shlex.split(continued_by(store.manifest, store.folder))
     assert words[:2] == ["dynmia", "train"]
     with pytest.raises(SystemExit, match=r"^0$"):
         main([*words[1:], "--models", "2", "--device", "cpu", "--workers", "1", "--quiet"])

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -26,6 +27,16 @@ def test_environment_and_pyproject_agree():
     extras = PROJECT["optional-dependencies"]
     assert f"python{PROJECT['requires-python']}" in conda
     assert pip == [*PROJECT["dependencies"], *extras["book"], *extras["test"], "--editable ."]
+
+
+def test_nothing_but_the_project_is_tracked():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("this is no git checkout")
+    assert {name.split("/")[0] for name in listed.stdout.splitlines()} == {
+        ".ci", ".gitignore", "CITATION.cff", "LICENSE", "Makefile", "README.md", "_config.yml", "book", "data", "dynmia",
+        "environment.yml", "notebooks", "pyproject.toml", "requirements.lock", "tests",
+    }  # fmt: skip
 
 
 def test_citation_has_the_version_of_the_package():
