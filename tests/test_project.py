@@ -34,8 +34,8 @@ def test_nothing_but_the_project_is_tracked():
     if listed.returncode:
         pytest.skip("this is no git checkout")
     assert {name.split("/")[0] for name in listed.stdout.splitlines()} == {
-        ".ci", ".gitignore", "CITATION.cff", "LICENSE", "Makefile", "README.md", "_config.yml", "book", "data", "dynmia",
-        "environment.yml", "notebooks", "pyproject.toml", "requirements.lock", "tests",
+        ".ci", ".gitignore", "CITATION.cff", "LICENSE", "Makefile", "README.md", "_config.yml", "book", "data",
+        "dynmia", "environment.yml", "notebooks", "pyproject.toml", "requirements.lock", "tests",
     }  # fmt: skip
 
 
