@@ -68,7 +68,7 @@ def plan(
     study: Study, data_dir: DataDir = None, device: Device = None, workers: Workers = None, as_json: AsJson = False
 ) -> None:
     """Say what a study costs before it starts, with the time on this machine from a short calibration."""
-    from .cost import plan as cost
+    from .shadow.cost import plan as cost
 
     result = cost(study, data_dir=data_dir, device=device, workers=workers)
     if as_json:
@@ -103,9 +103,9 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a population of shadow models, or what is missing of it; Ctrl-C stops it and the same command continues."""
-    from . import runs
-    from .engine import finish, train_part
-    from .store import continued_by
+    from .shadow.engine import finish, train_part
+    from .store import run as runs
+    from .store.folder import continued_by
 
     part = None if models is None else parse_models(models, study.shadow_models)
     budget = None if time_budget is None else parse_duration(time_budget)
@@ -137,7 +137,7 @@ def train(
 @app.command()
 def status(folder: Annotated[str, typer.Argument(help="a run folder")]) -> None:
     """Show how far each model of a run is."""
-    from .store import RunStore, continued_by, read_manifest
+    from .store.folder import RunStore, continued_by, read_manifest
 
     manifest = read_manifest(folder)
     study = Study.from_dict(manifest["study"])
@@ -160,7 +160,7 @@ def merge(
     sources: Annotated[list[str], typer.Argument(help="run folders of the same study, from other machines")],
 ) -> None:
     """Join the shards of one study that several machines have trained; `dynmia train --out INTO` then ends it."""
-    from .merge import merge as join
+    from .store.merge import merge as join
 
     for line in join(into, sources):
         typer.echo(line)
@@ -179,10 +179,11 @@ def summarise(
     as_json: AsJson = False,
 ) -> None:
     """Print every metric of a run with its interval over models and samples and its no-signal level."""
-    from .intervals import every
-    from .runs import open_run
-    from .store import write_atomic
-    from .summary import null_summary, rounded
+    from .book.cells import rounded
+    from .stats.intervals import every
+    from .stats.resample import null_summary
+    from .store.folder import write_atomic
+    from .store.run import open_run
 
     file, data = csv and writable(csv, ".csv"), open_run(run)
     options: dict[str, Any] = {"attack": attack, "centre": centre, "variance": variance}
@@ -207,8 +208,8 @@ def complexity(
     csv: Csv = None,
 ) -> None:
     """Measure how complex the pools are, without a network: 1-NN error, intrinsic dimension, overlap, compression."""
-    from .complexity import IMAGES, pool_complexity
-    from .store import write_atomic
+    from .pool.complexity import IMAGES, pool_complexity
+    from .store.folder import write_atomic
 
     file = csv and writable(csv, ".csv")
     table = pool_complexity(dataset or IMAGES, pool_size, data_dir)
@@ -225,7 +226,7 @@ def notebook(
     describe: Annotated[bool, typer.Option(help="list the notebook's parameters and stop")] = False,
 ) -> None:
     """Execute one parameterised notebook; names and types are checked first."""
-    from .notebooks import check_parameters, parameters, run_notebook
+    from .book.execute import check_parameters, parameters, run_notebook
 
     checked = check_parameters(name, parse_pairs(parameter, "-p"))
     if describe:
@@ -242,7 +243,7 @@ def notebooks(
     only: Annotated[str, typer.Option(help="just those whose output name contains this")] = "",
 ) -> None:
     """Execute all of notebooks/experiments.yml into book/results."""
-    from .notebooks import run_experiments
+    from .book.execute import run_experiments
 
     for path in run_experiments(jobs=jobs, only=only):
         typer.echo(f"executed {path.name}")
@@ -266,7 +267,7 @@ def campaign(
     quiet: Quiet = False,
 ) -> None:
     """Train the runs of data/campaign.yml that are missing, in order of value, and write the figures of all."""
-    from .campaign import plan_campaign, run_campaign
+    from .book.campaign import plan_campaign, run_campaign
 
     budget = None if time_budget is None else parse_duration(time_budget)
     common: dict[str, Any] = dict(
@@ -291,9 +292,9 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Measure training and scoring on this machine, as ratios against named baselines, beside their targets."""
-    from .bench import bench as measure
-    from .cost import entries, spread_text, target
-    from .store import write_atomic
+    from .shadow.bench import bench as measure
+    from .shadow.cost import entries, spread_text, target
+    from .store.folder import write_atomic
 
     file = out and writable(out, ".json")
     show = (lambda line: None) if as_json else (lambda line: typer.echo(line, err=True))

@@ -118,8 +118,8 @@ class Study:
     )
     record: str = _field(
         "phi",
-        "``phi``, or ``hardness``, which keeps what :mod:`dynmia.hardness` needs too (twice the disk, about 1.5 times "
-        "the time; phi is the same).",
+        "``phi``, or ``hardness``, which keeps what :mod:`dynmia.stats.hardness` needs too (twice the disk, about 1.5 "
+        "times the time; phi is the same).",
         choices=("phi", "hardness"),
     )
     pool_seed: int = _field(0, "draws the pool, so that populations with other seeds can share it.", low=0, high=2**63)

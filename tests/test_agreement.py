@@ -7,7 +7,7 @@ from test_dynamics import HIGH, LOW, path_of, plane_of, random_plane
 
 from dynmia import UserError
 from dynmia import dynamics as dyn
-from dynmia.agreement import agreement, chance_overlap, overlap, rank_agreement
+from dynmia.stats.agreement import agreement, chance_overlap, overlap, rank_agreement
 
 
 def sets_of(text_a, text_b):

@@ -7,9 +7,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from test_plane import signal_run
 
-from dynmia import UserError, lira, vulnerability_plane
-from dynmia.attacks import ATTACKS, LOG_ODDS, attack_scores, rmia, rmia_offline
-from dynmia.pool import draw_keep
+from dynmia import UserError, vulnerability_plane
+from dynmia.attack import lira
+from dynmia.attack.others import ATTACKS, LOG_ODDS, attack_scores, rmia, rmia_offline
+from dynmia.pool.pool import draw_keep
 
 every_attack = pytest.mark.parametrize("attack", ATTACKS)
 

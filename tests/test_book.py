@@ -49,7 +49,8 @@ def test_no_page_names_a_resource_elsewhere(site, page):
 
 
 def test_the_landing_page_shows_the_glued_figures(site):
-    from dynmia import campaign, rounded
+    from dynmia import rounded
+    from dynmia.book import campaign
 
     html = (site / "intro.html").read_text()
     for name in ("cifar10-baseline", "quick"):

@@ -14,9 +14,13 @@ import yaml
 from test_errors import assert_one_clear_line
 
 import dynmia
-from dynmia import campaign, cli, engine, hardness, intervals
+from dynmia import cli
+from dynmia.book import campaign
+from dynmia.dynamics.metrics import METRICS
 from dynmia.errors import UserError
-from dynmia.summary import METRICS, p_values, quantiles
+from dynmia.shadow import engine
+from dynmia.stats import hardness, intervals
+from dynmia.stats.resample import p_values, quantiles
 
 LIST = {
     "defaults": {"dataset": "digits", "epochs": 2, "checkpoint_every": 1, "shadow_models": 6, "pool_size": 240},

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import dynmia
-from dynmia import compare, dynamics, plots
+from dynmia import dynamics
+from dynmia.book import compare, plots
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from dynmia import UserError, open_run, study_of
 from dynmia.cli import main
-from dynmia.complexity import Images, complexity, intrinsic_dimension, pool_complexity
-from dynmia.data import load_dataset
+from dynmia.pool.complexity import Images, complexity, intrinsic_dimension, pool_complexity
+from dynmia.pool.datasets import load_dataset
 
 DATA = Path(__file__).parents[1] / "data"
 

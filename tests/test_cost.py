@@ -7,11 +7,12 @@ import pytest
 from test_cli import run
 from test_errors import assert_one_clear_line
 
-from dynmia import bench, cost, study
-from dynmia.cost import entries, measurements, met, rates, study_hours, target, targets
-from dynmia.data import load_dataset
+from dynmia import study
 from dynmia.errors import StoreError
-from dynmia.pool import make_pool
+from dynmia.pool.datasets import load_dataset
+from dynmia.pool.pool import make_pool
+from dynmia.shadow import bench, cost
+from dynmia.shadow.cost import entries, measurements, met, rates, study_hours, target, targets
 
 PAPER = study.Study.preset("paper-baseline")
 

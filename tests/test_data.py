@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 
 import dynmia
-from dynmia import Study, UserError, data
-from dynmia.data import Texts, load_dataset, read_cinic10
-from dynmia.pool import make_pool
-from dynmia.summary import METRICS
+from dynmia import Study, UserError
+from dynmia.dynamics.metrics import METRICS
+from dynmia.pool import datasets as data
+from dynmia.pool.datasets import Texts, load_dataset, read_cinic10
+from dynmia.pool.pool import make_pool
 
 CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 

@@ -11,8 +11,8 @@ from sklearn.metrics import silhouette_score
 
 from dynmia import Study, UserError, vulnerability_plane
 from dynmia import dynamics as dyn
-from dynmia.pool import draw_keep
-from dynmia.summary import METRICS, epoch_of_recall
+from dynmia.dynamics.metrics import METRICS, epoch_of_recall
+from dynmia.pool.pool import draw_keep
 
 LOW, MID, HIGH = 0, 5, 10  # flagged of 10 models
 

@@ -17,12 +17,12 @@ import pytest
 import torch
 
 import dynmia
-from dynmia import engine
 from dynmia.cli import main
-from dynmia.engine import open_store, train_here
 from dynmia.errors import Diverged, StoreError, UserError
-from dynmia.store import continued_by, read_sealed
-from dynmia.training import DeviceData, train_shard
+from dynmia.shadow import engine
+from dynmia.shadow.engine import open_store, train_here
+from dynmia.shadow.shard import DeviceData, train_shard
+from dynmia.store.folder import continued_by, read_sealed
 
 LIMIT = 120  # seconds after which a child counts as hung
 TRAIN = """
@@ -202,7 +202,7 @@ def test_a_handler_of_the_caller_is_left_in_place():
 
 @pytest.mark.parametrize("epoch", [0, 1, 2, 3])
 def test_a_model_resumes_from_every_epoch_to_the_same_bits(tiny, tiny_run, tmp_path, epoch, monkeypatch):
-    monkeypatch.setattr("dynmia.training.SAVING", 1e9)  # saved after every epoch, however short
+    monkeypatch.setattr("dynmia.shadow.shard.SAVING", 1e9)  # saved after every epoch, however short
     with pytest.raises(Stopped):
         train_in_process(tiny, tmp_path, report=stop_after(epoch))
     assert not (tmp_path / "model-000.safetensors").exists()

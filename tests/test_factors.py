@@ -8,7 +8,8 @@ import xarray as xr
 from scipy.stats import spearmanr, ttest_1samp
 from test_matching import ACCURACY, STRENGTHS, run_of
 
-from dynmia import compare, null_planes, vulnerability_plane
+from dynmia import null_planes, vulnerability_plane
+from dynmia.book import compare
 from dynmia.chapters.factors import (
     CLAIMS,
     FITTING,
@@ -22,8 +23,8 @@ from dynmia.chapters.factors import (
     written,
 )  # fmt: skip
 from dynmia.chapters.figures_factors import GAP, against_fit, against_size, dose_response
-from dynmia.matching import MATCHINGS, STATE, with_halves
-from dynmia.models import build_model, depth
+from dynmia.shadow.models import build_model, depth
+from dynmia.stats.matching import MATCHINGS, STATE, with_halves
 
 
 def with_study(run, **changes):

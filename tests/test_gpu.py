@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from dynmia import Study, cost, engine, gpu, gpu_session, gpubench
-from dynmia.cost import random_pool
-from dynmia.engine import open_store, train_here
+from dynmia import Study
 from dynmia.errors import Diverged, UserError
-from dynmia.merge import merge
-from dynmia.models import build_model
-from dynmia.optim import sam_ascend, sam_return
-from dynmia.runs import assemble
-from dynmia.step import DeviceData, arithmetic, crop, crop_and_flip, draw_crops, evaluate, new_state, unflatten
-from dynmia.training import train_epoch
+from dynmia.shadow import cost, engine, gpu, gpu_session, gpubench
+from dynmia.shadow.cost import random_pool
+from dynmia.shadow.engine import open_store, train_here
+from dynmia.shadow.models import build_model
+from dynmia.shadow.optim import sam_ascend, sam_return
+from dynmia.shadow.shard import train_epoch
+from dynmia.shadow.step import DeviceData, arithmetic, crop, crop_and_flip, draw_crops, evaluate, new_state, unflatten
+from dynmia.store.merge import merge
+from dynmia.store.run import assemble
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -176,7 +177,7 @@ def test_the_ascent_in_given_memory_is_the_ascent():
 
 
 def test_lanes_and_train_shard_resume_each_other(study, tmp_path, monkeypatch):
-    monkeypatch.setattr("dynmia.training.SAVING", 1e9)
+    monkeypatch.setattr("dynmia.shadow.shard.SAVING", 1e9)
     study = study.replace(optimizer="sam-sgd", augment=True)
     whole = eager(study, tmp_path / "whole")
     with pytest.raises(Stopped):
@@ -451,7 +452,7 @@ def test_a_session_without_a_gpu_is_refused_in_one_line(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     done = subprocess.run(
-        [sys.executable, "-m", "dynmia.gpu_session", "--json", str(tmp_path / "x.json")],
+        [sys.executable, "-m", "dynmia.shadow.gpu_session", "--json", str(tmp_path / "x.json")],
         cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 2
@@ -495,7 +496,7 @@ def test_cuda_is_close_to_the_cpu(study, tmp_path, setting):
 @cuda
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_the_deterministic_mode_repeats_and_resumes_to_the_bit(study, tmp_path, setting, monkeypatch):
-    monkeypatch.setattr("dynmia.training.SAVING", 1e9)
+    monkeypatch.setattr("dynmia.shadow.shard.SAVING", 1e9)
     study = study.replace(**SETTINGS[setting])
     with arithmetic("deterministic"):
         whole = lanes(study, tmp_path / "whole", device="cuda", lanes=3)
@@ -509,7 +510,7 @@ def test_the_deterministic_mode_repeats_and_resumes_to_the_bit(study, tmp_path, 
 @cuda
 @pytest.mark.parametrize("setting", ["adamw", "wide-resnet-bf16-sam"])
 def test_the_fast_mode_resumes_close_to_the_uninterrupted_run(study, tmp_path, setting, monkeypatch):
-    monkeypatch.setattr("dynmia.training.SAVING", 1e9)
+    monkeypatch.setattr("dynmia.shadow.shard.SAVING", 1e9)
     study = study.replace(**SETTINGS[setting])
     with arithmetic("fast"):
         whole = lanes(study, tmp_path / "whole", device="cuda", lanes=3)

@@ -11,13 +11,15 @@ from scipy import stats
 from scipy.stats import entropy, pearsonr, spearmanr
 from torch import nn
 
-from dynmia import correlations, engine, hardness, record, vulnerability_plane
-from dynmia.dynamics import dynamic_vulnerability
+from dynmia import vulnerability_plane
+from dynmia.dynamics.cloud import dynamic_vulnerability
 from dynmia.errors import StoreError
-from dynmia.intervals import halves, numbers_of_halves
-from dynmia.models import build_model
-from dynmia.simulate import Simulator
-from dynmia.summary import p_values
+from dynmia.shadow import engine, record
+from dynmia.shadow.models import build_model
+from dynmia.stats import correlations, hardness
+from dynmia.stats.intervals import halves, numbers_of_halves
+from dynmia.stats.resample import p_values
+from dynmia.stats.simulate import Simulator
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +187,7 @@ def test_relate_and_verdict(recorded):
 
 
 def loss_recorded(run):
-    """What :func:`dynmia.hardness.measure` keeps of the mean loss of out-models, from phi alone, at the end."""
+    """What :func:`dynmia.stats.hardness.measure` keeps of the mean loss of out-models, from phi alone, at the end."""
 
     def reduced(models):
         loss, out = np.logaddexp(0, -run.phi.values[-1, models].astype(float)), ~run.keep.values[models]

@@ -5,10 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dynmia import campaign, precision
+from dynmia.attack.plane import vulnerability_planes
+from dynmia.book import campaign
 from dynmia.chapters import figures_how_many, how_many
-from dynmia.plane import vulnerability_planes
-from dynmia.retest import LABELS
+from dynmia.stats import precision
+from dynmia.stats.retest import LABELS
 
 
 @pytest.fixture(scope="module")

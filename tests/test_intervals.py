@@ -6,12 +6,12 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from dynmia import coverage, intervals
+from dynmia.attack.plane import rate_interval, vulnerability_plane
 from dynmia.chapters import holding
+from dynmia.dynamics.metrics import METRICS
 from dynmia.errors import UserError
-from dynmia.plane import rate_interval, vulnerability_plane
-from dynmia.simulate import Simulator
-from dynmia.summary import METRICS
+from dynmia.stats import coverage, intervals
+from dynmia.stats.simulate import Simulator
 
 
 @pytest.fixture(scope="module")

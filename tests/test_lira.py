@@ -8,9 +8,9 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from dynmia import UserError, lira_scores
+from dynmia.attack.lira import ATTACKS, BLOCK, _pooled_variance, leave_one_out
 from dynmia.chapters.oracles import lira_loop
-from dynmia.lira import ATTACKS, BLOCK, _pooled_variance, leave_one_out
-from dynmia.pool import draw_keep
+from dynmia.pool.pool import draw_keep
 
 VARIANTS = list(itertools.product(ATTACKS, ["mean", "median"], ["pooled", "per-sample"]))
 every_variant = pytest.mark.parametrize(("attack", "centre", "variance"), VARIANTS)
@@ -187,7 +187,7 @@ def test_blocks_of_samples_score_like_all_at_once(attack, centre, variance, monk
     phi, keep = noise(12, 300, signal=1.0)
     assert phi.shape[1] < BLOCK
     whole = lira_scores(phi, keep, attack=attack, centre=centre, variance=variance)
-    monkeypatch.setattr("dynmia.lira.BLOCK", 7)
+    monkeypatch.setattr("dynmia.attack.lira.BLOCK", 7)
     np.testing.assert_allclose(
         lira_scores(phi, keep, attack=attack, centre=centre, variance=variance), whole, rtol=1e-11, atol=1e-12
     )

@@ -3,8 +3,9 @@ import pytest
 import xarray as xr
 from scipy.stats import chi2_contingency, random_table
 
-from dynmia import UserError, markov
-from dynmia.dynamics import VULNERABLE as V
+from dynmia import UserError
+from dynmia.dynamics import markov
+from dynmia.dynamics.cloud import VULNERABLE as V
 
 
 def paths(*rows):

@@ -3,10 +3,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dynmia import UserError, markov, vulnerability_plane
+from dynmia import UserError, vulnerability_plane
 from dynmia.chapters import markov as chapter
 from dynmia.chapters import markov_verdict
-from dynmia.simulate import Simulator
+from dynmia.dynamics import markov
+from dynmia.stats.simulate import Simulator
 
 RULE = "fpr@0.01"
 

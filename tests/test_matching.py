@@ -6,8 +6,9 @@ import xarray as xr
 from scipy import stats
 
 from dynmia import Study, UserError, summarise, vulnerability_plane
-from dynmia.intervals import interval
-from dynmia.matching import (
+from dynmia.pool.pool import draw_keep
+from dynmia.stats.intervals import interval
+from dynmia.stats.matching import (
     MATCHINGS,
     STATE,
     at_epochs,
@@ -21,7 +22,6 @@ from dynmia.matching import (
     state_curves,
     with_halves,
 )
-from dynmia.pool import draw_keep
 
 STRENGTHS = (0, 0.5, 1, 2, 3, 4)
 ACCURACY = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from dynmia import Study, UserError
-from dynmia.engine import open_store, train_here
-from dynmia.models import build_model, forward_flops, model_fingerprint, parameters
+from dynmia.shadow.engine import open_store, train_here
+from dynmia.shadow.models import build_model, forward_flops, model_fingerprint, parameters
 
 NAMES = ["cnn", "deep-cnn", "mlp", "wrn-10-1", "wrn-16-2"]
 COLOUR = (3, 32, 32)

@@ -4,12 +4,14 @@ import pytest
 import xarray as xr
 from scipy.stats import spearmanr
 
-from dynmia import campaign, noise
+from dynmia.attack.plane import vulnerability_planes
+from dynmia.book import campaign
 from dynmia.chapters import nosignal
-from dynmia.dynamics import spatial_entropy
-from dynmia.plane import vulnerability_planes
-from dynmia.simulate import Simulator
-from dynmia.summary import METRICS, null_masks, null_table
+from dynmia.dynamics.cloud import spatial_entropy
+from dynmia.dynamics.metrics import METRICS
+from dynmia.stats import noise
+from dynmia.stats.resample import null_masks, null_table
+from dynmia.stats.simulate import Simulator
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import xarray as xr
 import yaml
 from test_errors import assert_one_clear_line
 
-from dynmia import notebooks
+from dynmia.book import execute as notebooks
 from dynmia.errors import UserError
 
 TYPED = """from typing import Literal, Optional

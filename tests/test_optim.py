@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from dynmia import Study
-from dynmia.optim import frozen_statistics, learning_rate, make_optimizer, sam_ascend, sam_return
-from dynmia.step import DeviceData, TrainState, crop_and_flip, train_step
+from dynmia.shadow.optim import frozen_statistics, learning_rate, make_optimizer, sam_ascend, sam_return
+from dynmia.shadow.step import DeviceData, TrainState, crop_and_flip, train_step
 
 RHO = 0.5  # large, so that the ascent shows
 STEPS = 6

@@ -9,11 +9,13 @@ import pytest
 import xarray as xr
 from scipy.stats import entropy
 
-from dynmia import attacks, dynamics, lira
+from dynmia.attack import lira
+from dynmia.attack import others as attacks
+from dynmia.attack.plane import vulnerability_plane
 from dynmia.chapters import checked, oracles
-from dynmia.plane import vulnerability_plane
-from dynmia.simulate import Simulator
-from dynmia.summary import METRICS
+from dynmia.dynamics import cloud as dynamics
+from dynmia.dynamics.metrics import METRICS
+from dynmia.stats.simulate import Simulator
 
 
 @pytest.fixture(scope="module")

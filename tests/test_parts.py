@@ -9,9 +9,11 @@ from test_cli import TINY, bad, run
 from test_engine import LIMIT, Stopped, assert_same_shards, stop_after, train_in_process
 from test_resume import contents, states_saved
 
-from dynmia import Study, engine, store
+from dynmia import Study
 from dynmia.errors import StoreError
-from dynmia.store import read_sealed, write_sealed
+from dynmia.shadow import engine
+from dynmia.store import folder as store
+from dynmia.store.folder import read_sealed, write_sealed
 
 TRAIN = ["train", *TINY, "--quiet", "--device", "cpu"]
 

@@ -7,10 +7,10 @@ from scipy.stats import beta, binomtest, norm
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from dynmia import Study, UserError, lira_scores, rate_interval, vulnerability_plane
-from dynmia import plane as plane_module
-from dynmia.dynamics import auc, tpr_at_fpr
-from dynmia.plane import LEVELS, parse_rule
-from dynmia.pool import draw_keep
+from dynmia.attack import plane as plane_module
+from dynmia.attack.plane import LEVELS, parse_rule
+from dynmia.dynamics.cloud import auc, tpr_at_fpr
+from dynmia.pool.pool import draw_keep
 
 
 def as_run(phi, keep):

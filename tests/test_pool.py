@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynmia import Study, UserError
-from dynmia.data import Dataset, load_dataset
-from dynmia.pool import Pool, draw_keep, make_pool
+from dynmia.pool.datasets import Dataset, load_dataset
+from dynmia.pool.pool import Pool, draw_keep, make_pool
 
 
 def blank(labels, size=4) -> Dataset:

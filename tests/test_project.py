@@ -1,5 +1,6 @@
 """The project as a whole: its files agree with each other."""
 
+import ast
 import hashlib
 import re
 import subprocess
@@ -11,9 +12,11 @@ import pytest
 import yaml
 
 import dynmia
-from dynmia import campaign, notebooks, open_run, rounded, study_of
-from dynmia.runs import SEAL
-from dynmia.summary import METRICS
+from dynmia import open_run, rounded, study_of
+from dynmia.book import campaign
+from dynmia.book import execute as notebooks
+from dynmia.dynamics.metrics import METRICS
+from dynmia.store.run import SEAL
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -121,43 +124,29 @@ def test_text_cells_are_filled_with_the_defaults_of_parameters_that_are_not_give
     assert text.startswith("# One population on the plane\n")
 
 
-def test_layers_import_downwards_only():
-    order = [
-        "errors", "study", "images", "data", "pool", "complexity", "models", "optim", "signals", "record", "step",
-        "store", "merge", "lira", "attacks", "dynamics", "plane", "runs", "tables", "own_model", "progress",
-        "training", "gpu", "worker", "ray_engine", "engine", "simulate", "markov", "summary", "noise", "smooth",
-        "intervals", "coverage", "matching", "trends", "agreement", "retest", "correlations", "hardness",
-        "reliability", "verdict", "plots", "compare", "cost", "campaign", "precision", "notebooks", "bench",
-        "gpubench", "options", "cli", "gpu_session",
-    ]  # fmt: skip
-    assert set(order) == {path.stem for path in (ROOT / "dynmia").glob("*.py")} - {"__init__"}
-    for position, name in enumerate(order):
-        source = (ROOT / "dynmia" / f"{name}.py").read_text()
-        for module in imported(source):
-            assert module not in order or order.index(module) < position, f"{name} imports {module}"
-        assert not re.search(r"from \.chapters|from \. import .*chapters", source), f"{name} imports a chapter"
+WINGS = [
+    "errors",
+    "study",
+    "pool",
+    "store",
+    "attack",
+    "dynamics",
+    "stats",
+    "shadow",
+    "book",
+    "options",
+    "cli",
+    "chapters",
+]
 
 
-def test_chapters_import_the_pipeline_and_what_comes_before_them():
-    order = [
-        "_shared", "comparison", "rarity", "scaling", "factors", "early", "robustness", "scorecard", "nosignal",
-        "smoothing", "holding", "how_many", "markov", "markov_verdict", "definitions", "sensitivity", "uncertainty",
-        "calibrated", "oracles", "checked", "figures_scale", "figures_factors", "figures_hardness", "figures_early",
-        "figures_attacks", "figures_how_many", "figures_sensitivity",
-    ]  # fmt: skip
-    assert set(order) == {path.stem for path in (ROOT / "dynmia" / "chapters").glob("*.py")} - {"__init__"}
-    for position, name in enumerate(order):
-        source = (ROOT / "dynmia" / "chapters" / f"{name}.py").read_text()
-        for module in imported(source):
-            assert order.index(module) < position, f"{name} imports {module}"
-
-
-def imported(source: str) -> list[str]:
-    """Names of modules that are imported relative to the package of ``source``."""
-    found = re.findall(r"^\s*from \.(\w+) import", source, re.M)
-    for item in re.findall(r"^\s*from \. import (.*)$", source, re.M):
-        found += [name.split(" as ")[0].strip() for name in item.split(",")]
-    return found
+def test_wings_import_one_way():
+    for path in (ROOT / "dynmia").rglob("*.py"):
+        wing, *inside = path.relative_to(ROOT / "dynmia").with_suffix("").parts
+        for node in ast.walk(ast.parse(path.read_text())) if wing != "__init__" else ():
+            if isinstance(node, ast.ImportFrom) and node.level == 1 + bool(inside):
+                for name in [(node.module or "").split(".")[0]] if node.module else [a.name for a in node.names]:
+                    assert WINGS.index(name) <= WINGS.index(wing), f"{path} imports {name}"
 
 
 def test_damage_of_a_released_file_without_a_seal_is_seen_before_hdf5_reads_it(tmp_path, monkeypatch):
@@ -167,6 +156,6 @@ def test_damage_of_a_released_file_without_a_seal_is_seen_before_hdf5_reads_it(t
         assert SEAL in path.read_bytes()[-100:] or hashlib.sha256(path.read_bytes()).hexdigest() == listed[name]
     (tmp_path / "SHA256SUMS").write_text((ROOT / "data" / "SHA256SUMS").read_text())
     (tmp_path / "quick.nc").write_bytes(files["quick.nc"].read_bytes().replace(b"phi", b"psi", 1))
-    monkeypatch.setattr("dynmia.runs._read", None)
+    monkeypatch.setattr("dynmia.store.run._read", None)
     with pytest.raises(dynmia.UserError, match=r"quick\.nc was altered"):
         open_run(tmp_path / "quick.nc")

@@ -8,11 +8,11 @@ import xarray as xr
 from scipy.stats import rankdata, spearmanr
 
 import dynmia
-from dynmia import campaign
 from dynmia import dynamics as dyn
+from dynmia.book import campaign
 from dynmia.chapters import rarity
-from dynmia.data import WORDS
-from dynmia.pool import draw_keep
+from dynmia.pool.datasets import WORDS
+from dynmia.pool.pool import draw_keep
 
 
 def test_the_rarest_feature_of_a_sample_is_the_one_that_the_fewest_have():

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from test_engine import Child, Stopped, assert_same_shards, stop_after, train_in_process
 
-from dynmia import cli, engine, store
+from dynmia import cli
 from dynmia.errors import StoreError, UserError
-from dynmia.merge import merge
-from dynmia.store import TEMPORARY, RunStore, read_manifest
-from dynmia.training import DeviceData, train_shard
+from dynmia.shadow import engine
+from dynmia.shadow.shard import DeviceData, train_shard
+from dynmia.store import folder as store
+from dynmia.store.folder import TEMPORARY, RunStore, read_manifest
+from dynmia.store.merge import merge
 
 
 def contents(folder):
@@ -26,7 +28,7 @@ def contents(folder):
 
 def states_saved(monkeypatch):
     """Save the state after every epoch, however short."""
-    monkeypatch.setattr("dynmia.training.SAVING", 1e9)
+    monkeypatch.setattr("dynmia.shadow.shard.SAVING", 1e9)
 
 
 # --- time budget and models
@@ -50,7 +52,7 @@ def test_a_shard_stops_before_its_deadline_with_its_state_saved(tiny, tiny_run, 
     assert not train_shard(study, pool, data, 0, run, deadline=time.monotonic() - 1)
     assert run.load_state(0)[1]["epoch"] == 0
     clock = iter([0.0, 0.0, 1e9])  # the third epoch would end too late
-    monkeypatch.setattr("dynmia.training.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("dynmia.shadow.shard.time.monotonic", lambda: next(clock))
     assert not train_shard(study, pool, data, 0, run, deadline=1e6)
     assert 0 < run.load_state(0)[1]["epoch"] < tiny.epochs
     monkeypatch.undo()
@@ -166,7 +168,7 @@ def test_a_model_in_training_is_left_to_its_process(tiny, tiny_run, tmp_path):
 
 def test_what_a_killed_process_leaves_is_cleared(tiny, tiny_run, tmp_path):
     code = (
-        "import sys, os; from dynmia.store import RunStore, read_manifest; from dynmia import Study\n"
+        "import sys, os; from dynmia.store.folder import RunStore, read_manifest; from dynmia import Study\n"
         "about = read_manifest(sys.argv[1])\n"
         "run = RunStore(sys.argv[1], Study.from_dict(about['study']), about['fingerprint'], {})\n"
         "lock = run.locked(0); lock.__enter__(); open(sys.argv[1] + '/.dynmia-tmp-model-000.state.x', 'w')\n"

@@ -9,8 +9,8 @@ from test_dynamics import path_of, random_plane
 
 from dynmia import UserError, vulnerability_plane
 from dynmia import dynamics as dyn
-from dynmia.retest import LABELS, icc, kappa, redrawn, retest, statistics
-from dynmia.simulate import Simulator
+from dynmia.stats.retest import LABELS, icc, kappa, redrawn, retest, statistics
+from dynmia.stats.simulate import Simulator
 
 # Shrout and Fleiss (1979), table 2: six targets, four judges
 RATINGS = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7.0]])

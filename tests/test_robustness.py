@@ -8,12 +8,17 @@ import pytest
 import xarray as xr
 from test_summary import run_with
 
-from dynmia import attacks, campaign, dynamics, intervals, lira, study_of, vulnerability_plane
-from dynmia.agreement import agreement, overlap, rank_agreement
+from dynmia import dynamics, study_of, vulnerability_plane
+from dynmia.attack import lira
+from dynmia.attack import others as attacks
+from dynmia.book import campaign
 from dynmia.chapters import early, figures_attacks, figures_early, robustness
 from dynmia.chapters.robustness import ALONG_THE_WAY, AT_THE_ENDS, NAMES, ends, final, measure, order, survival, verdict
-from dynmia.simulate import Simulator
-from dynmia.summary import EARLY, null_planes, summarise
+from dynmia.dynamics.metrics import EARLY
+from dynmia.stats import intervals
+from dynmia.stats.agreement import agreement, overlap, rank_agreement
+from dynmia.stats.resample import null_planes, summarise
+from dynmia.stats.simulate import Simulator
 
 
 @pytest.fixture(scope="module")

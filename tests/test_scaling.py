@@ -10,6 +10,7 @@ import xarray as xr
 
 from dynmia import Study, vulnerability_plane
 from dynmia import dynamics as dyn
+from dynmia.book.verdict import CLAIMS
 from dynmia.chapters.comparison import (
     above_noise,
     accuracy,
@@ -36,9 +37,8 @@ from dynmia.chapters.scaling import (
     target_sentences,
     up_to,
 )
-from dynmia.pool import draw_keep
-from dynmia.summary import METRICS
-from dynmia.verdict import CLAIMS
+from dynmia.dynamics.metrics import METRICS
+from dynmia.pool.pool import draw_keep
 
 
 def run_of(dataset, pool, strength, seed=0):

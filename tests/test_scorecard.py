@@ -10,8 +10,8 @@ import pytest
 from dynmia.chapters import scorecard
 from dynmia.chapters.scorecard import VERDICTS, Claim, Measured, judge
 from dynmia.errors import UserError
-from dynmia.matching import STATE
-from dynmia.simulate import Simulator
+from dynmia.stats.matching import STATE
+from dynmia.stats.simulate import Simulator
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = pd.read_csv(ROOT / "data" / "paper.csv", comment="#").set_index(["dataset", "metric"]).value.to_dict()

@@ -11,7 +11,8 @@ from dynmia import dynamics as dyn
 from dynmia.chapters import definitions, sensitivity
 from dynmia.chapters.definitions import BALANCED, DEPENDS, MAIN, REFERENCE, SMALL, Choice, choices, interval, measure
 from dynmia.chapters.sensitivity import CLAIMS, Claim, margin_name, outcomes
-from dynmia.summary import METRICS, null_masks
+from dynmia.dynamics.metrics import METRICS
+from dynmia.stats.resample import null_masks
 
 RUN = signal_run()
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from dynmia.attack.plane import vulnerability_plane
 from dynmia.errors import UserError
-from dynmia.plane import vulnerability_plane
-from dynmia.simulate import NOISE, Simulator
+from dynmia.stats.simulate import NOISE, Simulator
 
 
 @pytest.mark.parametrize("noise", NOISE)

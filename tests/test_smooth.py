@@ -6,10 +6,10 @@ import xarray as xr
 
 import dynmia
 from dynmia import dynamics as dyn
+from dynmia.attack.plane import vulnerability_plane
+from dynmia.attack.smooth import ESTIMATES, _expected, _rates, smooth
 from dynmia.errors import UserError
-from dynmia.plane import vulnerability_plane
-from dynmia.simulate import Simulator
-from dynmia.smooth import ESTIMATES, _expected, _rates, smooth
+from dynmia.stats.simulate import Simulator
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.5, -0.7])

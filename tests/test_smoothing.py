@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dynmia.attack.plane import vulnerability_plane
 from dynmia.chapters import smoothing
-from dynmia.plane import vulnerability_plane
-from dynmia.simulate import Simulator
+from dynmia.stats.simulate import Simulator
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import dynmia
-from dynmia import hardness, open_run, runs, save_run, store
-from dynmia.engine import finish, open_store, train_part
+from dynmia import open_run, save_run
 from dynmia.errors import StoreError, UserError
-from dynmia.merge import merge
-from dynmia.store import RunStore, read_manifest, read_sealed, write_atomic, write_sealed
-from dynmia.training import DeviceData, train_shard
+from dynmia.shadow.engine import finish, open_store, train_part
+from dynmia.shadow.shard import DeviceData, train_shard
+from dynmia.stats import hardness
+from dynmia.store import folder as store
+from dynmia.store import run as runs
+from dynmia.store.folder import RunStore, read_manifest, read_sealed, write_atomic, write_sealed
+from dynmia.store.merge import merge
 
 ARRAYS = {"x": np.arange(6, dtype=np.float32).reshape(2, 3), "keep": np.array([True, False]), "none": np.empty((0, 3))}
 TYPES = st.sampled_from([np.float32, np.float64, np.float16, np.int64, np.int32, np.int8, np.uint8, np.bool_])
@@ -434,8 +437,8 @@ def test_the_lock_clears_what_is_ours_and_nothing_else(tiny, folder):
 def test_a_write_clears_what_a_killed_one_of_the_same_file_left(tmp_path):
     dead = subprocess.Popen(["true"])
     dead.wait()
-    kill = "import os, sys; from dynmia import store; os.replace = lambda *_: os.kill(os.getpid(), 9)\n"
-    kill += "store.write_atomic(store.Path(sys.argv[1]), b'half')"
+    kill = "import os, sys; from dynmia.store import folder; os.replace = lambda *_: os.kill(os.getpid(), 9)\n"
+    kill += "folder.write_atomic(folder.Path(sys.argv[1]), b'half')"
     for name in ("x.nc", "other.nc"):
         subprocess.run([sys.executable, "-c", kill, str(tmp_path / name)], check=False, timeout=60)
     assert len(os.listdir(tmp_path)) == 2
@@ -687,7 +690,7 @@ def test_a_run_that_would_not_come_back_is_refused_when_it_is_saved(tiny_run, tm
 
 def test_a_full_disk_ends_a_save_in_one_line_and_leaves_the_old_file(tmp_path):
     code = (
-        "import sys, resource; from dynmia import save_run, UserError; from dynmia.simulate import Simulator\n"
+        "import sys, resource; from dynmia import save_run, UserError; from dynmia.stats.simulate import Simulator\n"
         "run = Simulator(samples=400, checkpoints=3).run(20); save_run(run.isel(sample=slice(40)), sys.argv[1])\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
         "try: save_run(run, sys.argv[1])\nexcept UserError as error: sys.exit(str(error))"

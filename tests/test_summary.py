@@ -7,10 +7,11 @@ import pytest
 import xarray as xr
 
 from dynmia import Study, UserError, null_summary, open_run, rounded, save_run, summarise, vulnerability_plane
-from dynmia.dynamics import spatial_entropy
-from dynmia.pool import draw_keep
-from dynmia.runs import STEPS
-from dynmia.summary import BLOCK, METRICS, bootstrap_weights, null_planes, null_table
+from dynmia.dynamics.cloud import spatial_entropy
+from dynmia.dynamics.metrics import METRICS
+from dynmia.pool.pool import draw_keep
+from dynmia.stats.resample import BLOCK, bootstrap_weights, null_planes, null_table
+from dynmia.store.run import STEPS
 
 DATA = Path(__file__).parents[1] / "data"
 

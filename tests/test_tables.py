@@ -6,23 +6,25 @@ import pytest
 import torch
 from test_errors import assert_one_clear_line
 
-from dynmia import campaign, gpu_session, precision, tables
+from dynmia.book import campaign, tables
 from dynmia.chapters import comparison, holding, markov, robustness, sensitivity, smoothing
 from dynmia.chapters._shared import released
 from dynmia.errors import UserError
-from dynmia.runs import project_root
+from dynmia.shadow import gpu_session
+from dynmia.stats import precision
+from dynmia.store.run import project_root
 
 READERS = {  # what reads a table, given its path
     "figures.csv": (lambda path: campaign.figures(path.parent), "dynmia campaign"),
     "attacks.csv": (
         lambda path: released(path.name, "robustness", path.parent, robustness.INDEX), "dynmia.chapters.robustness"
     ),
-    "coverage.csv": (lambda path: holding.load(path.parent), "dynmia.coverage"),
+    "coverage.csv": (lambda path: holding.load(path.parent), "dynmia.stats.coverage"),
     "markov.csv": (lambda path: markov.read(path.name, path.parent), "dynmia.chapters.markov"),
     "markov-calibration.csv": (lambda path: markov.read(path.name, path.parent), "dynmia.chapters.markov"),
     "paper.csv": (lambda path: comparison.paper_table({}, {}, path), "git checkout data/paper.csv"),
     "plane-error.csv": (lambda path: smoothing.table(path.parent), "dynmia.chapters.smoothing"),
-    "precision.csv": (precision.load, "dynmia.precision"),
+    "precision.csv": (precision.load, "dynmia.stats.precision"),
     "rarity.csv": (lambda path: released(path.name, "rarity", path.parent), "dynmia.chapters.rarity"),
     "sensitivity.csv": (lambda path: sensitivity.read(path.parent), "dynmia.chapters.sensitivity"),
 }  # fmt: skip

@@ -4,7 +4,7 @@ import pytest
 from scipy import stats
 
 from dynmia import UserError
-from dynmia.trends import best_law, fit_law, ordered, rank_trend
+from dynmia.stats.trends import best_law, fit_law, ordered, rank_trend
 
 SIZES = np.array([500.0, 1000, 2000, 4000, 8000])
 

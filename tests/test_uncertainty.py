@@ -9,11 +9,11 @@ import xarray as xr
 from scipy.special import expit
 
 import dynmia
-from dynmia import correlations, hardness
 from dynmia.chapters import calibrated, uncertainty
 from dynmia.errors import UserError
-from dynmia.pool import draw_keep
-from dynmia.simulate import Simulator
+from dynmia.pool.pool import draw_keep
+from dynmia.stats import correlations, hardness
+from dynmia.stats.simulate import Simulator
 
 
 def population(model="cnn", design="bernoulli", models=8, samples=120, images=300):
@@ -164,7 +164,9 @@ def test_calibrations_pairs_and_figures(populations):
     assert errors.loc["deep ensemble"].accuracy.iloc[-1] == pytest.approx(right.mean())
     found = calibrated.pairs(errors, related(0.3))
     assert found.index[found.mixed].tolist() == ["mi_all", "dropout_all"]
-    assert found.loc["deep_mi", "ece"] == pytest.approx(dynmia.reliability.expected_calibration_error(p, right, 10))
+    assert found.loc["deep_mi", "ece"] == pytest.approx(
+        dynmia.stats.calibration.expected_calibration_error(p, right, 10)
+    )
     assert len(calibrated.diagrams(recorded, 10).axes) == len(calibrated.PREDICTORS)
     assert len(calibrated.calibration_and_correlation(errors, found).axes) == 2
 

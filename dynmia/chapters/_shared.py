@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from ..plots import STYLE
-from ..runs import resolve
-from ..store import write_atomic
-from ..summary import METRICS, cell
-from ..tables import read_table
+from ..book.cells import cell
+from ..book.plots import STYLE
+from ..book.tables import read_table
+from ..dynamics.metrics import METRICS
+from ..store.folder import write_atomic
+from ..store.run import resolve
 
 
 @contextmanager
@@ -51,7 +52,7 @@ def said(row: Any, digits: int = 1, blank: str = "–") -> str:
 
 
 def titled(metric: str) -> str:
-    """Label of a metric of :data:`dynmia.summary.METRICS`, with its unit if it has one."""
+    """Label of a metric of :data:`dynmia.dynamics.metrics.METRICS`, with its unit if it has one."""
     label, unit = METRICS[metric].label, METRICS[metric].unit
     return f"{label} ({unit})" if unit else label
 

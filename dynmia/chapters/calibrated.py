@@ -9,8 +9,8 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
-from .. import reliability
-from ..plots import INK, NULL
+from ..book.plots import INK, NULL
+from ..stats import calibration as reliability
 from ._shared import panels
 from .uncertainty import ESTIMATORS, MIXED
 
@@ -38,8 +38,8 @@ def calibrations(recorded: Mapping[str, xr.Dataset], bins: int = 15, draws: int 
 
     Returns:
         Index (predictor, epoch); columns accuracy, confidence (mean), value, low, high, calibrated (see
-        :func:`dynmia.reliability.calibration`), and mass_value, mass_low, mass_high, mass_calibrated, the same with
-        bins of equal mass.
+        :func:`dynmia.stats.calibration.calibration`), and mass_value, mass_low, mass_high, mass_calibrated, the same
+        with bins of equal mass.
     """
     rows = {}
     for name, (role, predictor, _) in PREDICTORS.items():

@@ -11,13 +11,14 @@ import xarray as xr
 from scipy import stats
 from sklearn import metrics as sk
 
-from .. import dynamics as dyn
-from ..agreement import overlap, rank_agreement
-from ..attacks import attack_scores
-from ..lira import ATTACKS, lira_scores
-from ..markov import passage
-from ..plane import LEVELS, rate_interval, vulnerability_plane
-from ..summary import METRICS, p_values, summarise
+from ..attack.lira import ATTACKS, lira_scores
+from ..attack.others import attack_scores
+from ..attack.plane import LEVELS, rate_interval, vulnerability_plane
+from ..dynamics import cloud as dyn
+from ..dynamics.markov import passage
+from ..dynamics.metrics import METRICS
+from ..stats.agreement import overlap, rank_agreement
+from ..stats.resample import p_values, summarise
 from . import oracles
 from ._shared import titled
 

@@ -12,13 +12,14 @@ import pandas as pd
 import xarray as xr
 from scipy import stats
 
-from ..campaign import no_signal
-from ..compare import DATASETS, labels
-from ..complexity import DIGITS
-from ..summary import METRICS, band, cell
-from ..tables import read_table
-from ..trends import ordered, rank_trend
-from ..verdict import CLAIMS, compare
+from ..book.campaign import no_signal
+from ..book.cells import band, cell
+from ..book.compare import DATASETS, labels
+from ..book.tables import read_table
+from ..book.verdict import CLAIMS, compare
+from ..dynamics.metrics import METRICS
+from ..pool.complexity import DIGITS
+from ..stats.trends import ordered, rank_trend
 
 
 def accuracy(run: xr.Dataset, gap: bool = False) -> tuple[float, float, float]:
@@ -54,7 +55,7 @@ def side_by_side(
     """One table: for each metric a row a run, for each decision rule ``value [interval]`` and the no-signal level.
 
     Args:
-        figures: rule to the table of :func:`dynmia.campaign.figures`.
+        figures: rule to the table of :func:`dynmia.book.campaign.figures`.
         runs: by name; the accuracy on the held-out set is added from them, its no-signal level is that of guessing.
         metrics: of ``METRICS``.
     """
@@ -78,7 +79,7 @@ def side_by_side(
 def orders(
     figures: pd.DataFrame, runs: Sequence[str], metrics: Sequence[str], words: Mapping[str, str]
 ) -> pd.DataFrame:
-    """For each metric, whether it rises from each run to the next (:func:`dynmia.trends.ordered`), and the order."""
+    """For each metric, whether it rises from each run to the next, and the order."""
     steps = [f"{words[a]} to {words[b]}" for a, b in itertools.pairwise(runs)]
     table = pd.DataFrame(
         {METRICS[m].label: ordered(pd.DataFrame([figures.loc[(run, m)] for run in runs])) for m in metrics}, index=steps

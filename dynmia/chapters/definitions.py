@@ -10,9 +10,10 @@ import pandas as pd
 import xarray as xr
 from scipy.stats import t
 
-from .. import dynamics as dyn
-from ..plane import vulnerability_planes
-from ..summary import EARLY, METRICS, bootstrap_weights
+from ..attack.plane import vulnerability_planes
+from ..dynamics import cloud as dyn
+from ..dynamics.metrics import EARLY, METRICS
+from ..stats.resample import bootstrap_weights
 from ._shared import said
 
 SETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "cinic10": "CINIC-10"}
@@ -35,7 +36,7 @@ class Choice:
 
     Attributes:
         kind, label: what is varied, and how; the label is unique.
-        rule, variance, centre: see :func:`dynmia.plane.vulnerability_plane`.
+        rule, variance, centre: see :func:`dynmia.attack.plane.vulnerability_plane`.
         cuts: of the 3 x 3 states; bins: of the entropy's grid; step: every how many checkpoints are used.
         run: of a design: the run that stands for the same study under it.
     """
@@ -118,7 +119,7 @@ def _of(metric: str, plane: xr.Dataset, weights: xr.DataArray, bins: int) -> np.
 
 
 def interval(drawn: pd.Series, metric: str, margins: int = 0) -> dict[str, float]:
-    """Estimate and 95 % interval from its row of draws, as :func:`dynmia.summary.summarise` forms it.
+    """Estimate and 95 % interval from its row of draws, as :func:`dynmia.stats.resample.summarise` forms it.
 
     Args:
         drawn: the estimate, then the bootstrap draws.

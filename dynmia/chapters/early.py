@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from .. import dynamics as dyn
-from .. import hardness
-from ..dynamics import Weights
+from ..attack.plane import vulnerability_plane
+from ..dynamics import cloud as dyn
+from ..dynamics.cloud import Weights
+from ..dynamics.metrics import EARLY
 from ..errors import UserError
-from ..matching import Planes
-from ..plane import vulnerability_plane
-from ..summary import EARLY, bootstrap_weights
+from ..stats import hardness
+from ..stats.matching import Planes
+from ..stats.resample import bootstrap_weights
 
 SCORES = {
     "now": "advantage at t",
@@ -44,7 +45,7 @@ def stay(plane: xr.Dataset, weights: Weights = None) -> xr.DataArray:
 def first_reach(plane: xr.Dataset, weights: Weights = None, share: float = 0.7) -> xr.DataArray:
     """The first checkpoint at which the recall of the finally vulnerable is ``share`` or more, as a share of training.
 
-    :func:`dynmia.summary.epoch_of_recall` asks that it also stays there.
+    :func:`dynmia.dynamics.metrics.epoch_of_recall` asks that it also stays there.
     """
     reached = dyn.early_identification(plane, weights).recall >= share - 1e-9
     return plane.epoch[reached.argmax("epoch")].drop_vars("epoch") / plane.epoch[-1].drop_vars("epoch")
@@ -68,7 +69,7 @@ def by_then(table: pd.DataFrame, wanted: float, share: float = EARLY) -> str:
 
 
 def halves(run: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
-    """Two runs of disjoint halves of the models, on the samples that :func:`dynmia.hardness.half_of` keeps in both.
+    """Runs of disjoint halves of the models, on the samples that :func:`~dynmia.stats.hardness.half_of` keeps in both.
 
     Raises:
         UserError: it keeps none.

@@ -13,8 +13,10 @@ import pandas as pd
 import xarray as xr
 from scipy.stats import rankdata, sem, t
 
-from ..data import SIZES
-from ..matching import (
+from ..book.cells import cell
+from ..dynamics.metrics import METRICS
+from ..pool.datasets import SIZES
+from ..stats.matching import (
     MATCHINGS,
     STATE,
     Halved,
@@ -26,13 +28,12 @@ from ..matching import (
     ratio,
     state_curves,
 )
-from ..runs import study_of
-from ..summary import METRICS, cell
+from ..store.run import study_of
 
 
 def sizes(runs: Planes) -> pd.DataFrame:
     """Depth (weight layers on the longest path) and parameters of each run's model, shallowest first."""
-    from ..models import build_model, depth, parameters
+    from ..shadow.models import build_model, depth, parameters
 
     rows = {}
     for name, run in runs.items():
@@ -49,12 +50,12 @@ def contrasts(
     """Every run minus (or over) the reference under every matching; accuracies are matched pair by pair.
 
     Args:
-        halved: by name, from :func:`dynmia.matching.with_halves`; moments are those of the whole runs.
+        halved: by name, from :func:`dynmia.stats.matching.with_halves`; moments are those of the whole runs.
         reference: the run that the others are set against.
         how: ``difference`` or ``ratio``.
         nulls: of differences only: for each run the planes of its permutation null
-            (:func:`dynmia.summary.null_planes`), the same redrawn masks for all.
-        share: of the common rise of accuracy at which runs are matched (:func:`dynmia.matching.common_level`).
+            (:func:`dynmia.stats.resample.null_planes`), the same redrawn masks for all.
+        share: of the common rise of accuracy at which runs are matched (:func:`dynmia.stats.matching.common_level`).
 
     Returns:
         Index (run, matching, metric); columns value, low, high, null_low, null_high, the epochs at which the two are
@@ -88,7 +89,7 @@ def contrasts(
 
 
 def written(metric: str, row: pd.Series, digits: int | None = None) -> str:
-    """:func:`dynmia.summary.cell` of a metric; ``digits`` if it is a ratio."""
+    """:func:`dynmia.book.cells.cell` of a metric; ``digits`` if it is a ratio."""
     ratio = digits is not None
     return cell(row["value"], row["low"], row["high"], METRICS[metric].digits if digits is None else digits, int(ratio))
 

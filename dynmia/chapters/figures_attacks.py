@@ -1,4 +1,4 @@
-"""Figures of the chapter on other attacks, in the style of :mod:`dynmia.plots`."""
+"""Figures of the chapter on other attacks, in the style of :mod:`dynmia.book.plots`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from ..compare import MARKERS, grid, shaded
-from ..matching import Planes
-from ..plots import INK, NULL, STYLE, _cloud, band
-from ..summary import bootstrap_weights
+from ..book.compare import MARKERS, grid, shaded
+from ..book.plots import INK, NULL, STYLE, _cloud, band
+from ..stats.matching import Planes
+from ..stats.resample import bootstrap_weights
 
 
 @rc_context(STYLE)

@@ -1,4 +1,4 @@
-"""Figures of the chapter on early warning, in the style of :mod:`dynmia.plots`."""
+"""Figures of the chapter on early warning, in the style of :mod:`dynmia.book.plots`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import xarray as xr
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from .. import dynamics as dyn
-from ..compare import MARKERS, grid, labels, shaded
-from ..matching import Planes
-from ..plots import COLOURS, INK, NULL, OTHER, STYLE, band
-from ..runs import study_of
-from ..summary import bootstrap_weights
+from ..book.compare import MARKERS, grid, labels, shaded
+from ..book.plots import COLOURS, INK, NULL, OTHER, STYLE, band
+from ..dynamics import cloud as dyn
+from ..stats.matching import Planes
+from ..stats.resample import bootstrap_weights
+from ..store.run import study_of
 from .early import stay
 
 SHADES = ["#0072B2", "#D55E00", "#009E73", "#E69F00"]  # of scores and kinds, in the order in which they are given

@@ -9,10 +9,11 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from ..compare import MARKERS, colours, errors, labels, shaded
-from ..matching import MATCHINGS, STATE, Nulls, Planes
-from ..plots import INK, NULL, STYLE, band
-from ..summary import METRICS, bootstrap_weights
+from ..book.compare import MARKERS, colours, errors, labels, shaded
+from ..book.plots import INK, NULL, STYLE, band
+from ..dynamics.metrics import METRICS
+from ..stats.matching import MATCHINGS, STATE, Nulls, Planes
+from ..stats.resample import bootstrap_weights
 
 LEAKAGE = {"attack AUC": STATE["auc"], "vulnerable (%)": STATE["vulnerable"]}
 GAP = "train minus held-out accuracy (points)"

@@ -12,11 +12,11 @@ import xarray as xr
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from ..compare import errors, grid, shaded
-from ..correlations import over_time
-from ..dynamics import dynamic_vulnerability, vulnerable
-from ..hardness import MEASURES
-from ..plots import INK, NULL, STYLE, colour_of, frame
+from ..book.compare import errors, grid, shaded
+from ..book.plots import INK, NULL, STYLE, colour_of, frame
+from ..dynamics.cloud import dynamic_vulnerability, vulnerable
+from ..stats.correlations import over_time
+from ..stats.hardness import MEASURES
 
 SHORT = {name: text.split(" (")[0] for name, text in MEASURES.items()}
 LINES = {
@@ -30,7 +30,7 @@ def correlations(table: pd.DataFrame, kind: str = "spearman", words: Mapping[str
     """Correlation of each measure with dynamic vulnerability: all models, across halves, and the no-signal range.
 
     Args:
-        table: from :func:`dynmia.hardness.relate`.
+        table: from :func:`dynmia.stats.hardness.relate`.
         kind: ``spearman`` or ``pearson``.
         words: what to call each measure.
     """

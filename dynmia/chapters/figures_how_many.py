@@ -1,4 +1,4 @@
-"""Figures of the chapter on the number of shadow models, in the style of :mod:`dynmia.plots`."""
+"""Figures of the chapter on the number of shadow models, in the style of :mod:`dynmia.book.plots`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
-from ..plots import INK, NULL
-from ..precision import AGREEMENT, WANTED, required_shadow_models, spread_law
-from ..retest import LABELS
-from ..summary import METRICS
+from ..book.plots import INK, NULL
+from ..dynamics.metrics import METRICS
+from ..stats.precision import AGREEMENT, WANTED, required_shadow_models, spread_law
+from ..stats.retest import LABELS
 from ._shared import log_axis, panels
 from .how_many import CHECK, Z, effect, looks
 

@@ -1,4 +1,4 @@
-"""Figures of the chapters on data complexity and on pool size, in the style of :mod:`dynmia.plots`."""
+"""Figures of the chapters on data complexity and on pool size, in the style of :mod:`dynmia.book.plots`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from .. import dynamics as dyn
-from ..compare import DATASETS, MARKERS, curves, errors, grid, shaded
-from ..complexity import MEASURES
-from ..matching import Nulls, Planes
-from ..plots import COLOURS, INK, NULL, STYLE
-from ..summary import METRICS
-from ..trends import Law, rank_trend
+from ..book.compare import DATASETS, MARKERS, curves, errors, grid, shaded
+from ..book.plots import COLOURS, INK, NULL, STYLE
+from ..dynamics import cloud as dyn
+from ..dynamics.metrics import METRICS
+from ..pool.complexity import MEASURES
+from ..stats.matching import Nulls, Planes
+from ..stats.trends import Law, rank_trend
 
 
 @rc_context(STYLE)

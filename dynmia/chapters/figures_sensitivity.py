@@ -1,4 +1,4 @@
-"""Figures of the chapter on definitions, in the style of :mod:`dynmia.plots`."""
+"""Figures of the chapter on definitions, in the style of :mod:`dynmia.book.plots`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import xarray as xr
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from .. import dynamics as dyn
-from ..compare import MARKERS
-from ..plots import COLOURS, INK, NULL
+from ..book.compare import MARKERS
+from ..book.plots import COLOURS, INK, NULL
+from ..dynamics import cloud as dyn
 from ._shared import bars, legend_outside, panels, titled
 from .definitions import RUNS, SETS, Choice
 from .sensitivity import OUTCOMES

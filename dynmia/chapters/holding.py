@@ -12,13 +12,14 @@ import xarray as xr
 from matplotlib.figure import Figure
 from scipy import stats
 
-from ..compare import MARKERS
-from ..intervals import figures, interval, some_models
-from ..plane import vulnerability_plane
-from ..plots import INK, NULL
-from ..runs import resolve
-from ..summary import METRICS, cell
-from ..tables import read_table
+from ..attack.plane import vulnerability_plane
+from ..book.cells import cell
+from ..book.compare import MARKERS
+from ..book.plots import INK, NULL
+from ..book.tables import read_table
+from ..dynamics.metrics import METRICS
+from ..stats.intervals import figures, interval, some_models
+from ..store.run import resolve
 from ._shared import legend_outside, panels, said, titled
 
 LOW, HIGH = 0.93, 0.97  # a 95 % interval holds if its coverage lies here
@@ -27,8 +28,8 @@ OVERS = ("samples", "models", "both")
 
 
 def load(folder: str | os.PathLike[str] = "data") -> pd.DataFrame:
-    """The released table of :mod:`dynmia.coverage`, index (scenario, over, method, metric)."""
-    return read_table(resolve(folder) / "coverage.csv", "python -m dynmia.coverage")
+    """The released table of :mod:`dynmia.stats.coverage`, index (scenario, over, method, metric)."""
+    return read_table(resolve(folder) / "coverage.csv", "python -m dynmia.stats.coverage")
 
 
 def judge(row: pd.Series) -> str:

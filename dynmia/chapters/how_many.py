@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from .. import dynamics as dyn
-from ..compare import DATASETS
-from ..plots import COLOURS
-from ..precision import AGREEMENT, WANTED, design_effects, required_shadow_models, spread_law
-from ..retest import LEAK
-from ..summary import METRICS, cell
+from ..book.cells import cell
+from ..book.compare import DATASETS
+from ..book.plots import COLOURS
+from ..dynamics import cloud as dyn
+from ..dynamics.metrics import METRICS
+from ..stats.precision import AGREEMENT, WANTED, design_effects, required_shadow_models, spread_law
+from ..stats.retest import LEAK
 from ._shared import said, titled
 
 Z = 1.96
@@ -77,7 +78,7 @@ def required_table(measured: pd.DataFrame, planes: Mapping[str, Mapping[str, xr.
     """Models for a half-width of a sample's advantage: at the rates of all, and of the leaking, samples.
 
     Args:
-        measured: of :func:`dynmia.precision.load`.
+        measured: of :func:`dynmia.stats.precision.load`.
         planes: by rule, then run, with all models.
     """
     rows = {}
@@ -157,7 +158,7 @@ def verdict(
 
 
 def retest_verdict(found: Mapping[str, pd.DataFrame]) -> list[str]:
-    """The paper's check, and agreement against sampling noise, from each rule's :func:`dynmia.retest.retest`.
+    """The paper's check, and agreement against sampling noise, from each rule's :func:`dynmia.stats.retest.retest`.
 
     The check holds if the whole interval over populations lies below ``CHECK``, fails if it lies above, else is open.
     """

@@ -1,4 +1,4 @@
-"""Chapter 15: the tests of :mod:`dynmia.markov` on every released run, on noise, and on chains that are known.
+"""Chapter 15: the tests of :mod:`dynmia.dynamics.markov` on every released run, on noise, and on chains that are known.
 
 python -m dynmia.chapters.markov            # writes data/markov.csv and data/markov-calibration.csv
 """
@@ -13,15 +13,15 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from .. import dynamics as dyn
-from .. import markov
-from ..campaign import RULES, entries
-from ..hardness import half_of
-from ..plane import vulnerability_plane, vulnerability_planes
-from ..runs import open_run, resolve, study_of
-from ..simulate import Simulator
-from ..summary import bootstrap_weights, null_masks
-from ..tables import script
+from ..attack.plane import vulnerability_plane, vulnerability_planes
+from ..book.campaign import RULES, entries
+from ..book.tables import script
+from ..dynamics import cloud as dyn
+from ..dynamics import markov
+from ..stats.hardness import half_of
+from ..stats.resample import bootstrap_weights, null_masks
+from ..stats.simulate import Simulator
+from ..store.run import open_run, resolve, study_of
 from ._shared import release, released
 
 LEVEL = 0.05  # of every test
@@ -40,18 +40,19 @@ def paths(plane: xr.Dataset) -> np.ndarray:
 
 
 def share(test: pd.Series, name: str = "bits") -> float:
-    """Extra bits of :func:`dynmia.markov.order_test` in percent of the uncertainty about the next state."""
+    """Extra bits of :func:`dynmia.dynamics.markov.order_test` in percent of the uncertainty about the next state."""
     return 100 * float(test[name] / test.entropy) if test.entropy > 0 else np.nan
 
 
 def measure(run: xr.Dataset, rules: Iterable[str] = RULES, *, draws: int = DRAWS) -> pd.DataFrame:
     """All tests and times of ``run``: one row a decision rule.
 
-    Columns: those of :func:`dynmia.markov.order_test`; share, share_low, share_high (:func:`share`); p_homogeneous;
-    noise_bits, noise_p (mean and least over ``NULLS`` populations without a signal), noise_share; ever, entry and
-    stay, each as ``observed_``, ``chain_`` and ``pooled_`` with low and high (95 % bootstrap interval over samples),
-    the share in percent, times in epochs; off, off_low, off_high, by how many percent the chain's share of samples ever
-    vulnerable is off; hitting, the expected epochs to the vulnerable state if the pooled matrix held for ever.
+    Columns: those of :func:`dynmia.dynamics.markov.order_test`; share, share_low, share_high (:func:`share`);
+    p_homogeneous; noise_bits, noise_p (mean and least over ``NULLS`` populations without a signal), noise_share;
+    ever, entry and stay, each as ``observed_``, ``chain_`` and ``pooled_`` with low and high (95 % bootstrap interval
+    over samples), the share in percent, times in epochs; off, off_low, off_high, by how many percent the chain's
+    share of samples ever vulnerable is off; hitting, the expected epochs to the vulnerable state if the pooled matrix
+    held for ever.
     """
     rules = list(rules)
     noise = [vulnerability_planes(run, rules, keep=keep) for keep in null_masks(run, NULLS)]

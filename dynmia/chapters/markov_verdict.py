@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..plots import COLOURS, INK, NULL
-from ..summary import cell
+from ..book.cells import cell
+from ..book.plots import COLOURS, INK, NULL
 from ._shared import log_axis, panels
 from .markov import COSTLY, HIDDEN, LEVEL, MATTERS, NULLS, TESTS
 

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..noise import CALIBRATED, LEVEL, expected_rates
-from ..plots import COLOURS, INK, NULL
-from ..summary import METRICS
+from ..book.plots import COLOURS, INK, NULL
+from ..dynamics.metrics import METRICS
+from ..stats.noise import CALIBRATED, LEVEL, expected_rates
 from ._shared import bars, log_axis, panels, said
 
 BIAS = {  # the columns of figure and table, in the order in which they are shown
@@ -35,7 +35,7 @@ def explained(table: pd.DataFrame) -> pd.DataFrame:
     NaN for metrics that are an epoch: a date has no share.
 
     Args:
-        table: from :func:`dynmia.campaign.figures`, index (run, metric).
+        table: from :func:`dynmia.book.campaign.figures`, index (run, metric).
 
     Returns:
         Index (run, metric), columns value, low, high, the mean and the 95 % range of the no-signal populations.
@@ -113,9 +113,9 @@ def verdict(tables: Mapping[str, pd.DataFrame], bias: pd.DataFrame, rates: pd.Da
     """Sentences, computed: what the no-signal level explains, the bias at ``models``, whether the test keeps its level.
 
     Args:
-        tables: for each rule, from :func:`dynmia.campaign.figures`.
-        bias: index (variance, design, models, rule, metric), from :func:`dynmia.noise.bias`.
-        rates: from :func:`dynmia.noise.rejection_rates`.
+        tables: for each rule, from :func:`dynmia.book.campaign.figures`.
+        bias: index (variance, design, models, rule, metric), from :func:`dynmia.stats.noise.bias`.
+        rates: from :func:`dynmia.stats.noise.rejection_rates`.
     """
     sentences = []
     for rule, table in tables.items():

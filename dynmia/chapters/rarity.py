@@ -14,17 +14,18 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
-from .. import dynamics as dyn
-from ..campaign import entries
-from ..compare import grid, shaded
-from ..correlations import correlation, halved_targets, null_correlations, null_vulnerability, over_both
-from ..data import load_dataset
-from ..matching import Planes
-from ..plots import STYLE, band
-from ..pool import make_pool
-from ..runs import resolve
-from ..summary import bootstrap_weights, cell, p_values, quantiles
-from ..tables import script
+from ..book.campaign import entries
+from ..book.cells import cell
+from ..book.compare import grid, shaded
+from ..book.plots import STYLE, band
+from ..book.tables import script
+from ..dynamics import cloud as dyn
+from ..pool.datasets import load_dataset
+from ..pool.pool import make_pool
+from ..stats.correlations import correlation, halved_targets, null_correlations, null_vulnerability, over_both
+from ..stats.matching import Planes
+from ..stats.resample import bootstrap_weights, p_values, quantiles
+from ..store.run import resolve
 from ._shared import release, released, said
 
 PATH = "rarity.csv"

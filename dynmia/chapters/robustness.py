@@ -14,13 +14,14 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from .. import campaign
-from ..agreement import overlap, rank_agreement
-from ..dynamics import dynamic_vulnerability, states
-from ..intervals import every
-from ..summary import EARLY, METRICS, null_planes, null_table, p_values, quantiles
-from ..tables import script
-from ..verdict import compare
+from ..book import campaign
+from ..book.tables import script
+from ..book.verdict import compare
+from ..dynamics.cloud import dynamic_vulnerability, states
+from ..dynamics.metrics import EARLY, METRICS
+from ..stats.agreement import overlap, rank_agreement
+from ..stats.intervals import every
+from ..stats.resample import null_planes, null_table, p_values, quantiles
 from ._shared import release
 
 Tables = Mapping[str, Mapping[str, pd.DataFrame]]
@@ -51,13 +52,14 @@ def measure(
     """The figures of one run under one attack.
 
     Args:
-        run, rule: as for :func:`dynmia.plane.vulnerability_plane`.
+        run, rule: as for :func:`dynmia.attack.plane.vulnerability_plane`.
         attack: its name.
         only: metrics.
         null: draws of the permutation null, or its planes.
 
     Returns:
-        Index metric; columns value, low, high (:func:`dynmia.intervals.every`), null_value, null_low, null_high, p.
+        Index metric; columns value, low, high (:func:`dynmia.stats.intervals.every`), null_value, null_low,
+        null_high, p.
     """
     planes = null_planes(run, rule, draws=null, attack=attack) if isinstance(null, int) else null
     drawn, table = null_table(planes, only), every(run, rule, only=only, attack=attack)[["value", "low", "high"]]
@@ -65,7 +67,7 @@ def measure(
 
 
 def final(plane: xr.Dataset) -> xr.Dataset:
-    """All that :mod:`dynmia.agreement` reads of a plane: dynamic vulnerability, and the states at the end."""
+    """All that :mod:`dynmia.stats.agreement` reads of a plane: dynamic vulnerability, and the states at the end."""
     advantage = dynamic_vulnerability(plane).expand_dims("epoch")
     return xr.Dataset({"advantage": advantage, "state": states(plane).isel(epoch=[-1]).drop_vars("epoch")})
 
@@ -179,7 +181,7 @@ def verdict(
 
     Args:
         tables, main, alike, step: as for :func:`survival`.
-        agree: index (a, b, measure), from :func:`dynmia.agreement.agreement`.
+        agree: index (a, b, measure), from :func:`dynmia.stats.agreement.agreement`.
         noise: by attack, the highest rank agreement with the first one that ``main`` has without a signal.
     """
     survived = survival(tables, main, alike, step)
@@ -212,7 +214,7 @@ def verdict(
 
 
 def _side(row: pd.Series) -> str:
-    """:func:`dynmia.verdict.compare` with the no-signal level of the same row."""
+    """:func:`dynmia.book.verdict.compare` with the no-signal level of the same row."""
     return compare(row, pd.Series({"low": row.null_low, "high": row.null_high}))
 
 

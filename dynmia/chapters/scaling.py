@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from .. import dynamics as dyn
-from ..compare import DATASETS
-from ..runs import study_of
-from ..summary import bootstrap_weights, cell
-from ..trends import Law, best_law, ordered
+from ..book.cells import cell
+from ..book.compare import DATASETS
+from ..dynamics import cloud as dyn
+from ..stats.resample import bootstrap_weights
+from ..stats.trends import Law, best_law, ordered
+from ..store.run import study_of
 
 CEILINGS = {"displacement": 1000.0, "vulnerable": 100.0, "auc_excess": 0.5}  # what no population can exceed
 Tables = dict[str, dict[str, pd.DataFrame]]  # metric, data set

@@ -23,12 +23,13 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from .. import campaign, hardness, intervals
+from ..attack.plane import vulnerability_plane
+from ..book import campaign
+from ..book.cells import band, cell, resolved
 from ..errors import UserError
-from ..plane import vulnerability_plane
-from ..retest import retest
-from ..runs import open_run, resolve, study_of
-from ..summary import band, cell, resolved
+from ..stats import hardness, intervals
+from ..stats.retest import retest
+from ..store.run import open_run, resolve, study_of
 
 VERDICTS = ("reproduced", "direction reproduced", "not reproduced", "not yet measured at this scale")
 ENDS = ("displacement", "entropy_change")  # metrics of which claims take ratios: of two checkpoints, the first and last
@@ -95,7 +96,7 @@ class Released:
 
     @functools.cached_property
     def figures(self) -> pd.DataFrame:
-        """The table of :func:`dynmia.campaign.figures`."""
+        """The table of :func:`dynmia.book.campaign.figures`."""
         return campaign.figures(self.folder, self.rule)
 
     def figure(self, run: str, metric: str, rule: str = "") -> Measured:
@@ -136,7 +137,7 @@ class Released:
         return Measured(least.value, least.low, least.high, 1.0, 1.0, runs)
 
     def hardness(self, run: str, measure: str, samples: str, models: str, kind: str) -> Measured:
-        """A correlation of :func:`dynmia.hardness.relate`."""
+        """A correlation of :func:`dynmia.stats.hardness.relate`."""
         path = resolve(self.folder) / f"{run}.hardness.nc"
         recorded = hardness.load(path)
         if run not in self._related:

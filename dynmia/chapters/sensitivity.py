@@ -16,10 +16,10 @@ from itertools import pairwise, product
 
 import pandas as pd
 
+from ..book.tables import script
 from ..errors import UserError
-from ..runs import open_run, resolve
-from ..summary import null_masks
-from ..tables import script
+from ..stats.resample import null_masks
+from ..store.run import open_run, resolve
 from ._shared import release, released
 from .definitions import BALANCED, DEPENDS, MAIN, REFERENCE, RUNS, SEEDS, SMALL, Choice, choices, interval, measure
 

@@ -16,13 +16,13 @@ import scipy
 import xarray as xr
 from matplotlib.figure import Figure
 
-from ..plane import vulnerability_planes
-from ..plots import INK
-from ..runs import open_run, resolve
-from ..simulate import Simulator
-from ..smooth import ESTIMATES, smooth
-from ..summary import METRICS
-from ..tables import script
+from ..attack.plane import vulnerability_planes
+from ..attack.smooth import ESTIMATES, smooth
+from ..book.plots import INK
+from ..book.tables import script
+from ..dynamics.metrics import METRICS
+from ..stats.simulate import Simulator
+from ..store.run import open_run, resolve
 from ._shared import bars, panels, release, released
 
 RULES = ("fpr@0.01", "bayes")
@@ -56,8 +56,8 @@ def simulated(name: str, models: int, populations: int, rules: Sequence[str] = R
 
     ``attack``: what the leave-one-out attack with N models attains in expectation, that is the mean of the counts over
     the R populations. An estimate's bias is its mean difference to them, and the square of it is freed from its own
-    sampling variance s^2(estimate - counts) / R. ``ideal``: :meth:`dynmia.simulate.Simulator.truth`, likewise with
-    s^2(estimate) / R; without a signal no attack is ideal. Rates of a sample are averaged over samples and trained
+    sampling variance s^2(estimate - counts) / R. ``ideal``: :meth:`dynmia.stats.simulate.Simulator.truth`, likewise
+    with s^2(estimate) / R; without a signal no attack is ideal. Rates of a sample are averaged over samples and trained
     checkpoints; figures of a population are compared with those of the true plane.
 
     Returns:

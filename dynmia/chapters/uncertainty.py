@@ -13,11 +13,11 @@ import pandas as pd
 import xarray as xr
 from scipy.special import expit
 
-from .. import hardness
-from ..correlations import correlation, target
+from ..book.cells import cell
 from ..errors import UserError
-from ..runs import study_of
-from ..summary import cell
+from ..stats import hardness
+from ..stats.correlations import correlation, target
+from ..store.run import study_of
 
 ESTIMATORS = {
     "mi_all": "ensemble: MI, all models",
@@ -70,7 +70,7 @@ def estimators(runs: Mapping[str, xr.Dataset], recorded: Mapping[str, xr.Dataset
     """Every estimator of ``ESTIMATORS`` that was recorded, on dims part, epoch, sample.
 
     Args:
-        runs, recorded: by role, the run and what :func:`dynmia.hardness.measure` made of it.
+        runs, recorded: by role, the run and what :func:`dynmia.stats.hardness.measure` made of it.
     """
     wanted = {
         "mi_all": ("base", "epistemic_all"), "mi_out": ("base", "epistemic_out"),
@@ -87,7 +87,7 @@ def estimators(runs: Mapping[str, xr.Dataset], recorded: Mapping[str, xr.Dataset
 def relate(
     estimated: xr.Dataset, run: xr.Dataset, rule: str = "fpr@0.01", null: int | xr.DataArray = 20
 ) -> pd.DataFrame:
-    """:func:`dynmia.hardness.relate`, with halves that suit the deep ensemble.
+    """:func:`dynmia.stats.hardness.relate`, with halves that suit the deep ensemble.
 
     Its members have the seeds of the first models of ``run``. All of them are set against the first half of the models
     (``same half``, which has these seeds), and against the second (``other half``, which shares no seed with them).

@@ -1,0 +1,10 @@
+"""Membership inference on the stored signal, and the FPR-TPR plane that it places every sample on."""
+
+from .lira import lira_scores
+from .others import attack_scores
+from .plane import rate_interval, vulnerability_plane, vulnerability_planes
+from .smooth import smooth
+
+__all__ = [
+    "attack_scores", "lira_scores", "rate_interval", "smooth", "vulnerability_plane", "vulnerability_planes",
+]  # fmt: skip

@@ -1,0 +1,48 @@
+"""Numbers as a page prints them: a value with its interval to what the interval resolves, and the no-signal level."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from ..dynamics.metrics import METRICS
+
+
+def resolved(low: float, high: float, digits: int) -> int:
+    """Decimals to print: ``digits``, but none beyond the first that half the interval resolves."""
+    half = (high - low) / 2
+    return int(np.clip(-np.floor(np.log10(half)), 0, digits)) if 0 < half < np.inf else digits
+
+
+def decimals(name: str, row: pd.Series) -> int:
+    """:func:`resolved` for a metric with its interval in ``row``."""
+    return resolved(row.low, row.high, METRICS[name].digits)
+
+
+def cell(value: float, low: float, high: float, digits: int = 1, least: int = 0) -> str:
+    """``value [low, high]`` to what the interval resolves, at ``least``; ``undefined`` where there is no value."""
+    if np.isnan(value):
+        return "undefined"
+    digits = max(least, resolved(low, high, digits))
+    return "{} [{}, {}]".format(*(f"{round(v, digits) + 0.0:.{digits}f}" for v in (value, low, high)))
+
+
+def band(low: float, high: float, p: float = np.nan, digits: int = 1) -> str:
+    """A no-signal level as it is printed: ``low to high``, with the p-value of the figure beside it if there is one."""
+    ends = " to ".join(f"{round(end, digits) + 0.0:.{digits}f}" for end in (low, high))
+    return ends if np.isnan(p) else f"{ends} (p = {p:.2g})"
+
+
+def rounded(table: pd.DataFrame, null: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The table as it is printed: one column ``value [interval]``, and the no-signal level if given."""
+    lines = []
+    for name, row in table.iterrows():
+        line = [row.label, row.unit, cell(row.value, row.low, row.high, METRICS[str(name)].digits)]
+        if null is not None:
+            noise = null.loc[name]
+            line.append(band(noise.low, noise.high, noise.get("p", np.nan), decimals(str(name), row)))
+        lines.append(line)
+    columns = ["metric", "unit", f"value [{100 * table.attrs.get('level', 0.95):g} % interval]"] + (
+        [] if null is None else ["no signal"]
+    )
+    return pd.DataFrame(lines, columns=columns).set_index("metric")

@@ -1,0 +1,180 @@
+"""The project's own lists (YAML) and released tables (CSV): read whole, or refused in one line that says the mend.
+
+Also what the scripts have in common that make the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import inspect
+import io
+import itertools
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from ..errors import UserError, choose, reason, shown, writable
+from ..store.run import resolve
+
+RANGE = "value low high"
+# name of a released table -> the columns that tell its rows apart, further columns of text, and what must be there of
+# numbers; every other column holds numbers too
+TABLES = {
+    "figures.csv": ("run rule metric", "run_sha256", f"{RANGE} error null_value null_low null_high p null_draws"),
+    "attacks.csv": ("run attack metric", "", f"{RANGE} null_value null_low null_high p"),
+    "complexity.csv": ("dataset measure", "label unit fingerprint", f"{RANGE} null_low null_high samples"),
+    "coverage.csv": (
+        "scenario over method metric", "", "value estimand truth coverage error ratio binomial populations"
+    ),
+    "markov.csv": ("run rule", "sha256", "p_lr p_pooled p_ck bits entropy share share_low share_high models samples"),
+    "markov-calibration.csv": ("run rule samples statistic test", "", "rate chains"),
+    "null-bias.csv": ("variance design models rule metric", "", RANGE),
+    "null-calibration.csv": ("batch rule metric", "", "rejected defined attainable"),
+    "paper.csv": ("dataset metric", "setting", "value"),
+    "plane-error.csv": ("population models rule of quantity truth estimate", "", "bias sd mse ratio low high"),
+    "precision.csv": ("run rule models partition subset", "", "samples advantage auc displacement noise_binomial"),
+    "rarity.csv": ("run sample", "", "rarest features"),
+    "sensitivity.csv": ("run choice metric", "", f"{RANGE} null_low null_high"),
+}  # fmt: skip
+COUNTS = ("models", "partition", "subset", "samples", "sample", "batch")  # numbers among what tells rows apart
+NAME = re.compile(r"\w[\w.+-]{0,99}", re.ASCII)
+LARGEST = 10**6  # characters of a list that a person writes
+KINDS: dict[type, str] = {dict: "a mapping of names to values", list: "a list", str: "a text in quotes"}
+
+
+def read_table(path: Path, maker: str, name: str = "") -> pd.DataFrame:
+    """The released table in ``path``, indexed by what tells its rows apart, in the file's order.
+
+    Args:
+        path: of a CSV file; lines that are empty or begin with # are left out.
+        maker: the command that makes the file.
+        name: in ``TABLES``; default that of the file.
+
+    Raises:
+        UserError: it is missing, cut off, of other columns, or holds a row twice or text for a number.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist: {maker} makes it.")
+    keys, words, numbers = (part.split() for part in TABLES[name or path.name])
+    words += [key for key in keys if key not in COUNTS]
+    try:
+        if not path.is_file():
+            raise ValueError("it is no file")
+        lines = path.read_text("utf-8-sig").splitlines(keepends=True)
+        text = "".join(line for line in lines if line.strip() and not line.startswith("#"))
+        rows = list(csv.reader(io.StringIO(text), strict=True))
+        if len(rows) < 2:
+            raise ValueError("it has no rows")
+        if not text.endswith("\n") and not maker.startswith("git"):  # a person's table may end so
+            raise ValueError("its last line is cut off")
+        if absent := [column for column in keys + words + numbers if column not in rows[0]]:
+            raise ValueError(f"it lacks the column {absent[0]}")
+        if ragged := [number for number, row in enumerate(rows) if len(row) != len(rows[0])]:
+            raise ValueError(f"row {ragged[0]} has {len(rows[ragged[0]])} cells, not {len(rows[0])}")
+        table = pd.read_csv(io.StringIO(text), dtype=dict.fromkeys(words, str))
+        for column in table.columns.difference(words):
+            wrong = table[column][pd.to_numeric(table[column], "coerce").isna() & table[column].notna()]
+            if len(wrong):
+                raise ValueError(f"{column} is {wrong.iloc[0]!r} in row {wrong.index[0] + 1}, which is no number")
+        if (again := table.duplicated(keys)).any():
+            raise ValueError(f"it has {', '.join(map(str, table.loc[again, keys].iloc[0]))} twice")
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} is damaged ({reason(error)}): delete it, and {maker} makes it again.") from error
+    return table.set_index(keys)
+
+
+def script(work: Callable[..., None], *names: str) -> None:
+    """The command line of what makes the tables ``names``: of ``data``, or of another folder if ``work`` takes one."""
+    parser = argparse.ArgumentParser(description=work.__doc__)
+    if inspect.signature(work).parameters:
+        parser.add_argument("folder", nargs="?", default="data", help="where the runs are and the tables go")
+    options = vars(parser.parse_args())
+    try:
+        folder = resolve(options.get("folder", "data"))
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder: name the one that holds the runs.")
+        for name in names:
+            writable(folder / name)
+        work(**options)
+    except (UserError, OSError) as error:
+        print(f"dynmia: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases, of which a few can hold billions of values, and without a key that is given twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "an alias (*name) stands where a value is wanted", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(again := sorted(keys)) > len(set(keys)):
+            key = next(a for a, b in itertools.pairwise(again) if a == b)
+            raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_list(path: Path, allowed: tuple[str, ...]) -> dict[str, Any]:
+    """The mapping in a YAML file, whose keys are among ``allowed``.
+
+    Raises:
+        UserError: it is missing, no YAML, no mapping, or far larger than a person writes.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is no file: restore it from the source tree, for example by git checkout {path}.")
+    try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"it has more than {LARGEST:,} characters")
+        content = yaml.load(path.read_text("utf-8"), _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path} is no YAML: {error.problem}{line}.") from error
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {reason(error)}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is {shown(content)}: it must be a mapping of {', '.join(allowed)}.")
+    for key in content:
+        choose(str(key), allowed, f"part of {path}:")
+    return content
+
+
+def member(holder: dict[str, Any], key: str, kind: type, where: object) -> Any:
+    """``holder[key]``, which must be a ``dict``, ``list`` or ``str``."""
+    if not isinstance(value := holder.get(key), kind):
+        was = f"is {shown(value)}" if key in holder else "is missing"
+        raise UserError(f"{where}: {key} {was}: it must be {KINDS[kind]}.")
+    return value
+
+
+def named(holder: object, key: str, before: list[str], where: object) -> str:
+    """The name that ``holder`` has under ``key``: fit for a file in any folder, and none of those ``before`` it."""
+    if not isinstance(holder, dict):
+        raise UserError(
+            f"{where}: entry {len(before) + 1} is {shown(holder)}: it must be {KINDS[dict]}, {key} among them."
+        )
+    name = member(holder, key, str, f"{where}: entry {len(before) + 1}")
+    if not NAME.fullmatch(name):
+        raise UserError(f"{where}: {key} {name[:120]!r} names a file: use up to 100 letters, digits and _ . + - only.")
+    if name.casefold() in map(str.casefold, before):
+        raise UserError(f"{where}: {key} {name!r} is there twice: each needs one of its own.")
+    return name
+
+
+def scalars(values: dict[Any, Any]) -> dict[str, Any]:
+    """``values`` if each is a single number, text, truth value or nothing."""
+    for key, value in values.items():
+        if not isinstance(value, (str, int, float, bool, type(None))):
+            raise UserError(f"{key} is {shown(value)}: it must be one number or word.")
+    return values

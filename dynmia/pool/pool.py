@@ -1,0 +1,148 @@
+"""The pool of target samples and which shadow model trains on which of them."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+from ..study import Study
+from .datasets import Dataset, Texts
+
+ARRAYS = ("images", "labels", "sample_id", "test_images", "test_labels", "keep", "mean", "std")
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The target samples of a study, its held-out test set and the inclusion mask.
+
+    Attributes:
+        images: (n, H, W, C), uint8, or float32 if they are feature vectors, or texts; labels: int64 (n,).
+        sample_id: int64 (n,), index in the training split.
+        test_images, test_labels: held out, used for accuracy only.
+        keep: bool (N, n), True where model i trains on sample z.
+        mean, std: float32 (C,), of the pool's pixels on the 0 to 255 scale; std is at least 1 there.
+        classes: number of classes.
+    """
+
+    images: np.ndarray | Texts
+    labels: np.ndarray
+    sample_id: np.ndarray
+    test_images: np.ndarray | Texts
+    test_labels: np.ndarray
+    keep: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+    classes: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W), the shape that a model sees."""
+        _, height, width, channels = self.images.shape
+        return channels, height, width
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of everything that training reads from the data."""
+        sha = hashlib.sha256()
+        for array in (self.images, self.labels, self.sample_id, self.test_images, self.test_labels):
+            sha.update(f"{array.shape}{array.dtype}".encode())
+            for start in range(0, len(array), 1000):  # texts are dense here
+                sha.update(np.ascontiguousarray(array[start : start + 1000]).tobytes())
+        return sha.hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write the arrays as ``.npy`` files, of texts those of a CSR matrix, for :meth:`load`."""
+        for name in ARRAYS:
+            array = getattr(self, name)
+            for part, values in (array.arrays() if isinstance(array, Texts) else {"": array}).items():
+                np.save(folder / f"{name}{part}.npy", values)
+
+    @classmethod
+    def load(cls, folder: Path, classes: int) -> Pool:
+        """Map the files of :meth:`save` into memory, of which all processes share one copy."""
+        arrays = {path.stem: np.load(path, mmap_mode="c") for path in folder.glob("*.npy")}
+        fields: dict[str, Any] = {name: arrays[name] if name in arrays else Texts.of(name, arrays) for name in ARRAYS}
+        return cls(**fields, classes=classes)
+
+
+def make_pool(study: Study, dataset: Dataset) -> Pool:
+    """Draw the class-balanced pool and the keep mask of ``study``.
+
+    Samples are taken in rounds, one of each class a round in a seeded order, so that with one ``pool_seed`` a smaller
+    pool is part of a larger one; classes that run out are skipped.
+    """
+    size = len(dataset.train_labels) if study.pool_size is None else study.pool_size
+    if size > len(dataset.train_labels):
+        raise UserError(
+            f"pool_size {size} is larger than the training split of {study.dataset} ({len(dataset.train_labels)}): "
+            f"use 4 to {len(dataset.train_labels)}."
+        )
+    if (study.test_size or 0) > len(dataset.test_labels):
+        raise UserError(
+            f"test_size {study.test_size} is larger than the test split of {study.dataset} "
+            f"({len(dataset.test_labels)}): use 1 to {len(dataset.test_labels)}."
+        )
+    if len(lost := np.setdiff1d(dataset.test_labels, dataset.test_labels[: study.test_size])):
+        warnings.warn(
+            f"classes {', '.join(map(str, lost))} are not among the first {study.test_size} held-out images, so the "
+            "test accuracy leaves them out: use a larger test_size.", stacklevel=2,
+        )  # fmt: skip
+    if study.augment and dataset.train_images.shape[1:3] == (1, 1):
+        raise UserError(f"augment crops and flips images, and {study.dataset} has none: leave augment out.")
+    rng = np.random.default_rng(np.random.SeedSequence([study.pool_seed, 1]))
+    order = rng.permutation(len(dataset.train_labels))
+    turn = np.empty(len(order), dtype=np.int64)  # how many of the same class come before, in the drawn order
+    for label in range(dataset.classes):
+        members = order[dataset.train_labels[order] == label]
+        turn[members] = np.arange(len(members))
+    ids = np.sort(np.lexsort((dataset.train_labels, turn))[:size])
+    keep = draw_keep(study.shadow_models, size, study.design, study.seed)
+    if not keep.any(1).all():
+        raise UserError(f"pool_size {size} leaves a shadow model nothing to train on: use a larger pool_size.")
+    images, test_images = dataset.train_images.take(ids, axis=0), dataset.test_images
+    if study.test_size is not None:
+        test_images = test_images.take(np.arange(study.test_size), axis=0)
+    blocks = images.columns() if isinstance(images, Texts) else [images.reshape(-1, images.shape[-1])]
+    flats = (block.astype(np.float32) for block in blocks)
+    moments = [(flat.mean(0, dtype=np.float64), flat.std(0, dtype=np.float64)) for flat in flats]
+    mean, std = np.concatenate(moments, axis=1).astype(np.float32)
+    return Pool(
+        images=images,
+        labels=dataset.train_labels[ids],
+        sample_id=ids,
+        test_images=test_images,
+        test_labels=dataset.test_labels[: study.test_size],
+        keep=keep,
+        mean=mean,
+        std=np.maximum(std, 1) if images.dtype == np.uint8 else np.where(std > 0, std, 1),
+        classes=dataset.classes,
+    )
+
+
+def draw_keep(models: int, samples: int, design: str = "bernoulli", seed: int = 0) -> np.ndarray:
+    """Draw the inclusion mask, bool (models, samples) (METHOD, section 1).
+
+    ``bernoulli``: each entry is 1 with probability 1/2. A sample that is in (or out of) fewer than 3 models leaves
+    leave-one-out statistics nothing to work with, so such a column is drawn again (fewer than 2 when ``models`` < 6);
+    at N = 20 this touches 0.04 % of the samples. ``balanced``: each sample is in exactly N/2 models, as Carlini et
+    al. (2022) do. ``all``: every model has every sample.
+    """
+    if design == "all":
+        return np.ones((models, samples), bool)
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 2]))
+    if design == "balanced":
+        return rng.permuted(np.arange(models)[:, None].repeat(samples, 1), axis=0) < models // 2
+    need = 3 if models >= 6 else 2
+    keep = rng.random((models, samples)) < 0.5
+    while True:
+        inside = keep.sum(0)
+        bad = np.flatnonzero((inside < need) | (models - inside < need))
+        if not len(bad):
+            return keep
+        keep[:, bad] = rng.random((models, len(bad))) < 0.5

@@ -1,0 +1,309 @@
+"""Measured speed, as ratios against named baselines on the machine at hand.
+
+python -m dynmia.shadow.bench RATE THREADS SECONDS     # one measuring process, used by `dynmia bench`
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch.utils.data import DataLoader
+
+from ..attack.lira import ATTACKS, lira_scores
+from ..attack.plane import vulnerability_plane
+from ..errors import UserError
+from ..pool.pool import draw_keep
+from ..stats.resample import summarise
+from ..store.folder import RunStore
+from ..store.run import cores, provenance
+from ..study import Study
+from .cost import SingleImages, calibrate, random_pool, rate, spread
+from .engine import train_pool
+from .models import build_model, forward_flops
+from .shard import keep_freed_memory
+from .step import DeviceData, new_state, train_step
+
+SHAPE, CLASSES, SAMPLES = (3, 32, 32), 10, 2000
+STUDY = Study(model="cnn", optimizer="adamw", precision="float32")
+PAPER = Study.preset("paper-baseline")
+UNITS = {  # of what is not measured in seconds
+    "sgemm": "GFLOP/s", "memory": "GB above the input", "busy_share": "of the cores",
+    **dict.fromkeys(("paper_train_rate", "paper_evaluation_rate"), "samples/s of one process"),
+    **dict.fromkeys(
+        ("pool_of_processes", "sequential_two_threads", "sequential_kept_memory", "dataloader_loop"), "samples/s"
+    ),
+}  # fmt: skip
+
+
+def bench(
+    seconds: float = 4.0, repeats: int = 3, report: Callable[[str], None] = lambda line: None, command: str = ""
+) -> dict[str, Any]:
+    """Measure training and scoring: where and by what, and under ``entries`` medians, ranges and ratios.
+
+    Training: samples per second of the 3-layer CNN at 3 x 32 x 32, batch 64, AdamW, float32. Baselines: our own step in
+    one process with two threads, with the allocator's usual settings (a tuned sequential loop) and with ours; a plain
+    ``DataLoader`` loop (per-sample transform, batch 64) with two threads. ``sgemm`` is the rate of 1024 x 1024 matrix
+    products in as many processes; the share of it is counted in FLOPs of the convolutions and the linear layer.
+    ``busy_share``: see :func:`busy_share`. ``paper_...``: what :func:`dynmia.shadow.cost.plan` measures for the
+    paper's study. Scoring: leave-one-out LiRA for the paper's 41 checkpoints x 20 models x 50,000 samples on one
+    core, against a per-sample scipy loop (timed on 100 samples of one checkpoint and scaled) and a NaN-masked
+    vectorised loop over targets (timed on one checkpoint and scaled); the plane and ``summarise`` with 1,000 draws of
+    the same size; and the seconds a checkpoint and million samples as samples grow, which are constant if the cost is
+    linear.
+    """
+    if not 0 < seconds < math.inf:
+        raise UserError(f"seconds is {seconds}: it must be a finite number above 0.")
+    if repeats < 1:
+        raise UserError(f"repeats is {repeats}: it must be at least 1.")
+    count = cores()
+    measures: dict[str, tuple[str, int, int]] = {
+        "pool_of_processes": ("tuned", 1, count),
+        "sequential_two_threads": ("sequential", 2, 1),
+        "sequential_kept_memory": ("tuned", 2, 1),
+        "dataloader_loop": ("dataloader", 2, 1),
+        "sgemm": ("sgemm", 1, count),
+    }
+    values: defaultdict[str, list[float]] = defaultdict(list)
+
+    def add(name: str, value: float) -> None:
+        values[name].append(value)
+        report(f"{name}: {value:,.2f} {UNITS.get(name, 's')}")
+
+    for _ in range(repeats):  # interleaved, so that a drifting machine is no difference
+        for name, (kind, threads, processes) in measures.items():
+            add(name, _processes(kind, threads, processes, seconds))
+        add("busy_share", busy_share(10 * seconds * values["pool_of_processes"][-1]))
+        for part, value in zip(("train", "evaluation"), calibrate(PAPER, SHAPE, CLASSES, "cpu")):
+            add(f"paper_{part}_rate", value)
+        for name, value in json.loads(_python("scoring", 1).communicate()[0]).items():
+            add(name, value)
+    entries = {name: spread(found, UNITS.get(name, "s")) for name, found in values.items()}
+
+    def ratio(above: str, below: str, name: str = "", factor: float = 1.0, unit: str = "x") -> None:
+        pairs = [factor * a / b for a, b in zip(values[above], values[below])]
+        entries[name or f"{above} / {below}"] = spread(pairs, unit)
+
+    for name in list(measures)[1:-1]:
+        ratio("pool_of_processes", name)
+    ratio("pool_of_processes", "sgemm", factor=flops_a_sample() / 1e9, unit="of the sgemm rate")
+    ratio("lira_scipy_loop", "lira_online_mean")
+    ratio("lira_nan_loop", "lira_online_mean")
+    at = "lira_per_million_at_{}".format
+    ratio(at(1000000), at(10000), f"{at(1000000)} / at_10000")
+    whole = [a + b for a, b in zip(values["plane"], values["summarise_1000_draws"])]
+    entries["plane + summarise_1000_draws"] = spread(whole, "s")
+    variants = [values[name] for name in values if re.fullmatch(r"lira_.*_(mean|median)(_pooled)?", name)]
+    entries["lira_slowest_variant"] = spread([max(times) for times in zip(*variants)], "s")
+    about = provenance(command, "cpu", count)
+    return about | {"model": STUDY.model, "batch_size": STUDY.batch_size, "repeats": repeats, "entries": entries}
+
+
+def busy_share(samples: float, models: int | None = None) -> float:
+    """CPU time over wall time x cores while a population trains in the pool of processes.
+
+    The population is of the 3-layer CNN on random images, about ``samples`` training samples in all, four models a
+    core, with 11 checkpoints. The start of the processes, evaluation, saving and the last model's end are included.
+    """
+    import resource
+
+    models = models or 4 * cores()
+    epochs = 10 * max(1, round(samples / (models * SAMPLES / 2) / 10))
+    study = STUDY.replace(epochs=epochs, checkpoint_every=epochs // 10, shadow_models=models, pool_size=SAMPLES)
+    pool = replace(random_pool(SHAPE, CLASSES, SAMPLES), keep=draw_keep(models, SAMPLES))
+    with tempfile.TemporaryDirectory(prefix="dynmia-") as folder:
+        store = RunStore(folder, study, pool.fingerprint, provenance("dynmia.shadow.bench", "cpu", cores()))
+        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        train_pool(study, pool, store, list(range(models)), cores(), lambda event: None)
+        wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return used / (wall * cores())
+
+
+def _processes(kind: str, threads: int, processes: int, seconds: float) -> float:
+    """Samples per second of ``processes`` measuring processes that run at the same time, added up."""
+    started = [_python(kind, threads, seconds) for _ in range(processes)]
+    for process in started:  # all have imported and warmed up before any starts to count
+        assert process.stdout is not None
+        process.stdout.readline()
+    with ThreadPoolExecutor(processes) as pool:
+        return sum(pool.map(lambda process: float(process.communicate("go\n")[0]), started))
+
+
+def _python(kind: str, threads: int, seconds: float = 0) -> subprocess.Popen[str]:
+    """Start a measuring process."""
+    environment = os.environ | {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    command = [sys.executable, "-m", "dynmia.shadow.bench", kind, str(threads), str(seconds)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def flops_a_sample() -> float:
+    """FLOPs of one training sample: forward, and twice as much backward but for the images' own gradient."""
+    model = build_model("cnn", SHAPE, CLASSES)
+    first = forward_flops(model[:1], SHAPE)  # type: ignore[index]
+    return 3 * forward_flops(model, SHAPE) - first
+
+
+def sgemm_step() -> Callable[[], object]:
+    """One float32 product of two 1024 x 1024 matrices: 2 x 1024^3 FLOPs."""
+    a, b, out = torch.randn(3, 1024, 1024)
+    return partial(torch.mm, a, b, out=out)
+
+
+def own_step(keep_memory: bool) -> Callable[[], object]:
+    """One step of dynmia's own loop on random images, with the memory settings of its workers if ``keep_memory``."""
+    if keep_memory:
+        keep_freed_memory()
+    pool = random_pool(SHAPE, CLASSES, SAMPLES)
+    data, state = DeviceData.of(pool, "cpu"), new_state(STUDY, pool, 0, "cpu")
+    generator = torch.Generator().manual_seed(0)
+
+    def step() -> None:
+        index = torch.randint(0, SAMPLES, (STUDY.batch_size,), generator=generator)
+        train_step(STUDY, state, data, index, generator, 0.0)
+
+    state.model.train()
+    return step
+
+
+def dataloader_step() -> Callable[[], object]:
+    """One step of the loop that public LiRA code writes: a data set of single images, ToTensor, DataLoader."""
+    from torchvision.transforms import v2
+
+    transform = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.25] * 3)]
+    images = SingleImages(random_pool(SHAPE, CLASSES, SAMPLES), v2.Compose(transform))
+    loader = DataLoader(images, batch_size=STUDY.batch_size, shuffle=True, drop_last=True)
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))  # one epoch after another
+    model = build_model("cnn", SHAPE, CLASSES)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=STUDY.weight_decay)
+
+    def step() -> None:
+        images, labels = next(batches)
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        loss.item()
+
+    return step
+
+
+def scoring() -> dict[str, float]:
+    """Seconds of scoring at the paper's size in this process, and of the baselines for as much."""
+    checkpoints, models, samples, few = 41, 20, 50_000, 100
+    rng, result = np.random.default_rng(0), {}
+    phi, keep = rng.standard_normal((checkpoints, models, samples), np.float32), draw_keep(models, samples)
+    phi += np.linspace(0, 2, checkpoints, dtype=np.float32)[:, None, None] * keep
+
+    def timed(work: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    def score(attack: str, centre: str, variance: str) -> None:
+        for part in phi:
+            lira_scores(part, keep, attack=attack, centre=centre, variance=variance)
+
+    for centre, attack, variance in itertools.product(("mean", "median"), ATTACKS, ("pooled", "per-sample")):
+        name = f"lira_{attack}_{centre}" + ("_pooled" if variance == "pooled" else "")
+        result[name] = timed(partial(score, attack, centre, variance))
+    tracemalloc.start()
+    lira_scores(phi[-1], keep, variance="per-sample")
+    result["memory"] = tracemalloc.get_traced_memory()[1] / 1e9
+    tracemalloc.stop()
+    scale = checkpoints * samples / few
+    result["lira_scipy_loop"] = scale * timed(lambda: scipy_loop(phi[-1, :, :few], keep[:, :few]))
+    result["lira_nan_loop"] = checkpoints * timed(lambda: nan_loop(phi[-1], keep))
+    run = xr.Dataset(
+        {
+            "phi": (("epoch", "model", "sample"), phi), "keep": (("model", "sample"), keep),
+            "label": ("sample", np.zeros(samples, np.int64)),
+            **{f"{part}_accuracy": (("epoch", "model"), np.ones((checkpoints, models))) for part in ("train", "test")},
+        },
+        coords={"epoch": 10 * np.arange(checkpoints)},
+    )  # fmt: skip
+    start = time.perf_counter()
+    plane = vulnerability_plane(run)
+    result["plane"] = time.perf_counter() - start
+    result["summarise_1000_draws"] = timed(lambda: summarise(plane, draws=1000))
+    for million in (0.01, 0.1, 1.0):
+        count = int(1e6 * million)
+        phi, keep = rng.standard_normal((1, models, count), np.float32), draw_keep(models, count)
+        seconds = [timed(partial(score, "online", "mean", "pooled")) for _ in range(3)]
+        result[f"lira_per_million_at_{count}"] = statistics.median(seconds) / million
+    return result
+
+
+def nan_loop(phi: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """Online LiRA, per-sample variance, one target at a time with NaN where a model is of the other class."""
+    scores = np.empty(phi.shape)
+    for target in range(len(phi)):
+        others = (np.arange(len(phi)) != target)[:, None]
+        inside, outside = np.where(keep & others, phi, np.nan), np.where(~keep & others, phi, np.nan)
+        x = phi[target]
+        scores[target] = _log_density(x, np.nanmean(inside, 0), np.nanvar(inside, 0, ddof=1)) - _log_density(
+            x, np.nanmean(outside, 0), np.nanvar(outside, 0, ddof=1)
+        )
+    return scores
+
+
+def _log_density(x: np.ndarray, mean: np.ndarray, var: np.ndarray) -> np.ndarray:
+    return -0.5 * (np.log(2 * np.pi * var) + (x - mean) ** 2 / var)
+
+
+def scipy_loop(phi: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """Online LiRA, per-sample variance, one (target, sample) pair at a time, as public code does."""
+    from scipy.stats import norm
+
+    scores = np.empty(phi.shape)
+    for target, sample in np.ndindex(*phi.shape):
+        others = np.arange(len(phi)) != target
+        inside, outside = phi[others & keep[:, sample], sample], phi[others & ~keep[:, sample], sample]
+        x = phi[target, sample]
+        scores[target, sample] = norm.logpdf(x, inside.mean(), inside.std(ddof=1)) - norm.logpdf(
+            x, outside.mean(), outside.std(ddof=1)
+        )
+    return scores
+
+
+STEPS: dict[str, Callable[[], Callable[[], object]]] = {
+    "tuned": partial(own_step, True), "sequential": partial(own_step, False), "dataloader": dataloader_step,
+    "sgemm": sgemm_step,
+}  # fmt: skip
+
+
+def main(kind: str, threads: str, seconds: str) -> None:
+    """Warm up, say so, wait for the word, and print the samples per second."""
+    torch.set_num_threads(int(threads))
+    if kind == "scoring":
+        print(json.dumps(scoring()))
+        return
+    step = STEPS[kind]()
+    for _ in range(3):
+        step()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    unit = 2 * 1024**3 / 1e9 if kind == "sgemm" else STUDY.batch_size
+    print(json.dumps(unit * rate(step, float(seconds))))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,276 @@
+"""How hard a sample is to learn, by the standard measures, and how well each goes with dynamic vulnerability.
+
+A study trained with ``record="hardness"`` keeps each model's predictions and gradient norms; :func:`measure` reduces
+them over the models, for the whole population and for its two halves: a measure and a vulnerability from the same
+models share their noise, across disjoint halves they share the sample alone.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from ..errors import StoreError
+from ..store.folder import RunStore
+from ..store.run import stored_dataset, write_dataset
+from .correlations import HALVES, correlation, halved_targets, null_correlations, null_vulnerability, over_both, target
+from .intervals import LEAST, numbers_of_halves
+from .resample import p_values, quantiles
+
+MEASURES = {  # name: what it is, and where it comes from
+    "epistemic_out": "epistemic uncertainty, out-models (mutual information; Depeweg et al. 2018)",
+    "epistemic_all": "epistemic uncertainty, all models",
+    "aleatoric_out": "aleatoric uncertainty, out-models (expected entropy)",
+    "variance_out": "variance of the true-class probability, out-models",
+    "mc_information": "MC-dropout mutual information (Gal and Ghahramani 2016)",
+    "memorisation": "memorisation (Feldman and Zhang 2020)",
+    "self_influence": "self-influence (TracIn; Pruthi et al. 2020)",
+    "gradient_in": "gradient norm, in-models",
+    "gradient_out": "gradient norm, out-models",
+    "loss_in": "mean loss, in-models",
+    "loss_out": "mean loss, out-models",
+    "loss_iqr": "IQR of the loss trace, in-models (Pollock et al. 2024)",
+    "learned": "epoch learned, in-models (Jiang et al. 2021)",
+    "forgetting": "forgetting events, in-models (Toneva et al. 2019)",
+}
+
+
+PARTS = ("all", "a", "b")
+ENSEMBLES = {"single": "ensemble", "mc": "mc_ensemble"}  # of the predictions of one model, or of its MC dropout
+
+
+def halves(models: int) -> dict[str, np.ndarray]:
+    """The numbers of the models of the whole population and of its two halves, ``a`` and ``b``."""
+    numbers = np.arange(models)
+    return dict(zip(PARTS, (numbers, numbers[: models // 2], numbers[models // 2 :])))
+
+
+def measure(store: RunStore, run: xr.Dataset, test_labels: np.ndarray) -> xr.Dataset:
+    """Reduce the recorded signals of a finished run to one value a sample and checkpoint.
+
+    Args:
+        store, run: of a study with ``record="hardness"``.
+        test_labels: of the held-out images (m,).
+
+    Returns:
+        Dims part (``all``, ``a``, ``b``), epoch, sample; a float32 variable for each of ``MEASURES`` that was recorded.
+        Uncertainties are in nats. What counts over time (self_influence, forgetting, learned, loss_iqr) uses the
+        checkpoints up to that epoch. Values are NaN where nothing is recorded (gradients: every fourth checkpoint) or a
+        part has no model of that side. half_M (half, sample) is measure M at the end from each half of the models
+        that intervals over models are taken from (:func:`dynmia.stats.intervals.halves`).
+
+        For :mod:`dynmia.stats.calibration`, on dims (seldom, test), of one model also model: confidence_E, the largest
+        predicted probability of a held-out image, and right_E, whether its class is the true one, for the estimators
+        E in single, ensemble (mean over models), mc and mc_ensemble.
+
+    Raises:
+        StoreError: the run was not recorded for this.
+    """
+    shards = [store.load_shard(model)[0] for model in range(store.study.shadow_models)]
+    if "prob" not in shards[0]:
+        raise StoreError(f"{store.folder} holds no predictions: train it with record 'hardness'.")
+    epochs = run.epoch.values
+    dear = [t for t in range(len(epochs)) if t % 4 == 0 or t == len(epochs) - 1]
+    prob = np.stack([shard["prob"] for shard in shards])  # (N, T, n, K) float16
+    right = prob.argmax(-1) == run.label.values  # (N, T, n)
+    loss = np.logaddexp(0, -run.phi.transpose("model", "epoch", "sample").values.astype(np.float64))  # -log p_y
+
+    def placed(name: str) -> np.ndarray:
+        values = np.full((len(shards), len(epochs), len(run.label)), np.nan, np.float32)
+        if name in shards[0]:
+            values[:, dear] = np.stack([shard[name] for shard in shards])
+        return values
+
+    gradient, dropout = placed("grad_norm"), placed("mc_information")
+
+    def reduced(models: np.ndarray, t: int) -> dict[str, np.ndarray]:
+        keep = run.keep.values[models]
+        p = prob[models, t].astype(np.float64)
+        true = np.exp(-loss[models, t])
+        epistemic, aleatoric = _information(p, ~keep)
+        high, low = np.quantile(loss[models, : t + 1], [0.75, 0.25], axis=1)
+        stays = np.cumprod(right[models, t::-1], 1).sum(1)  # checkpoints up to t that are all right
+        first = epochs[np.minimum(t + 1 - stays, t)] + np.where(stays == 0, run.epoch.diff("epoch").values[0], 0)
+        lost = right[models, :t] & ~right[models, 1 : t + 1]
+        return {
+            "epistemic_out": epistemic,
+            "epistemic_all": _information(p, np.ones_like(keep))[0],
+            "aleatoric_out": aleatoric,
+            "variance_out": _mean(true**2, ~keep) - _mean(true, ~keep) ** 2,
+            "mc_information": dropout[models, t].mean(0),
+            "memorisation": _mean(right[models, t], keep) - _mean(right[models, t], ~keep),
+            # TracIn's sum over checkpoints, without the learning rate: it is constant and does not rank samples
+            "self_influence": _mean(np.nansum(gradient[models, : t + 1] ** 2, 1), keep),
+            "gradient_in": _mean(gradient[models, t], keep),
+            "gradient_out": _mean(gradient[models, t], ~keep),
+            "loss_in": _mean(loss[models, t], keep),
+            "loss_out": _mean(loss[models, t], ~keep),
+            "loss_iqr": _mean(high - low, keep),
+            "learned": _mean(first, keep),
+            "forgetting": _mean(lost.sum(1), keep),
+        }
+
+    parts = halves(len(shards))
+    rows = [[reduced(models, t) for t in range(len(epochs))] for models in parts.values()]
+    found = {name: np.array([[here[name] for here in row] for row in rows], np.float32) for name in MEASURES}
+    kept = {name: values for name, values in found.items() if np.isfinite(values[0, -1]).any()}
+    numbers = numbers_of_halves(len(shards), HALVES) if len(shards) >= LEAST else []
+    last = [reduced(models, len(epochs) - 1) for models in numbers]
+    coords = {"part": list(parts), "epoch": epochs, "sample": run.sample.values, "seldom": epochs[dear]}
+    return xr.Dataset(
+        {name: (("part", "epoch", "sample"), values) for name, values in kept.items()}
+        | {
+            f"half_{name}": (("half", "sample"), _rounded(np.array([here[name] for here in last], np.float32)))
+            for name in kept
+            if last
+        }
+        | _held_out(shards, test_labels),
+        coords,
+        run.attrs,
+    )
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """``values`` to 10 bits, which compress to half the size and rank samples as well."""
+    mantissa, exponent = np.frexp(values)
+    return np.ldexp(np.round(mantissa * 1024) / 1024, exponent).astype(np.float32)
+
+
+def _held_out(shards: list[dict[str, np.ndarray]], labels: np.ndarray) -> dict[str, Any]:
+    """Largest probability and whether it is on the true class, for each held-out image and estimator."""
+    found: dict[str, Any] = {}
+    for one, name in (("single", "test_prob"), ("mc", "mc_test_prob")):
+        if name not in shards[0]:
+            continue
+        prob = np.stack([shard[name] for shard in shards], 1).astype(np.float32)  # (seldom, N, m, K)
+        for estimator, p in ((one, prob), (ENSEMBLES[one], prob.mean(1))):
+            dims = ("seldom", "model", "test") if estimator == one else ("seldom", "test")
+            found[f"confidence_{estimator}"] = dims, p.max(-1)
+            found[f"right_{estimator}"] = dims, (p.argmax(-1) == labels).astype(np.int8)
+    return found
+
+
+def _mean(values: np.ndarray, side: np.ndarray) -> np.ndarray:
+    """Mean over the models of ``side``, (N, n) -> (n,); NaN where there is none."""
+    count = side.sum(0)
+    return np.where(side, values, 0).sum(0) / np.where(count > 0, count, np.nan)
+
+
+def _information(prob: np.ndarray, side: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mutual information and expected entropy (nats) of the models of ``side``: (N, n, K) -> (n,), (n,)."""
+
+    def entropy(p: np.ndarray) -> np.ndarray:
+        return -(p * np.log(np.where(p > 0, p, 1))).sum(-1)
+
+    mean = np.stack([_mean(prob[..., k], side) for k in range(prob.shape[-1])], -1)
+    expected = _mean(entropy(prob), side)
+    return entropy(mean) - expected, expected
+
+
+def save(hardness: xr.Dataset, path: str | os.PathLike[str]) -> Path:
+    """Write what :func:`measure` returned as one compressed netCDF file with a checksum."""
+    return write_dataset(hardness.assign_coords(part=range(len(PARTS))), Path(path))
+
+
+def load(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Read and verify what :func:`save` wrote."""
+    stored = stored_dataset(Path(path))
+    if stored.sizes.get("part") != len(PARTS):
+        raise StoreError(f"{path} holds no measures of hardness: give a file NAME.hardness.nc.")
+    return stored.assign_coords(part=list(PARTS))
+
+
+def half_of(run: xr.Dataset, models: np.ndarray) -> xr.Dataset:
+    """The run of some of its models, with the samples that at least two of them did and did not train on."""
+    part = run.isel(model=models)
+    inside = part.keep.sum("model")
+    return part.isel(sample=np.flatnonzero((inside >= 2) & (len(models) - inside >= 2)))
+
+
+def relate(
+    hardness: xr.Dataset, run: xr.Dataset, rule: str = "fpr@0.01", null: int | xr.DataArray = 20
+) -> pd.DataFrame:
+    """Correlation of every measure at the end of training with dynamic vulnerability.
+
+    Rows are (measure, samples, models, kind). samples: ``all``, or the finally ``vulnerable`` ones. models: ``all
+    models`` on both sides, with the interval over models and samples if the measure of halves is recorded, else over
+    samples; ``same half`` and ``other half``, the mean over the two halves of the population with the measure from one
+    and the vulnerability from the same or the other (ends of the intervals, over samples, are averaged too); ``no
+    signal``, the vulnerability scored anew after redrawing the keep mask ``null`` times (or what
+    :func:`dynmia.stats.correlations.null_vulnerability` returned): mean and 95 % range. kind: ``pearson`` or
+    ``spearman``.
+
+    The p-value (:func:`dynmia.stats.resample.p_values`) is exact for measures that do not look at the keep mask, as
+    the one of all models. A measure of in- or out-models keeps the true mask: how far off it is,
+    :mod:`dynmia.stats.noise` measures.
+
+    Returns:
+        Columns value, low, high, n, and p for ``all models``.
+    """
+    last = hardness.isel(epoch=-1)
+    sides = {"all": target(run, rule)}
+    sides |= {
+        part: target(half_of(run, models), rule) for part, models in halves(run.sizes["model"]).items() if part != "all"
+    }
+    noise = null_vulnerability(run, rule, null) if isinstance(null, int) else null
+    halved = halved_targets(run, rule) if "half" in hardness.dims else []
+    rows: dict[tuple[str, str, str], pd.DataFrame] = {}
+    for name in (name for name in hardness.data_vars if "part" in hardness[name].dims):
+        measured = last[name]
+
+        def pair(part: str, side: str, subset: str, x: xr.DataArray = measured) -> pd.DataFrame:
+            vulnerability, final = sides[side]
+            chosen = vulnerability.where(final) if subset == "vulnerable" else vulnerability
+            return correlation(x.sel(part=part), chosen)
+
+        for subset in ("all", "vulnerable"):
+            key, whole = (str(name), subset), pair("all", "all", subset)
+            drawn = null_correlations(measured.sel(part="all").where((subset == "all") | sides["all"][1]), noise)
+            if f"half_{name}" in hardness and np.isfinite(whole.value).all():
+                x = [*last[f"half_{name}"], *[measured.sel(part="all")] * HALVES]
+                whole = over_both(whole, x, halved, subset)
+            rows[*key, "all models"] = whole.assign(p=p_values(whole.value, drawn))
+            rows[*key, "same half"] = (pair("a", "a", subset) + pair("b", "b", subset)) / 2
+            rows[*key, "other half"] = (pair("a", "b", subset) + pair("b", "a", subset)) / 2
+            rows[*key, "no signal"] = quantiles(drawn).assign(n=whole.n)
+    return pd.concat(rows, names=["measure", "samples", "models", "kind"])
+
+
+def verdict(table: pd.DataFrame) -> list[str]:
+    """Sentences from :func:`relate`: the strongest measure, the paper's two claims, and what the control leaves."""
+    rows = table.xs("spearman", level="kind")
+    strongest = rows.xs(("all", "other half"), level=("samples", "models")).value.abs().idxmax()
+
+    def said(measure: str, subset: str, models: str, kind: str = "spearman") -> str:
+        row, noise = table.loc[measure, subset, models, kind], table.loc[measure, subset, "no signal", kind]
+        if not np.isfinite(row.value):
+            return "not to be had from so few samples"
+        side = "outside" if row.low > noise.high or row.high < noise.low else "not clear of"
+        return (
+            f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}], {side} the no-signal range of "
+            f"{noise.low:.2f} to {noise.high:.2f}" + (f" (p = {row.p:.2g})" if np.isfinite(row.p) else "")
+        )
+
+    sentences = [
+        f"Across disjoint halves the strongest measure on all samples is {MEASURES[str(strongest)].split(' (')[0]}: "
+        f"Spearman correlation {said(str(strongest), 'all', 'other half')}."
+    ]
+    for name in ("epistemic_all", "epistemic_out", "gradient_in"):
+        if name in rows.index.get_level_values("measure"):
+            word = MEASURES[name].split(" (")[0].capitalize()
+            same, other = (said(name, "vulnerable", models, "pearson") for models in ("all models", "other half"))
+            sentences.append(f"{word} among the vulnerable samples: Pearson correlation {same}; across halves {other}.")
+    weak = rows.loc["gradient_in", "vulnerable", "all models"].value if "gradient_in" in rows.index else np.nan
+    strong = rows.loc["epistemic_all", "vulnerable", "all models"].value
+    if np.isfinite(weak):
+        better = "epistemic uncertainty" if abs(strong) > abs(weak) else "the gradient norm"
+        sentences.append(
+            f"{better[0].upper()}{better[1:]} ranks the vulnerable samples better: Spearman correlation {strong:.2f} "
+            f"for epistemic uncertainty of all models, {weak:.2f} for the gradient norm of the in-models."
+        )
+    return sentences

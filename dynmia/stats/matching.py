@@ -1,0 +1,132 @@
+"""Runs on the same pool compared at the same epoch, or at the same fit, with intervals that pair what runs share.
+
+A run that fits more slowly leaks less at an equal epoch even if it leaks as much for what it has learnt. So every
+figure is also read at the moment when the mean accuracy over the models first reaches a level that all runs reach.
+Draw 0 of every result is the run itself; the others are its halves of models and then its halves of samples
+(:mod:`dynmia.stats.intervals`), taken alike from all runs, so that differences are plain arithmetic. :func:`estimate`
+turns what comes out into a value with its interval over models and samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scipy import stats
+
+from ..attack.plane import vulnerability_plane
+from ..dynamics import cloud as dyn
+from ..dynamics.metrics import METRICS
+from ..errors import UserError, choose
+from .intervals import halves, pooled_or_not, quotient
+
+Planes = Mapping[str, xr.Dataset]
+Halved = Mapping[str, Sequence[xr.Dataset]]  # for each run what with_halves returns, or its plane alone
+Nulls = Mapping[str, Sequence[xr.Dataset]]  # for each run planes of its permutation null
+STATE: dict[str, Callable[..., xr.DataArray]] = {  # metrics of summary.METRICS that a moment has, over epoch
+    "auc": dyn.auc,
+    "advantage": lambda plane, weights=None: 1000 * dyn.population_mean(plane.advantage, weights),
+    "displacement": dyn.displacement,
+    "entropy_change": lambda plane, weights=None: (h := dyn.spatial_entropy(plane, weights)) - h.isel(epoch=0),
+    "vulnerable": lambda plane, weights=None: 100 * dyn.population_mean(dyn.vulnerable(plane), weights),
+}
+MATCHINGS = {
+    "epoch": "at the last epoch",
+    "train": "at equal train accuracy",
+    "test": "at equal held-out accuracy",
+    "best": "each at its best held-out accuracy",
+}
+
+
+def with_halves(runs: Planes, rule: str, draws: int = 20) -> dict[str, list[xr.Dataset]]:
+    """For each run its plane, those of ``draws`` halves of its models, and those of ``draws`` halves of its samples."""
+    first, *others = runs.values()
+    if any(not np.array_equal(first.sample, run.sample) for run in others):
+        raise UserError(f"{', '.join(runs)} are not on the same pool: their samples cannot be paired.")
+    found = {}
+    for name, run in runs.items():
+        parts = [run, *halves(run, "model", draws), *halves(run, "sample", draws)]
+        variance = pooled_or_not(run)
+        planes = [vulnerability_plane(part, rule, variance=variance) for part in parts]
+        found[name] = [plane.drop_vars("hits").assign(state=dyn.states(plane)) for plane in planes]
+    return found
+
+
+def metrics_of(planes: Halved, names: Sequence[str]) -> xr.Dataset:
+    """Metrics of ``summary.METRICS`` of whole runs, dims (run, draw)."""
+    rows = {name: [[METRICS[name].of(part, None) for part in parts] for parts in planes.values()] for name in names}
+    return xr.Dataset({name: (("run", "draw"), np.array(row, float)) for name, row in rows.items()}).assign_coords(
+        run=list(planes)
+    )
+
+
+def state_curves(planes: Halved) -> dict[str, xr.Dataset]:
+    """The metrics of ``STATE`` had training stopped at each checkpoint: for each run a data set (draw, epoch)."""
+    return {
+        run: xr.concat([xr.Dataset({name: of(part) for name, of in STATE.items()}) for part in parts], "draw")
+        for run, parts in planes.items()
+    }
+
+
+def at_epochs(curves: Planes, epochs: Mapping[str, float]) -> xr.Dataset:
+    """The curves of the runs in ``epochs``, each at its own epoch, linear between checkpoints: dims (run, draw)."""
+    rows = [curves[run].interp(epoch=epoch).drop_vars("epoch") for run, epoch in epochs.items()]
+    return xr.concat(rows, pd.Index(list(epochs), name="run"))
+
+
+def envelope(plane: xr.Dataset, accuracy: str) -> xr.DataArray:
+    """The highest mean accuracy over the models so far, over epoch; ``accuracy`` is train or test."""
+    mean = plane[f"{choose(accuracy, ['train', 'test'], 'accuracy')}_accuracy"].mean("model")
+    return mean.copy(data=np.maximum.accumulate(mean.values))
+
+
+def common_level(planes: Planes, accuracy: str, share: float = 0.95) -> float:
+    """The accuracy at ``share`` of the rise that all runs go through: from the highest start to the lowest top.
+
+    Short of all of the rise, because where accuracy levels off the moment of the last bit of it is a matter of noise.
+    """
+    curves = [envelope(plane, accuracy) for plane in planes.values()]
+    low, high = max(float(curve[0]) for curve in curves), min(float(curve[-1]) for curve in curves)
+    if not low < high:
+        raise UserError(f"no {accuracy} accuracy that all runs pass through: train the slowest for longer.")
+    return low + share * (high - low)
+
+
+def epoch_at(plane: xr.Dataset, accuracy: str, level: float) -> float:
+    """When the mean accuracy first reaches ``level``, linear between checkpoints; NaN outside what the run reaches."""
+    curve = envelope(plane, accuracy).values
+    if not curve[0] - 1e-9 <= level <= curve[-1] + 1e-9:  # rounding of the means
+        return np.nan
+    after = max(1, int(np.searchsorted(curve, level - 1e-9)))
+    return float(np.interp(level, curve[after - 1 : after + 1], plane.epoch[after - 1 : after + 1]))
+
+
+def matched_epochs(planes: Planes, matching: str, share: float = 0.95) -> dict[str, float]:
+    """The epoch at which each run is read under a matching of ``MATCHINGS``."""
+    if choose(matching, MATCHINGS, "matching") == "epoch":
+        return dict.fromkeys(planes, float(min(plane.epoch[-1] for plane in planes.values())))
+    if matching == "best":
+        return {run: float(plane.test_accuracy.mean("model").idxmax("epoch")) for run, plane in planes.items()}
+    level = common_level(planes, matching, share)
+    return {run: epoch_at(plane, matching, level) for run, plane in planes.items()}
+
+
+def estimate(drawn: xr.DataArray, level: float = 0.95) -> pd.Series:
+    """Value, low and high of a metric or difference (draw), by the variance over halves of models and of samples."""
+    value, models, samples = _parts(drawn)
+    half = stats.t.ppf((1 + level) / 2, models.size // 2) * np.sqrt(models.var() + samples.var())
+    return pd.Series({"value": value, "low": value - half, "high": value + half})
+
+
+def ratio(above: xr.DataArray, below: xr.DataArray, level: float = 0.95) -> pd.Series:
+    """Value, low and high of the ratio of two metrics (draw): :func:`dynmia.stats.intervals.quotient`."""
+    value, *drawn = (np.array(pair) for pair in zip(_parts(above), _parts(below)))
+    return quotient(value, drawn, level=level)
+
+
+def _parts(drawn: xr.DataArray) -> tuple[float, np.ndarray, np.ndarray]:
+    """The figure of a run, of its halves of models, and of its halves of samples."""
+    half = drawn.size // 2
+    return float(drawn[0]), drawn.values[1 : half + 1], drawn.values[half + 1 :]

@@ -1,0 +1,145 @@
+"""Resampling: the bootstrap over samples, and the permutation null, the no-signal level of every metric."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from ..attack.plane import vulnerability_plane
+from ..dynamics import cloud as dyn
+from ..dynamics.metrics import METRICS
+from ..errors import bounded, choose
+from ..pool.pool import draw_keep
+from ..store.run import study_of
+
+BLOCK = 100  # bootstrap draws held in memory at once
+
+
+CLUSTER_DRAWS = 200  # k-means is fitted anew in each
+
+
+def summarise(
+    plane: xr.Dataset, *, draws: int = 1000, seed: int = 0, level: float = 0.95, only: Collection[str] = METRICS
+) -> pd.DataFrame:
+    """Every metric of ``METRICS`` with its bootstrap interval over samples.
+
+    Decision thresholds are those of the plane; they are not set anew in each draw. Intervals say how sure the figure is
+    for this population of models and for samples like these, not for another population of models.
+
+    Args:
+        plane: from :func:`dynmia.attack.plane.vulnerability_plane`.
+        draws: bootstrap draws.
+        seed: of the draws.
+        level: confidence.
+        only: names of the metrics that are wanted.
+
+    Returns:
+        Index metric; columns label, value, low, high, unit.
+    """
+    bounded("draws", draws, 20)
+    bounded("level", level, 0, 1, whole=False)
+    plane = plane.assign(state=dyn.states(plane))  # once, not in every metric of every block
+    wanted = {choose(name, METRICS, "metric"): METRICS[name] for name in only}
+    rows, columns = {}, {name: [] for name in wanted}  # type: ignore[var-annotated]
+    for start in range(0, draws, BLOCK):
+        weights = bootstrap_weights(plane, min(BLOCK, draws - start), seed, start)
+        for name, metric in wanted.items():
+            if name != "silhouette" or start < CLUSTER_DRAWS:
+                columns[name].append(np.atleast_1d(metric.of(plane, weights).values))
+    for name, metric in wanted.items():
+        value = float(metric.of(plane, None))
+        drawn = np.concatenate(columns[name])
+        drawn = drawn[np.isfinite(drawn)]
+        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]) if len(drawn) else (np.nan, np.nan)
+        if metric.interval == "basic":
+            low, high = 2 * value - high, 2 * value - low
+        rows[name] = [metric.label, value, max(low, metric.floor), max(high, metric.floor), metric.unit]
+    table = pd.DataFrame.from_dict(rows, "index", columns=["label", "value", "low", "high", "unit"])
+    table.attrs["level"] = level
+    return table.rename_axis("metric")
+
+
+def bootstrap_weights(plane: xr.Dataset, draws: int = 200, seed: int = 0, block: int = 0) -> xr.DataArray:
+    """How often each sample is drawn in each of ``draws`` bootstrap draws with replacement, (draw, sample)."""
+    bounded("draws", draws, 1)
+    bounded("seed", seed, 0)
+    samples = plane.sizes["sample"]
+    rng = np.random.default_rng([seed, block])
+    weights = np.stack([np.bincount(rng.integers(0, samples, samples), minlength=samples) for _ in range(draws)])
+    return xr.DataArray(weights.astype(float), dims=("draw", "sample"))
+
+
+def null_summary(
+    run: xr.Dataset,
+    rule: str = "fpr@0.01",
+    *,
+    draws: int = 20,
+    seed: int = 0,
+    level: float = 0.95,
+    planes: Iterable[xr.Dataset] | None = None,
+    value: pd.Series | None = None,
+    **options: Any,
+) -> pd.DataFrame:
+    """The no-signal level of every metric: redraw the keep mask under the same design and rescore the same phi.
+
+    Args:
+        run, rule, options: as for :func:`dynmia.attack.plane.vulnerability_plane`.
+        planes: the planes of the null if they are at hand (from :func:`null_planes`); None makes them.
+        draws: permuted populations; ``low`` and ``high`` are quantiles over them (their extremes if they are few).
+        value: of the population itself, by metric; with it comes the p-value (:func:`p_values`).
+
+    Returns:
+        Index metric; columns value (mean), low, high, and p if ``value`` is given.
+    """
+    planes = null_planes(run, rule, draws=draws, seed=seed, **options) if planes is None else planes
+    drawn = null_table(planes)
+    table = quantiles(drawn, level)
+    return table if value is None else table.assign(p=p_values(value, drawn))
+
+
+def null_table(planes: Iterable[xr.Dataset], only: Collection[str] = METRICS) -> pd.DataFrame:
+    """Every metric (or those in ``only``) of every plane: one row a plane, one column a metric."""
+    return pd.DataFrame([{name: float(METRICS[name].of(p, None)) for name in only} for p in planes])
+
+
+def quantiles(drawn: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
+    """Mean and central interval of each column (its extremes if the rows are few), as value, low, high."""
+    bounded("level", level, 0, 1, whole=False)
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    low, high = (drawn.quantile(q, interpolation="lower" if q < 0.5 else "higher") for q in tails)
+    return pd.DataFrame({"value": drawn.mean(), "low": low, "high": high}).rename_axis("metric")
+
+
+def p_values(value: pd.Series, drawn: pd.DataFrame) -> pd.Series:
+    """Two-sided permutation p-value of each metric (Phipson and Smyth 2010, eq. 2).
+
+    The share of draws, the population itself counted as one, at least as far from the mean of them all as ``value``.
+    Assumes that without a signal the keep mask and its redraws are exchangeable, as they are under the run's design;
+    then p <= a has a probability of at most a. NaN where the population has no value.
+    """
+    count = 1 + drawn.notna().sum()
+    centre = (value + drawn.sum()) / count
+    far = (drawn - centre).abs() >= (value - centre).abs() - 1e-12
+    return ((1 + far.where(drawn.notna()).sum()) / count).where(value.notna())
+
+
+def null_planes(
+    run: xr.Dataset, rule: str = "fpr@0.01", *, draws: int = 20, seed: int = 0, **options: Any
+) -> Iterator[xr.Dataset]:
+    """Planes of the same phi under keep masks that no model was trained with."""
+    for keep in null_masks(run, draws, seed):
+        yield vulnerability_plane(run, rule, keep=keep, **options)
+
+
+def null_masks(run: xr.Dataset, draws: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """Keep masks (N, n) drawn anew under the design of ``run``."""
+    bounded("draws of the permutation null", draws, 1)
+    bounded("seed", seed, 0)
+    models, samples = run.sizes["model"], run.sizes["sample"]
+    design = study_of(run).design
+    for draw in range(draws):
+        yield draw_keep(models, samples, design, int(np.random.SeedSequence([seed, draw, 3]).generate_state(1)[0]))

@@ -1,0 +1,371 @@
+"""A run on disk: one sealed file a shadow model, a manifest, and nothing that needs pickle.
+
+    RUN/manifest.json                       study, identity, data fingerprint, where and with what it was trained
+    RUN/model-003.state.safetensors         weights, optimiser and results so far of a model in flight
+    RUN/model-003.safetensors               the results of a finished model: its shard
+    RUN/model-003.lock                      held by the process that trains the model
+
+Every file is written under a temporary name (``TEMPORARY``), flushed and renamed, and carries a sha256 that is verified
+on reading. Where the file system has no locks, training goes on without them, with a warning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import platform
+import secrets
+import shlex
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError, safe_open
+
+from ..errors import StoreError, UserError, disk_error, reason
+from ..study import FORMAT, Study
+
+TEMPORARY = ".dynmia-tmp-"  # begins the name of every file that is being written, and of no other
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  # of a file system without flock
+ORIGIN = {"hardware": str, "device": str, "workers": int, "command": str, "created": str, "versions": dict}
+FIELDS = {"identity": str, "fingerprint": str, "study": dict} | ORIGIN  # of a manifest, with their types
+
+
+def write_atomic(path: Path, content: bytes, flush: bool = True) -> None:
+    """Write ``content`` to a temporary file beside ``path`` and rename it; on failure nothing of it stays.
+
+    What a killed process of this machine left of its own writing of ``path`` is removed.
+    """
+    temporary = None
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"cannot write {path}: it is a folder or a device and no file; choose another name.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        begins = f"{TEMPORARY}{path.name[:50]}-{platform.node()[:50]}-"
+        clear(path.parent, begins, dead=True)
+        name = path.with_name(f"{begins}{os.getpid()}-{secrets.token_hex(4)}")
+        handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)  # less umask
+        temporary = name
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:  # Ctrl-C too leaves no temporary file behind
+        if temporary:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise disk_error(error, path) from error
+        raise
+
+
+def clear(folder: Path, begins: str, dead: bool = False) -> None:
+    """Remove the temporary files of ``folder`` whose names begin so; ``dead``: those of processes that have ended."""
+    with contextlib.suppress(OSError):  # of another user, or gone by now
+        for left in [path for path in folder.iterdir() if path.name.startswith(begins)]:
+            ended = not dead or not _lives(left.name.removeprefix(begins).partition("-")[0])
+            if ended and left.is_file() and not left.is_symlink():
+                left.unlink()
+
+
+def _lives(process: str) -> bool:
+    """Whether a process of that number may be running here."""
+    if os.name != "posix" or not process.isdecimal():
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True
+
+
+def lock(path: Path, wait: bool) -> TextIO | None:
+    """Open and lock ``path`` and return it; None, with a warning, where the file system has no locks.
+
+    Raises:
+        BlockingIOError: another process holds it, and we do not ``wait``.
+        UserError: it cannot be written.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    while True:
+        try:
+            file = path.open("a+")
+        except OSError as error:
+            raise disk_error(error, path) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                return file  # the very file that others see: the last holder removed its own
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
+            file.close()
+            raise
+        except OSError as error:
+            file.close()
+            if error.errno not in NO_LOCKS:
+                raise disk_error(error, path) from error
+            path.unlink(missing_ok=True)
+            warnings.warn(
+                f"{path.parent} is on a file system without locks ({error.strerror}): let no second process work on "
+                "this run.", stacklevel=2,
+            )  # fmt: skip
+            return None
+        file.close()
+
+
+def digest(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> str:
+    """sha256 over names, types, shapes and bytes of ``arrays``, and over ``meta``."""
+    sha = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name], order="C")
+        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        sha.update(f"{name}{array.dtype.str}{array.shape}".encode())
+        sha.update(array.tobytes())
+    return sha.hexdigest()
+
+
+def write_sealed(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any], flush: bool = True) -> None:
+    """Write arrays and a JSON mapping as a safetensors file with its checksum."""
+    meta = meta | {"format": FORMAT}
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    sealed = {"meta": json.dumps(meta, sort_keys=True), "sha256": digest(arrays, meta)}
+    write_atomic(path, safetensors.numpy.save(arrays, sealed), flush)
+
+
+def read_sealed(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read what :func:`write_sealed` wrote.
+
+    Raises:
+        StoreError: the file is truncated or altered, or another version of dynmia wrote it.
+    """
+    mend = "delete it and run the same command again to make it anew."
+    try:
+        with safe_open(path, "np") as file:
+            sealed = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        meta = json.loads(sealed["meta"])
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error}.") from error
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise StoreError(f"{path} is truncated or not a dynmia file: {mend}") from error
+    if "parts" in meta:
+        raise StoreError(f"{path} lies in several parts, a form that this dynmia does not read: {mend}")
+    if digest(arrays, meta) != sealed.get("sha256"):
+        raise StoreError(f"{path} was altered (its checksum differs): {mend}")
+    if meta["format"] != FORMAT:
+        raise StoreError(f"{path} has format {meta['format']}, this dynmia reads format {FORMAT}: {mend}")
+    return arrays, meta
+
+
+class RunStore:
+    """The folder of one run.
+
+    Args:
+        folder: made if missing.
+        study: with definite precision (:meth:`dynmia.study.Study.resolve`).
+        fingerprint: of the pool's data and of a user's own model code.
+        about: versions, hardware and command, kept in the manifest.
+
+    Raises:
+        StoreError: the folder holds another study; the message names the fields that differ.
+        UserError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], study: Study, fingerprint: str, about: dict[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.study = study
+        self.identity = study.identity(fingerprint)
+        try:
+            new = not (self.folder / "manifest.json").exists()
+            if new:
+                self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise disk_error(error, self.folder) from error
+        if new:
+            with self.locked():
+                if not (self.folder / "manifest.json").exists():  # of two that begin at once the first decides
+                    self.write_manifest(
+                        {
+                            "format": FORMAT, "identity": self.identity, "fingerprint": fingerprint,
+                            "study": study.to_dict(),
+                        } | about
+                    )  # fmt: skip
+        self.manifest = read_manifest(self.folder)
+        if self.manifest["identity"] != self.identity:
+            what = differing(self.manifest["study"], study.to_dict())
+            raise StoreError(f"{self.folder} holds a run of another study; it differs in {what}: choose another --out.")
+
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        """Write ``manifest`` as this folder's, whose lock must be held."""
+        write_atomic(self.folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+        self.manifest = manifest
+
+    def shard(self, model: int) -> Path:
+        """Path of the finished shard of ``model``."""
+        return self.folder / f"model-{model:03d}.safetensors"
+
+    def state(self, model: int) -> Path:
+        """Path of the saved state of ``model`` while in flight."""
+        return self.folder / f"model-{model:03d}.state.safetensors"
+
+    def finished(self, model: int) -> bool:
+        """Whether the shard of ``model`` is there (it is verified when read)."""
+        return self.shard(model).exists()
+
+    @contextlib.contextmanager
+    def locked(self, model: int | None = None) -> Iterator[None]:
+        """Hold the lock of ``model``, or of the run's own files, and clear what a killed process left half written.
+
+        The system drops the lock when its process ends, however it ends. Where there are no locks, nothing is cleared.
+
+        Raises:
+            UserError: another process holds that of ``model``; for that of the run, which takes seconds, we wait.
+        """
+        stem = "run" if model is None else f"model-{model:03d}"
+        path = self.folder / f"{stem}.lock"
+        try:
+            file = lock(path, wait=model is None)
+        except BlockingIOError as error:
+            raise UserError(
+                f"model {model} in {self.folder} is being trained by another process: wait for it, or choose "
+                "other --models or another --out."
+            ) from error
+        if file is None:
+            yield
+            return
+        try:
+            for name in (stem,) if model is not None else (stem, "manifest"):
+                clear(self.folder, f"{TEMPORARY}{name}.")
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            file.close()
+
+    def models(self) -> list[int]:
+        """The models of which there is a shard or a state."""
+        return [m for m in range(self.study.shadow_models) if self.finished(m) or self.state(m).exists()]
+
+    def missing(self) -> list[int]:
+        """The models that are not finished."""
+        return [model for model in range(self.study.shadow_models) if not self.finished(model)]
+
+    def save_state(self, model: int, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+        """Save the state of a model in flight; not flushed to the platter, a power cut may cost more than an epoch."""
+        write_sealed(self.state(model), arrays, meta | {"model": model, "identity": self.identity}, flush=False)
+
+    def load_state(self, model: int) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """Load the state of a model in flight, verified, or None."""
+        try:
+            return self._read(self.state(model), model) if self.state(model).exists() else None
+        except StoreError:
+            if not self.state(model).exists():  # its process has ended the model while we looked
+                return None
+            raise
+
+    def save_shard(self, model: int, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+        """Write the finished shard of ``model`` and drop its state."""
+        write_sealed(self.shard(model), arrays, meta | {"model": model, "identity": self.identity})
+        self.drop_state(model)
+
+    def drop_state(self, model: int) -> None:
+        """Remove the saved state of ``model``."""
+        self.state(model).unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Clear what a process that was killed right after writing a shard left beside it."""
+        for model in range(self.study.shadow_models):
+            left = self.state(model).exists() or (self.folder / f"model-{model:03d}.lock").exists()
+            if left and self.finished(model):
+                with contextlib.suppress(UserError), self.locked(model):
+                    self.drop_state(model)
+
+    def load_shard(self, model: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Load a finished shard, verified."""
+        return self._read(self.shard(model), model)
+
+    def _read(self, path: Path, model: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        arrays, meta = read_sealed(path)
+        if (meta.get("identity"), meta.get("model")) != (self.identity, model):
+            raise StoreError(f"{path} belongs to another study or model: delete it and run the same command again.")
+        return arrays, meta
+
+
+def differing(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """Name the fields in which two studies differ, with both values."""
+    fields = [f"{k} ({theirs.get(k)} there, {ours[k]} here)" for k in ours if theirs.get(k) != ours[k]]
+    return ", ".join(fields) or "the data or the model's code"
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the manifest of a run folder; a ``StoreError`` names the first field that is missing or wrong."""
+    path = Path(folder) / "manifest.json"
+    mend = "choose another --out, or restore it."
+    try:
+        manifest = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StoreError(f"{folder} is not a run folder: it has no manifest.json.") from error
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path} is damaged ({reason(error)}): {mend}") from error
+    if isinstance(manifest, dict) and manifest.get("format", FORMAT) != FORMAT:
+        raise StoreError(
+            f"{path} has format {manifest['format']}, this dynmia reads format {FORMAT}: choose another --out."
+        )
+    if wrong := wrong_field(manifest):
+        raise StoreError(f"{path} is damaged ({wrong}): {mend}")
+    return manifest
+
+
+def wrong_field(manifest: Any) -> str:
+    """The first field of a manifest that is missing or not what it must be; empty if all are well."""
+    if wrong := _untyped(manifest, {"format": int} | FIELDS):
+        return wrong
+    try:
+        study = Study.from_dict(manifest["study"])
+    except UserError as error:
+        return f"study: {reason(error)}"
+    if study.identity(manifest["fingerprint"]) != manifest["identity"]:
+        return "identity is not that of its study and fingerprint"
+    merged = manifest.get("merged", [])
+    if not isinstance(merged, list):
+        return f"merged is {merged!r:.40}: it must be a list"
+    for number, entry in enumerate(merged):
+        if wrong := _untyped(entry, ORIGIN | {"models": list}):
+            return f"merged[{number}]: {wrong}"
+        strange = [m for m in entry["models"] if type(m) is not int or not 0 <= m < study.shadow_models]
+        if strange:
+            return f"merged[{number}]: models has {strange[0]!r:.40}: they are 0 to {study.shadow_models - 1}"
+    return ""
+
+
+def _untyped(mapping: Any, fields: dict[str, type]) -> str:
+    """What is wrong with a mapping that must have ``fields`` of these types."""
+    if not isinstance(mapping, dict):
+        return f"{mapping!r:.40} is no mapping"
+    for name, kind in fields.items():
+        if type(mapping.get(name)) is not kind:
+            value = f"is {mapping[name]!r:.40}" if name in mapping else "is missing"
+            return f"{name} {value}: it must be of type {kind.__name__}"
+        if name == "workers" and mapping[name] < 1:
+            return f"workers is {mapping[name]}: it must be at least 1"
+    return ""
+
+
+def continued_by(manifest: dict[str, Any], folder: str | os.PathLike[str]) -> str:
+    """The line that continues the run in ``folder``, as one types it."""
+    return f"{manifest['command']} --out {shlex.quote(str(folder))}"
