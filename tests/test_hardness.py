@@ -12,12 +12,13 @@ from scipy.stats import entropy, pearsonr, spearmanr
 from torch import nn
 
 from dynmia import vulnerability_plane
+from dynmia.attack.parts import halves, numbers_of_halves, part_of
+from dynmia.attack.scoring import Scoring
 from dynmia.dynamics.cloud import dynamic_vulnerability
 from dynmia.errors import StoreError
 from dynmia.shadow import engine, record
 from dynmia.shadow.models import build_model
 from dynmia.stats import correlations, hardness
-from dynmia.stats.intervals import halves, numbers_of_halves
 from dynmia.stats.resample import p_values
 from dynmia.stats.simulate import Simulator
 
@@ -129,7 +130,7 @@ def test_halves_use_their_own_models_only(recorded):
         np.testing.assert_allclose(
             found.loss_out.sel(part=part).values[-1][some], np.nanmean(mine[:, some], 0), rtol=1e-4, atol=1e-6
         )
-    half = hardness.half_of(run, hardness.halves(8)["b"])
+    half = part_of(run, hardness.numbers_of_parts(8)["b"])
     assert set(half.keep.sum("model").values) == {2}
     assert half.model.values.tolist() == [4, 5, 6, 7]
 
@@ -193,7 +194,7 @@ def loss_recorded(run):
         loss, out = np.logaddexp(0, -run.phi.values[-1, models].astype(float)), ~run.keep.values[models]
         return np.where(out, loss, 0).sum(0) / np.where(out.any(0), out.sum(0), np.nan)
 
-    parts, sizes = hardness.halves(run.sizes["model"]), (run.sizes["epoch"], run.sizes["sample"])
+    parts, sizes = hardness.numbers_of_parts(run.sizes["model"]), (run.sizes["epoch"], run.sizes["sample"])
     values = np.full((len(parts), *sizes), np.nan)
     values[:, -1] = [reduced(models) for models in parts.values()]
     half = [reduced(models) for models in numbers_of_halves(run.sizes["model"], correlations.HALVES)]
@@ -230,7 +231,7 @@ def test_the_interval_over_models_and_samples_is_that_of_the_halves():
         drawn[dim] = []
         for number, part in enumerate(halves(run, dim, correlations.HALVES)):
             x = found.half_loss_out[number] if dim == "model" else found.loss_out.sel(part="all").isel(epoch=-1)
-            y = dynamic_vulnerability(vulnerability_plane(part, variance="pooled"))
+            y = dynamic_vulnerability(vulnerability_plane(part, Scoring(variance="pooled")))
             drawn[dim].append(np.arctanh(pearsonr(x.sel(sample=y.sample), y)[0]))
     half = stats.t.ppf(0.975, correlations.HALVES // 2) * np.sqrt(sum(np.var(values) for values in drawn.values()))
     middle = np.arctanh(plain.value[key])

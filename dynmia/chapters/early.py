@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from ..attack.parts import part_of
 from ..attack.plane import vulnerability_plane
 from ..dynamics import cloud as dyn
 from ..dynamics.cloud import Weights
@@ -39,7 +40,7 @@ def stay(plane: xr.Dataset, weights: Weights = None) -> xr.DataArray:
     now = dyn.vulnerable(plane)
     entered = xr.apply_ufunc(np.maximum.accumulate, now, kwargs={"axis": now.get_axis_num("epoch")})
     stays = (now == entered).all("epoch") & entered.isel(epoch=-1, drop=True)
-    return dyn.ratio(entered & stays, entered, weights)
+    return dyn.share_of(entered & stays, entered, weights)
 
 
 def first_reach(plane: xr.Dataset, weights: Weights = None, share: float = 0.7) -> xr.DataArray:
@@ -69,13 +70,13 @@ def by_then(table: pd.DataFrame, wanted: float, share: float = EARLY) -> str:
 
 
 def halves(run: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
-    """Runs of disjoint halves of the models, on the samples that :func:`~dynmia.stats.hardness.half_of` keeps in both.
+    """Runs of disjoint halves of the models, on the samples that :func:`~dynmia.stats.part_of` keeps in both.
 
     Raises:
         UserError: it keeps none.
     """
-    models = hardness.halves(run.sizes["model"])
-    parts = [hardness.half_of(run, models[name]) for name in ("a", "b")]
+    models = hardness.numbers_of_parts(run.sizes["model"])
+    parts = [part_of(run, models[name]) for name in ("a", "b")]
     common = parts[0].sample[parts[0].sample.isin(parts[1].sample)]
     if not common.size:
         raise UserError("no sample has in- and out-models enough in both halves: use more shadow models.")

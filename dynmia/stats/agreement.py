@@ -38,7 +38,7 @@ def rank_agreement(a: xr.Dataset, b: xr.Dataset, weights: Weights = None) -> xr.
 def overlap(a: xr.Dataset, b: xr.Dataset, weights: Weights = None) -> xr.DataArray:
     """Jaccard index of the two finally vulnerable sets, common over joint members; NaN where both are empty."""
     first, second = (dyn.vulnerable(plane).isel(epoch=-1, drop=True) for plane in _same(a, b))
-    return dyn.ratio(first & second, first | second, weights)
+    return dyn.share_of(first & second, first | second, weights)
 
 
 def chance_overlap(a: xr.Dataset, b: xr.Dataset) -> tuple[float, float, float]:

@@ -21,7 +21,7 @@ import xarray as xr
 from scipy import optimize, stats
 
 from ..attack.lira import flagged_share
-from ..attack.plane import parse_rule
+from ..attack.scoring import level_of
 from ..errors import UserError, choose
 from ..pool.pool import draw_keep
 from ..study import FORMAT, Study
@@ -111,7 +111,7 @@ class Simulator:
         Returns:
             tpr, fpr, advantage (epoch, sample), as far as those of :func:`dynmia.attack.plane.vulnerability_plane`.
         """
-        level, noise = parse_rule(rule), NOISE[self.noise]
+        level, noise = level_of(rule), NOISE[self.noise]
         out, inside, spread = self.centres
         rates = np.full((2, *out.shape), 0.5 if level is None else level)  # epoch 0: chance
         for t in range(1, len(self.epochs)):
