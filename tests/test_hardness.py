@@ -14,6 +14,7 @@ from torch import nn
 from dynmia import vulnerability_plane
 from dynmia.attack.parts import halves, numbers_of_halves, part_of
 from dynmia.attack.scoring import Scoring
+from dynmia.chapters.figures_hardness import hardness_sentences
 from dynmia.dynamics.cloud import dynamic_vulnerability
 from dynmia.errors import StoreError
 from dynmia.shadow import engine, record
@@ -172,14 +173,14 @@ def test_relate_and_verdict(recorded):
     np.testing.assert_allclose(drawn, again, atol=1e-9)
     whole = table.sort_index().loc["epistemic_all", "all", "all models"]
     np.testing.assert_array_equal(whole.p, p_values(whole.value, drawn))
-    sentences = hardness.verdict(table)
+    sentences = hardness_sentences(table)
     assert len(sentences) == 4  # nothing is vulnerable after four epochs: no comparison of the two
     assert "not to be had from so few samples" in sentences[1]
     for name in ("epistemic_all", "epistemic_out"):
         table.loc[name, ["value", "low", "high"]] = [0.7, 0.6, 0.8]
     table.loc["gradient_in", ["value", "low", "high"]] = [0.1, 0.0, 0.2]
     table.loc[pd.IndexSlice[:, :, "no signal"], ["value", "low", "high"]] = [0.0, -0.1, 0.1]
-    sentences = hardness.verdict(table)
+    sentences = hardness_sentences(table)
     assert "0.70 [0.60, 0.80], outside the no-signal range of -0.10 to 0.10" in sentences[2]
     assert "0.10 [0.00, 0.20], not clear of the no-signal range" in sentences[3]
     assert sentences[4].startswith(

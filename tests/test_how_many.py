@@ -9,8 +9,8 @@ from dynmia.attack.plane import vulnerability_planes
 from dynmia.attack.scoring import Scoring
 from dynmia.book import campaign
 from dynmia.chapters import figures_how_many, how_many
+from dynmia.chapters.retest import LABELS
 from dynmia.stats import precision
-from dynmia.stats.retest import LABELS
 
 
 @pytest.fixture(scope="module")

@@ -165,9 +165,7 @@ def test_calibrations_pairs_and_figures(populations):
     assert errors.loc["deep ensemble"].accuracy.iloc[-1] == pytest.approx(right.mean())
     found = calibrated.pairs(errors, related(0.3))
     assert found.index[found.mixed].tolist() == ["mi_all", "dropout_all"]
-    assert found.loc["deep_mi", "ece"] == pytest.approx(
-        dynmia.stats.calibration.expected_calibration_error(p, right, 10)
-    )
+    assert found.loc["deep_mi", "ece"] == pytest.approx(dynmia.stats.agreement.expected_calibration_error(p, right, 10))
     assert len(calibrated.diagrams(recorded, 10).axes) == len(calibrated.PREDICTORS)
     assert len(calibrated.calibration_and_correlation(errors, found).axes) == 2
 

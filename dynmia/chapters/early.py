@@ -1,7 +1,7 @@
 """Early warning: who will be vulnerable at the end, told from the plane up to a checkpoint, by honest prediction.
 
 Scores that need fitting are fitted on one half of the samples and judged on the other. "Now" and "at the end" come
-from the same models, so part of what looks like foresight is shared noise: :func:`halves` makes them disjoint.
+from the same models, so part of what looks like foresight is shared noise: :func:`disjoint_halves` takes it away.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def by_then(table: pd.DataFrame, wanted: float, share: float = EARLY) -> str:
     return "not reached" if len(after) and after.high.iloc[0] < wanted else "open"
 
 
-def halves(run: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
+def disjoint_halves(run: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
     """Runs of disjoint halves of the models, on the samples that :func:`~dynmia.stats.part_of` keeps in both.
 
     Raises:
@@ -132,7 +132,7 @@ def control(run: xr.Dataset, rule: str = "fpr@0.01", *, score: str = "average", 
         As :func:`prediction`, with dim kind (``KINDS``) instead of score. Values, bounds and chance are means over both
         ways to choose the half that predicts, so the interval is, if anything, wide.
     """
-    planes = [vulnerability_plane(part, rule) for part in halves(run)]
+    planes = [vulnerability_plane(part, rule) for part in disjoint_halves(run)]
     outcomes = [dyn.vulnerable(plane).isel(epoch=-1, drop=True) for plane in planes]
     kinds = []
     for ends in (outcomes, outcomes[::-1]):

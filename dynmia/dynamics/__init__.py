@@ -21,7 +21,7 @@ from .cloud import (
     transition_matrix,
     transition_to_vulnerable,
     vulnerable,
-)
+)  # fmt: skip
 from .metrics import METRICS, Metric
 
 __all__ = [

@@ -42,7 +42,7 @@ def share_of(part: xr.DataArray, whole: xr.DataArray, weights: Weights = None) -
 
 
 def centre_of_mass(plane: xr.Dataset, weights: Weights = None) -> xr.Dataset:
-    """C(t), the mean state: variables fpr and tpr over epoch."""
+    """C(t), the mean place: variables fpr and tpr over epoch."""
     return xr.Dataset({axis: population_mean(plane[axis], weights) for axis in ("fpr", "tpr")})
 
 
@@ -150,13 +150,8 @@ def early_identification(plane: xr.Dataset, weights: Weights = None) -> xr.Datas
     now = vulnerable(ordered(plane))
     final = now.isel(epoch=-1, drop=True)
     entered = xr.apply_ufunc(np.maximum.accumulate, now, kwargs={"axis": now.get_axis_num("epoch")})
-    return xr.Dataset(
-        {
-            "recall": share_of(now, final, weights),
-            "precision": share_of(final, now, weights),
-            "entered": share_of(entered, final, weights),
-        }
-    )
+    pairs = {"recall": (now, final), "precision": (final, now), "entered": (entered, final)}
+    return xr.Dataset({name: share_of(*pair, weights) for name, pair in pairs.items()})
 
 
 def auc(plane: xr.Dataset, weights: Weights = None) -> xr.DataArray:
@@ -195,9 +190,8 @@ def silhouette(plane: xr.Dataset, weights: Weights = None, clusters: int = 3, ep
     now = plane.isel(epoch=-1) if epoch is None else plane.sel(epoch=epoch)
     points, index = np.unique(np.stack([now.fpr.values, now.tpr.values], 1), axis=0, return_inverse=True)
     whole = np.bincount(index.ravel(), minlength=len(points)).astype(float)
-    if len(points) < 2:
-        start = points
-    else:
+    start = points
+    if len(points) > 1:
         start = KMeans(min(clusters, len(points)), n_init=4, random_state=0).fit(points, None, whole).cluster_centers_
     distance = np.linalg.norm(points[:, None] - points[None], axis=-1)  # (point, point)
     if weights is None:

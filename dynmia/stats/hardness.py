@@ -65,7 +65,7 @@ def measure(store: RunStore, run: xr.Dataset, test_labels: np.ndarray) -> xr.Dat
         part has no model of that side. half_M (half, sample) is measure M at the end from each half of the models
         that intervals over models are taken from (:func:`dynmia.attack.parts.halves`).
 
-        For :mod:`dynmia.stats.calibration`, on dims (seldom, test), of one model also model: confidence_E, the largest
+        For :mod:`dynmia.stats.agreement`, on dims (seldom, test), of one model also model: confidence_E, the largest
         predicted probability of a held-out image, and right_E, whether its class is the true one, for the estimators
         E in single, ensemble (mean over models), mc and mc_ensemble.
 
@@ -233,38 +233,3 @@ def relate(
             rows[*key, "other half"] = (pair("a", "b", subset) + pair("b", "a", subset)) / 2
             rows[*key, "no signal"] = quantiles(drawn).assign(n=whole.n)
     return pd.concat(rows, names=["measure", "samples", "models", "kind"])
-
-
-def verdict(table: pd.DataFrame) -> list[str]:
-    """Sentences from :func:`relate`: the strongest measure, the paper's two claims, and what the control leaves."""
-    rows = table.xs("spearman", level="kind")
-    strongest = rows.xs(("all", "other half"), level=("samples", "models")).value.abs().idxmax()
-
-    def said(measure: str, subset: str, models: str, kind: str = "spearman") -> str:
-        row, noise = table.loc[measure, subset, models, kind], table.loc[measure, subset, "no signal", kind]
-        if not np.isfinite(row.value):
-            return "not to be had from so few samples"
-        side = "outside" if row.low > noise.high or row.high < noise.low else "not clear of"
-        return (
-            f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}], {side} the no-signal range of "
-            f"{noise.low:.2f} to {noise.high:.2f}" + (f" (p = {row.p:.2g})" if np.isfinite(row.p) else "")
-        )
-
-    sentences = [
-        f"Across disjoint halves the strongest measure on all samples is {MEASURES[str(strongest)].split(' (')[0]}: "
-        f"Spearman correlation {said(str(strongest), 'all', 'other half')}."
-    ]
-    for name in ("epistemic_all", "epistemic_out", "gradient_in"):
-        if name in rows.index.get_level_values("measure"):
-            word = MEASURES[name].split(" (")[0].capitalize()
-            same, other = (said(name, "vulnerable", models, "pearson") for models in ("all models", "other half"))
-            sentences.append(f"{word} among the vulnerable samples: Pearson correlation {same}; across halves {other}.")
-    weak = rows.loc["gradient_in", "vulnerable", "all models"].value if "gradient_in" in rows.index else np.nan
-    strong = rows.loc["epistemic_all", "vulnerable", "all models"].value
-    if np.isfinite(weak):
-        better = "epistemic uncertainty" if abs(strong) > abs(weak) else "the gradient norm"
-        sentences.append(
-            f"{better[0].upper()}{better[1:]} ranks the vulnerable samples better: Spearman correlation {strong:.2f} "
-            f"for epistemic uncertainty of all models, {weak:.2f} for the gradient norm of the in-models."
-        )
-    return sentences

@@ -37,15 +37,9 @@ ROC = ("auc", "tpr_1pct", "tpr_01pct")  # metrics that need the whole ROC curve
 
 
 def interval(
-    run: xr.Dataset,
-    scoring: Scoring | str = "fpr@0.01",
-    over: str = "models",
-    *,
-    only: Collection[str] = CHOSEN,
-    draws: int = 20,
-    seed: int = 0,
-    level: float = 0.95,
-) -> pd.DataFrame:
+    run: xr.Dataset, scoring: Scoring | str = "fpr@0.01", over: str = "models", *, only: Collection[str] = CHOSEN,
+    draws: int = 20, seed: int = 0, level: float = 0.95,
+) -> pd.DataFrame:  # fmt: skip
     """Metrics of an attack with a Student-t interval over samples, over models, or over both.
 
     Over samples the figure is that of the same models on infinitely many samples, so an entropy or a peak, which few
@@ -54,13 +48,10 @@ def interval(
     to one model on one sample is in either of them, so the sum is too large by it once (Owen 2007).
 
     Args:
-        run, scoring: as for :func:`dynmia.attack.plane.vulnerability_plane`.
         over: a name of ``OVER``.
         only: names of metrics; those that are epochs are steps, for which no t interval holds.
         draws: halves, two by two the complements of each other. Degrees of freedom: draws / 2, or the models (samples)
             less one if they are fewer; Satterthwaite's for the sum.
-        seed: of the halves.
-        level: confidence.
 
     Returns:
         Index metric; columns label, value, low, high, unit, error (standard error), as those of
@@ -77,14 +68,9 @@ Scored = tuple[pd.Series, dict[str, pd.DataFrame]]  # metrics of a run, and of i
 
 
 def score_halves(
-    run: xr.Dataset,
-    scoring: Scoring | str,
-    over: str = "both",
-    *,
-    only: Collection[str] = CHOSEN,
-    draws: int = 20,
+    run: xr.Dataset, scoring: Scoring | str, over: str = "both", *, only: Collection[str] = CHOSEN, draws: int = 20,
     seed: int = 0,
-) -> Scored:
+) -> Scored:  # fmt: skip
     """What :func:`interval` and :func:`ratio` are made of; arguments and errors as there."""
     bounded("draws", draws, 20)
     metrics = [choose(name, METRICS, "metric") for name in only]
@@ -96,13 +82,9 @@ def score_halves(
 
 
 def every(
-    run: xr.Dataset,
-    scoring: Scoring | str = "fpr@0.01",
-    *,
-    only: Collection[str] = METRICS,
-    draws: int = 20,
+    run: xr.Dataset, scoring: Scoring | str = "fpr@0.01", *, only: Collection[str] = METRICS, draws: int = 20,
     seed: int = 0,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """All of ``METRICS``, or those in ``only``, with the intervals that the book prints.
 
     They are over both, models and samples, or over samples where the models are too few to halve. No t interval holds
@@ -190,13 +172,7 @@ def from_halves(
 
 
 def halved(
-    run: xr.Dataset,
-    scoring: Scoring | str,
-    dim: str,
-    *,
-    only: Collection[str] = CHOSEN,
-    draws: int = 20,
-    seed: int = 0,
+    run: xr.Dataset, scoring: Scoring | str, dim: str, *, only: Collection[str] = CHOSEN, draws: int = 20, seed: int = 0
 ) -> pd.DataFrame:
     """The metrics of ``draws`` halves along ``dim`` (``sample`` or ``model``), one row each."""
     roc = any(name in ROC for name in only)
@@ -213,11 +189,8 @@ def figures(planes: Sequence[xr.Dataset], only: Collection[str] = CHOSEN) -> pd.
     joined = xr.concat([plane[used].drop_vars("sample") for plane in planes], "sample", data_vars="minimal")
     picked = np.repeat(np.eye(len(planes)), [plane.sizes["sample"] for plane in planes], axis=1)
     weights = xr.DataArray(picked, dims=("draw", "sample"))
-    return pd.DataFrame(
-        {
-            name: [float(METRICS[name].of(plane, None)) for plane in planes]
-            if name in ("auc", "silhouette")
-            else METRICS[name].of(joined, weights).values
-            for name in only
-        }
-    )
+    alone = ("auc", "silhouette")
+    values: dict[str, Sequence[float] | np.ndarray]
+    values = {name: METRICS[name].of(joined, weights).values for name in only if name not in alone}
+    values |= {name: [float(METRICS[name].of(plane, None)) for plane in planes] for name in only if name in alone}
+    return pd.DataFrame({name: values[name] for name in only})

@@ -59,9 +59,8 @@ def with_halves(runs: Planes, scoring: Scoring | str, draws: int = 20) -> dict[s
 def metrics_of(planes: Halved, names: Sequence[str]) -> xr.Dataset:
     """Metrics of ``summary.METRICS`` of whole runs, dims (run, draw)."""
     rows = {name: [[METRICS[name].of(part, None) for part in parts] for parts in planes.values()] for name in names}
-    return xr.Dataset({name: (("run", "draw"), np.array(row, float)) for name, row in rows.items()}).assign_coords(
-        run=list(planes)
-    )
+    figures = {name: (("run", "draw"), np.array(row, float)) for name, row in rows.items()}
+    return xr.Dataset(figures, {"run": list(planes)})
 
 
 def state_curves(planes: Halved) -> dict[str, xr.Dataset]:

@@ -16,8 +16,6 @@ from ..pool.pool import draw_keep
 from ..store.run import study_of
 
 BLOCK = 100  # bootstrap draws held in memory at once
-
-
 CLUSTER_DRAWS = 200  # k-means is fitted anew in each
 
 
@@ -28,13 +26,6 @@ def summarise(
 
     Decision thresholds are those of the plane; they are not set anew in each draw. Intervals say how sure the figure is
     for this population of models and for samples like these, not for another population of models.
-
-    Args:
-        plane: from :func:`dynmia.attack.plane.vulnerability_plane`.
-        draws: bootstrap draws.
-        seed: of the draws.
-        level: confidence.
-        only: names of the metrics that are wanted.
 
     Returns:
         Index metric; columns label, value, low, high, unit.
@@ -84,16 +75,14 @@ def null_summary(
     """The no-signal level of every metric: redraw the keep mask under the same design and rescore the same phi.
 
     Args:
-        run, scoring: as for :func:`dynmia.attack.plane.vulnerability_plane`.
-        planes: the planes of the null if they are at hand (from :func:`null_planes`); None makes them.
+        planes: from :func:`null_planes`, if they are at hand.
         draws: permuted populations; ``low`` and ``high`` are quantiles over them (their extremes if they are few).
         value: of the population itself, by metric; with it comes the p-value (:func:`p_values`).
 
     Returns:
         Index metric; columns value (mean), low, high, and p if ``value`` is given.
     """
-    planes = null_planes(run, scoring, draws=draws, seed=seed) if planes is None else planes
-    drawn = null_table(planes)
+    drawn = null_table(null_planes(run, scoring, draws=draws, seed=seed) if planes is None else planes)
     table = quantiles(drawn, level)
     return table if value is None else table.assign(p=p_values(value, drawn))
 

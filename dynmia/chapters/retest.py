@@ -20,8 +20,8 @@ from ..dynamics import cloud as dyn
 from ..dynamics.cloud import Weights
 from ..dynamics.metrics import METRICS
 from ..errors import UserError
-from .agreement import TAILS, chance_overlap, overlap
-from .resample import bootstrap_weights
+from ..stats.agreement import TAILS, chance_overlap, overlap
+from ..stats.resample import bootstrap_weights
 
 POPULATION = (
     "advantage", "displacement", "entropy_change", "speed_mean", "vulnerable", "transition_peak", "early_recall",
