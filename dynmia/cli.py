@@ -179,16 +179,16 @@ def summarise(
     as_json: AsJson = False,
 ) -> None:
     """Print every metric of a run with its interval over models and samples and its no-signal level."""
+    from .attack import Scoring
     from .book.cells import rounded
     from .stats.intervals import every
     from .stats.resample import null_summary
     from .store.folder import write_atomic
     from .store.run import open_run
 
-    file, data = csv and writable(csv, ".csv"), open_run(run)
-    options: dict[str, Any] = {"attack": attack, "centre": centre, "variance": variance}
-    table = every(data, rule, draws=draws, **options)
-    noise = null_summary(data, rule, draws=null, value=table.value, **options) if null else None
+    scoring, file, data = Scoring(attack, rule, centre, variance), csv and writable(csv, ".csv"), open_run(run)
+    table = every(data, scoring, draws=draws)
+    noise = null_summary(data, scoring, draws=null, value=table.value) if null else None
     whole = table if noise is None else table.join(noise.add_prefix("null_"))
     if file:
         write_atomic(file, whole.to_csv(float_format="%.9g").encode())

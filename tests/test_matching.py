@@ -16,9 +16,9 @@ from dynmia.stats.matching import (
     envelope,
     epoch_at,
     estimate,
+    estimate_ratio,
     matched_epochs,
     metrics_of,
-    ratio,
     state_curves,
     with_halves,
 )
@@ -179,11 +179,11 @@ def test_runs_on_different_pools_are_not_paired():
 
 def test_ratio_of_a_run_to_itself_is_one_and_needs_a_positive_base():
     a = xr.DataArray([20.0, 20.1, 19.9, 20.2, 19.8], dims="draw")
-    np.testing.assert_allclose(ratio(a, a), 1)
-    assert ratio(2 * a, a).value == 2
+    np.testing.assert_allclose(estimate_ratio(a, a), 1)
+    assert estimate_ratio(2 * a, a).value == 2
     b = xr.DataArray([1.0, 2.0, -1.0, 2.5, -2.0], dims="draw")
-    assert ratio(a, b).high == np.inf
-    assert np.isnan(ratio(a, -b).value)
+    assert estimate_ratio(a, b).high == np.inf
+    assert np.isnan(estimate_ratio(a, -b).value)
 
 
 def test_every_matching_reads_each_run_at_a_moment_of_its_own():

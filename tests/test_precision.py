@@ -9,6 +9,7 @@ from test_dynamics import plane_of
 
 from dynmia import UserError, open_run, vulnerability_plane
 from dynmia import dynamics as dyn
+from dynmia.attack.scoring import Scoring
 from dynmia.stats import precision
 from dynmia.stats.precision import disjoint_parts, measure, precision_table, required_shadow_models, spread_law
 from dynmia.stats.simulate import Simulator
@@ -47,7 +48,9 @@ def test_parts_are_disjoint_scorable_and_reproducible(population):
 
 def test_a_row_equals_a_second_computation(population, measured):
     first, second = list(disjoint_parts(population, 5, 2))[:2]
-    whole, a, b = (vulnerability_plane(run, "bayes", variance="pooled") for run in (population, first, second))
+    whole, a, b = (
+        vulnerability_plane(run, Scoring(reading="bayes", variance="pooled")) for run in (population, first, second)
+    )
     whole = whole.sel(sample=b.sample)
     row = measured.loc["bayes", 5, 2, 1]
     assert row.samples == b.sizes["sample"]

@@ -9,8 +9,7 @@ import xarray as xr
 from test_summary import run_with
 
 from dynmia import dynamics, study_of, vulnerability_plane
-from dynmia.attack import lira
-from dynmia.attack import others as attacks
+from dynmia.attack.scoring import ATTACKS, Scoring
 from dynmia.book import campaign
 from dynmia.chapters import early, figures_attacks, figures_early, robustness
 from dynmia.chapters.robustness import ALONG_THE_WAY, AT_THE_ENDS, NAMES, ends, final, measure, order, survival, verdict
@@ -29,7 +28,7 @@ def run():
 
 
 def test_every_attack_has_a_name():
-    assert set(NAMES) == {*lira.ATTACKS, *attacks.ATTACKS}
+    assert set(NAMES) == set(ATTACKS)
 
 
 def test_the_ends_are_all_that_the_metrics_there_need(run):
@@ -41,10 +40,10 @@ def test_the_ends_are_all_that_the_metrics_there_need(run):
 
 def test_measure_sets_the_null_of_the_same_attack_beside(run):
     table = measure(run, "rmia", null=2)
-    planes = list(null_planes(run, draws=2, attack="rmia"))
+    planes = list(null_planes(run, Scoring("rmia"), draws=2))
     assert planes[0].attrs["attack"] == "rmia"
     pd.testing.assert_frame_equal(table, measure(run, "rmia", null=planes))
-    ours = intervals.interval(run, over="both", only=["displacement"], attack="rmia").loc["displacement"]
+    ours = intervals.interval(run, Scoring("rmia"), "both", only=["displacement"]).loc["displacement"]
     assert table.loc["displacement", ["value", "low", "high"]].tolist() == ours[["value", "low", "high"]].tolist()
     values = [float(dynamics.displacement(p)[-1]) for p in planes]
     assert table.null_low["displacement"] == min(values)
@@ -53,7 +52,7 @@ def test_measure_sets_the_null_of_the_same_attack_beside(run):
 
 def test_what_is_kept_of_a_plane_is_all_that_agreement_reads():
     run = Simulator(samples=80, checkpoints=3, separation=3).run()
-    planes = [vulnerability_plane(run, attack=attack) for attack in ("online", "offline-density")]
+    planes = [vulnerability_plane(run, Scoring(attack)) for attack in ("online", "offline-density")]
     assert 0 < float(rank_agreement(*planes)) == float(rank_agreement(*map(final, planes))) < 1
     assert 0 < float(overlap(*planes)) == float(overlap(*map(final, planes))) < 1
 
@@ -63,7 +62,7 @@ def test_the_released_table_is_made_of_measure(run, monkeypatch):
     monkeypatch.setattr(campaign, "released", lambda *_: {"one": run, "two": other})
     monkeypatch.setattr(robustness, "NAMES", {"online": "LiRA", "loss": "loss threshold"})
     table = robustness.compute(null=3)
-    nulls = [list(null_planes(run, draws=3, attack=attack)) for attack in ("online", "loss")]
+    nulls = [list(null_planes(run, Scoring(attack), draws=3)) for attack in ("online", "loss")]
     table, whole = table.sort_index(), measure(run, "loss", only=ALONG_THE_WAY, null=nulls[1])
     found = table.loc["one", "loss"].loc[list(ALONG_THE_WAY)]
     pd.testing.assert_frame_equal(found, whole.astype(float), check_names=False)
@@ -112,8 +111,8 @@ def test_survival_by_hand():
 
 def test_the_verdict_names_what_survives(run):
     names = ["online", "rmia", "loss"]
-    planes = {a: vulnerability_plane(run, attack=a) for a in names}
-    nulls = {a: list(null_planes(run, draws=2, attack=a)) for a in names}
+    planes = {a: vulnerability_plane(run, Scoring(a)) for a in names}
+    nulls = {a: list(null_planes(run, Scoring(a), draws=2)) for a in names}
     tables = {a: {"x": measure(run, a, only=ALONG_THE_WAY, null=nulls[a])} for a in names}
     agree = pd.concat({("online", a): agreement(planes["online"], planes[a], draws=20) for a in names[1:]})
     noise = pd.Series({a: max(float(rank_agreement(*p)) for p in zip(nulls["online"], nulls[a])) for a in names[1:]})
@@ -145,7 +144,7 @@ def test_first_reach_and_the_verdict_on_the_early_window(run):
 
 def test_control_is_the_mean_of_both_ways(run):
     got = early.control(run, "bayes", score="now", draws=20)
-    planes = [vulnerability_plane(part, "bayes") for part in early.halves(run)]
+    planes = [vulnerability_plane(part, "bayes") for part in early.disjoint_halves(run)]
     finals = [dynamics.vulnerable(plane).isel(epoch=-1) for plane in planes]
     for kind, outcomes in zip(early.KINDS, (finals, finals[::-1])):
         ways = [early.prediction(p, o, scores=["now"], draws=20).value[0] for p, o in zip(planes, outcomes)]
@@ -154,7 +153,7 @@ def test_control_is_the_mean_of_both_ways(run):
 
 
 def test_figures_show_every_run_and_attack(run):
-    planes = {a: vulnerability_plane(run, attack=a) for a in ("online", "rmia", "loss")}
+    planes = {a: vulnerability_plane(run, Scoring(a)) for a in ("online", "rmia", "loss")}
     runs = {"one": run, "two": run.assign_attrs(study=run.attrs["study"].replace('"cnn"', '"mlp"'))}
     looks = figures_early.looks(runs)
     assert looks["one"]["color"] == looks["two"]["color"]

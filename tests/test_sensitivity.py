@@ -8,6 +8,7 @@ from test_dynamics import plane_of, signal_run
 
 from dynmia import UserError, summarise, vulnerability_plane
 from dynmia import dynamics as dyn
+from dynmia.attack.scoring import Scoring
 from dynmia.chapters import definitions, sensitivity
 from dynmia.chapters.definitions import BALANCED, DEPENDS, MAIN, REFERENCE, SMALL, Choice, choices, interval, measure
 from dynmia.chapters.sensitivity import CLAIMS, Claim, margin_name, outcomes
@@ -64,7 +65,7 @@ def test_the_reference_is_what_summarise_says():
 ])  # fmt: skip
 def test_a_choice_changes_what_it_says(choice, metric):
     run = RUN.assign_coords(epoch=[0, 1, 3, 6])  # uneven, so that an interval shows
-    plane = vulnerability_plane(run, choice.rule, centre=choice.centre, variance=choice.variance)
+    plane = vulnerability_plane(run, Scoring("online", choice.rule, choice.centre, choice.variance))
     if choice.kind == "cuts":
         value = 100 * ((plane.fpr < 0.05) & (plane.tpr > 0.95)).values[-1].mean()
     elif choice.kind == "grid":
@@ -82,7 +83,7 @@ def test_a_choice_changes_what_it_says(choice, metric):
 def test_choices_change_only_what_they_are_said_to_change():
     got = measure(RUN, choices(RUN), 0)
     for choice in [c for c in choices(RUN) if not c.run]:
-        plane = vulnerability_plane(RUN, choice.rule, centre=choice.centre, variance=choice.variance)
+        plane = vulnerability_plane(RUN, Scoring("online", choice.rule, choice.centre, choice.variance))
         plane = plane.isel(epoch=slice(None, None, choice.step))
         plane = plane.assign(state=dyn.states(plane, choice.cuts))
         for metric in set(DEPENDS["reference"]) - set(DEPENDS[choice.kind]):

@@ -19,7 +19,7 @@ from ..book.tables import read_table
 from ..book.verdict import CLAIMS, compare
 from ..dynamics.metrics import METRICS
 from ..pool.complexity import DIGITS
-from ..stats.trends import ordered, rank_trend
+from ..stats.trends import directions, rank_trend
 
 
 def accuracy(run: xr.Dataset, gap: bool = False) -> tuple[float, float, float]:
@@ -82,7 +82,8 @@ def orders(
     """For each metric, whether it rises from each run to the next, and the order."""
     steps = [f"{words[a]} to {words[b]}" for a, b in itertools.pairwise(runs)]
     table = pd.DataFrame(
-        {METRICS[m].label: ordered(pd.DataFrame([figures.loc[(run, m)] for run in runs])) for m in metrics}, index=steps
+        {METRICS[m].label: directions(pd.DataFrame([figures.loc[(run, m)] for run in runs])) for m in metrics},
+        index=steps,
     ).T.rename_axis("metric")
     falls, opens = (table == "falls").any(axis=1), (table == "open").any(axis=1)
     return table.assign(order=np.where(falls, "broken", np.where(opens, "not decided", "holds")))

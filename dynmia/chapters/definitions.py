@@ -11,6 +11,7 @@ import xarray as xr
 from scipy.stats import t
 
 from ..attack.plane import vulnerability_planes
+from ..attack.scoring import Scoring
 from ..dynamics import cloud as dyn
 from ..dynamics.metrics import EARLY, METRICS
 from ..stats.resample import bootstrap_weights
@@ -102,7 +103,7 @@ def measure(
     for variance, centre in dict.fromkeys((choice.variance, choice.centre) for choice in among):
         same = [choice for choice in among if (choice.variance, choice.centre) == (variance, centre)]
         rules = dict.fromkeys(choice.rule for choice in same)
-        planes = vulnerability_planes(run, rules, variance=variance, centre=centre, keep=keep)
+        planes = vulnerability_planes(run, rules, Scoring(centre=centre, variance=variance), keep=keep)
         for choice in same:
             plane = planes[choice.rule].isel(epoch=slice(None, None, choice.step))
             plane = plane.assign(state=dyn.states(plane, choice.cuts))

@@ -24,8 +24,8 @@ from ..stats.matching import (
     Planes,
     at_epochs,
     estimate,
+    estimate_ratio,
     matched_epochs,
-    ratio,
     state_curves,
 )
 from ..store.run import study_of
@@ -74,7 +74,7 @@ def contrasts(
             chance = [at_epochs(one, epochs).isel(draw=0) for one in noise]
             for metric in STATE:
                 first, second = both[metric]
-                found = estimate(second - first) if how == "difference" else ratio(second, first)
+                found = estimate(second - first) if how == "difference" else estimate_ratio(second, first)
                 values = [float(one[metric][1] - one[metric][0]) for one in chance] or [np.nan]
                 rows[run, matching, metric] = {
                     **found, "null_low": min(values), "null_high": max(values),

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from ..book.plots import INK, NULL
 from ..dynamics.metrics import METRICS
 from ..stats.precision import AGREEMENT, WANTED, required_shadow_models, spread_law
-from ..stats.retest import LABELS
 from ._shared import log_axis, panels
 from .how_many import CHECK, Z, effect, looks
+from .retest import LABELS
 
 SHADES = {"fpr@0.01": "#D55E00", "bayes": "#0072B2"}
 

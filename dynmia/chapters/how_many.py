@@ -14,8 +14,8 @@ from ..book.plots import COLOURS
 from ..dynamics import cloud as dyn
 from ..dynamics.metrics import METRICS
 from ..stats.precision import AGREEMENT, WANTED, design_effects, required_shadow_models, spread_law
-from ..stats.retest import LEAK
 from ._shared import said, titled
+from .retest import LEAK
 
 Z = 1.96
 CHECK = 0.15  # the paper's: coefficient of variation of advantage over populations
@@ -158,7 +158,7 @@ def verdict(
 
 
 def retest_verdict(found: Mapping[str, pd.DataFrame]) -> list[str]:
-    """The paper's check, and agreement against sampling noise, from each rule's :func:`dynmia.stats.retest.retest`.
+    """The paper's check, and agreement against sampling noise, from each rule's :func:`dynmia.chapters.retest.retest`.
 
     The check holds if the whole interval over populations lies below ``CHECK``, fails if it lies above, else is open.
     """

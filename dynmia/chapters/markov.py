@@ -13,12 +13,13 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from ..attack.parts import part_of
 from ..attack.plane import vulnerability_plane, vulnerability_planes
+from ..attack.scoring import Scoring
 from ..book.campaign import RULES, entries
 from ..book.tables import script
 from ..dynamics import cloud as dyn
 from ..dynamics import markov
-from ..stats.hardness import half_of
 from ..stats.resample import bootstrap_weights, null_masks
 from ..stats.simulate import Simulator
 from ..store.run import open_run, resolve, study_of
@@ -162,6 +163,7 @@ def noise_curves(
     Returns:
         Columns curve, models (in all), share, low, high, p; models is infinite for what no noise hides.
     """
+    pooled = Scoring(reading=rule, variance="pooled")
     hidden, simulator, rows = chain_paths(plane), Simulator(samples=500, checkpoints=20, separation=2.0), []
 
     def add(curve: str, count: float, states: np.ndarray) -> None:
@@ -169,11 +171,11 @@ def noise_curves(
 
     for count in models:
         add(HIDDEN, count, through_noise(hidden, count // 2))
-        add("simulator", count, paths(vulnerability_plane(simulator.run(count), rule, variance="pooled")))
+        add("simulator", count, paths(vulnerability_plane(simulator.run(count), pooled)))
         for name, run in large.items():
             if count <= run.sizes["model"]:
-                part = half_of(run, np.arange(count))
-                add(name, count, paths(vulnerability_plane(part, rule, variance="pooled")))
+                part = part_of(run, np.arange(count))
+                add(name, count, paths(vulnerability_plane(part, pooled)))
     add(HIDDEN, np.inf, hidden)
     add("simulator", np.inf, paths(simulator.truth(rule)))
     return pd.DataFrame(rows)

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from ..attack.scoring import Scoring
 from ..book import campaign
 from ..book.tables import script
 from ..book.verdict import compare
@@ -61,8 +62,9 @@ def measure(
         Index metric; columns value, low, high (:func:`dynmia.stats.intervals.every`), null_value, null_low,
         null_high, p.
     """
-    planes = null_planes(run, rule, draws=null, attack=attack) if isinstance(null, int) else null
-    drawn, table = null_table(planes, only), every(run, rule, only=only, attack=attack)[["value", "low", "high"]]
+    scoring = Scoring(attack, rule)
+    planes = null_planes(run, scoring, draws=null) if isinstance(null, int) else null
+    drawn, table = null_table(planes, only), every(run, scoring, only=only)[["value", "low", "high"]]
     return table.join(quantiles(drawn).add_prefix("null_")).assign(p=p_values(table.value, drawn))
 
 
@@ -78,7 +80,7 @@ def _job(job: tuple[xr.Dataset, str, str, int, bool]) -> tuple[pd.DataFrame, lis
     finals = []
 
     def planes() -> Iterator[xr.Dataset]:  # one at a time: two hundred would fill the memory
-        for plane in null_planes(run, rule, draws=null, attack=attack):
+        for plane in null_planes(run, Scoring(attack, rule), draws=null):
             if main:
                 finals.append(final(plane))
             yield plane

@@ -28,8 +28,8 @@ from ..book import campaign
 from ..book.cells import band, cell, resolved
 from ..errors import UserError
 from ..stats import hardness, intervals
-from ..stats.retest import retest
 from ..store.run import open_run, resolve, study_of
+from .retest import retest
 
 VERDICTS = ("reproduced", "direction reproduced", "not reproduced", "not yet measured at this scale")
 ENDS = ("displacement", "entropy_change")  # metrics of which claims take ratios: of two checkpoints, the first and last

@@ -64,79 +64,61 @@ def epoch_of_recall(plane: xr.Dataset, weights: Weights = None, share: float = 0
 
 
 def _speed(plane: xr.Dataset, weights: Weights) -> xr.DataArray:
-    return 1000 * dyn.population_mean(dyn.encoding_speed(plane), weights)
+    return _per_mille(dyn.encoding_speed(plane), weights)
+
+
+def _per_mille(values: xr.DataArray, weights: Weights) -> xr.DataArray:
+    return 1000 * dyn.population_mean(values, weights)
+
+
+def _hits(level: float) -> Callable[[xr.Dataset, Weights], xr.DataArray]:
+    return lambda plane, weights: 100 * _last(dyn.tpr_at_fpr(plane, level, weights))
+
+
+def _entropy_change(plane: xr.Dataset, weights: Weights) -> xr.DataArray:
+    return dyn.spatial_entropy(plane.isel(epoch=[0, -1]), weights).diff("epoch").isel(epoch=0, drop=True)
 
 
 METRICS: dict[str, Metric] = {
     "auc": Metric("attack AUC at the end", "", lambda p, w: _last(dyn.auc(p, w)), 3),
-    "tpr_1pct": Metric(
-        "attack TPR at 1 % FPR, at the end", "%", lambda p, w: 100 * _last(dyn.tpr_at_fpr(p, 0.01, w)), 1
-    ),
-    "tpr_01pct": Metric(
-        "attack TPR at 0.1 % FPR, at the end", "%", lambda p, w: 100 * _last(dyn.tpr_at_fpr(p, 0.001, w)), 1
-    ),
-    "advantage": Metric(
-        "mean advantage at the end", "/1000", lambda p, w: 1000 * _last(dyn.population_mean(p.advantage, w)), 0
-    ),
+    "tpr_1pct": Metric("attack TPR at 1 % FPR, at the end", "%", _hits(0.01)),
+    "tpr_01pct": Metric("attack TPR at 0.1 % FPR, at the end", "%", _hits(0.001)),
+    "advantage": Metric("mean advantage at the end", "/1000", lambda p, w: _last(_per_mille(p.advantage, w)), 0),
     "dynamic": Metric(
-        "mean dynamic vulnerability",
-        "/1000",
-        lambda p, w: 1000 * dyn.population_mean(dyn.dynamic_vulnerability(p), w),
-        0,
+        "mean dynamic vulnerability", "/1000", lambda p, w: _per_mille(dyn.dynamic_vulnerability(p), w), 0
     ),
     "displacement": Metric(
         "centre-of-mass displacement", "/1000", _over_time(lambda p, w: _last(dyn.displacement(p, w))), 0
     ),
-    "entropy_change": Metric(
-        "spatial entropy change",
-        "bits",
-        _over_time(lambda p, w: dyn.spatial_entropy(p.isel(epoch=[0, -1]), w).diff("epoch").isel(epoch=0, drop=True)),
-        2,
-        "basic",
-    ),
+    "entropy_change": Metric("spatial entropy change", "bits", _over_time(_entropy_change), 2, "basic"),
     "speed_mean": Metric(
-        "encoding speed, mean", "/1000 per epoch", _over_time(lambda p, w: _speed(p, w).mean("epoch")), 1
+        "encoding speed, mean", "/1000 per epoch", _over_time(lambda p, w: _speed(p, w).mean("epoch"))
     ),
     "speed_peak": Metric(
-        "encoding speed, peak",
-        "/1000 per epoch",
-        _over_time(lambda p, w: _speed(p, w).max("epoch")),
-        1,
-        "basic",
-        0.0,
+        "encoding speed, peak", "/1000 per epoch", _over_time(lambda p, w: _speed(p, w).max("epoch")), 1, "basic", 0.0
     ),
     "speed_peak_epoch": Metric(
         "encoding speed, epoch of the peak", "epoch", _over_time(lambda p, w: _peak_epoch(_speed(p, w))), 0
     ),
     "vulnerable": Metric(
-        "vulnerable at the end", "%", lambda p, w: 100 * _last(dyn.population_mean(dyn.vulnerable(p), w)), 1
+        "vulnerable at the end", "%", lambda p, w: 100 * _last(dyn.population_mean(dyn.vulnerable(p), w))
     ),
     "transition_peak": Metric(
-        "transition to vulnerable, peak",
-        "% per checkpoint",
-        _over_time(lambda p, w: 100 * dyn.transition_to_vulnerable(p, w).max("epoch")),
-        1,
-        "basic",
-        0.0,
+        "transition to vulnerable, peak", "% per checkpoint",
+        _over_time(lambda p, w: 100 * dyn.transition_to_vulnerable(p, w).max("epoch")), 1, "basic", 0.0,
     ),
     "transition_peak_epoch": Metric(
-        "transition to vulnerable, epoch of the peak",
-        "epoch",
-        _over_time(lambda p, w: _peak_epoch(dyn.transition_to_vulnerable(p, w))),
-        0,
+        "transition to vulnerable, epoch of the peak", "epoch",
+        _over_time(lambda p, w: _peak_epoch(dyn.transition_to_vulnerable(p, w))), 0,
     ),
     "early_recall": Metric(
-        "finally vulnerable that are so at 3/8 of training",
-        "%",
-        _over_time(lambda p, w: 100 * _early(p, w, "recall")),
-        0,
+        "finally vulnerable that are so at 3/8 of training", "%",
+        _over_time(lambda p, w: 100 * _early(p, w, "recall")), 0,
     ),
     "early_precision": Metric(
-        "vulnerable at 3/8 of training that stay so to the end",
-        "%",
-        _over_time(lambda p, w: 100 * _early(p, w, "precision")),
-        0,
+        "vulnerable at 3/8 of training that stay so to the end", "%",
+        _over_time(lambda p, w: 100 * _early(p, w, "precision")), 0,
     ),
     "recall_epoch": Metric("epoch from which that recall stays above 70 %", "epoch", _over_time(epoch_of_recall), 0),
     "silhouette": Metric("silhouette of 3 clusters, at the end", "", lambda p, w: dyn.silhouette(p, w), 2),
-}
+}  # fmt: skip

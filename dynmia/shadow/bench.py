@@ -28,8 +28,9 @@ import torch
 import xarray as xr
 from torch.utils.data import DataLoader
 
-from ..attack.lira import ATTACKS, lira_scores
+from ..attack.lira import lira_scores
 from ..attack.plane import vulnerability_plane
+from ..attack.scoring import LIRA
 from ..errors import UserError
 from ..pool.pool import draw_keep
 from ..stats.resample import summarise
@@ -222,7 +223,7 @@ def scoring() -> dict[str, float]:
         for part in phi:
             lira_scores(part, keep, attack=attack, centre=centre, variance=variance)
 
-    for centre, attack, variance in itertools.product(("mean", "median"), ATTACKS, ("pooled", "per-sample")):
+    for centre, attack, variance in itertools.product(("mean", "median"), LIRA, ("pooled", "per-sample")):
         name = f"lira_{attack}_{centre}" + ("_pooled" if variance == "pooled" else "")
         result[name] = timed(partial(score, attack, centre, variance))
     tracemalloc.start()

@@ -10,16 +10,16 @@ is. No model is drawn twice, so no copy of a target sits in its own reference se
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Hashable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 from scipy import stats
 
+from ..attack.parts import LEAST, planes_of_halves
 from ..attack.plane import vulnerability_plane
-from ..dynamics.cloud import states
+from ..attack.scoring import Scoring
 from ..dynamics.metrics import METRICS
 from ..errors import UserError, bounded, choose
 from .resample import summarise
@@ -32,22 +32,14 @@ OVER = {  # what else might have been drawn, and along which dimensions the halv
 CHOSEN = (
     "displacement", "advantage", "auc", "speed_mean", "vulnerable", "transition_peak", "early_recall", "entropy_change",
 )  # fmt: skip
-NEEDED = ("tpr", "fpr", "advantage", "n_in", "hits")  # what the metrics read, the AUC apart
+NEEDED = ("tpr", "fpr", "advantage", "state", "n_in", "hits")  # what the metrics read, the AUC apart
 ROC = ("auc", "tpr_1pct", "tpr_01pct")  # metrics that need the whole ROC curve
-LEAST = 12  # models: below, too many samples of a half have no two models on each side
 
 
 def interval(
-    run: xr.Dataset,
-    rule: str = "fpr@0.01",
-    over: str = "models",
-    *,
-    only: Collection[str] = CHOSEN,
-    draws: int = 20,
-    seed: int = 0,
-    level: float = 0.95,
-    **options: Any,
-) -> pd.DataFrame:
+    run: xr.Dataset, scoring: Scoring | str = "fpr@0.01", over: str = "models", *, only: Collection[str] = CHOSEN,
+    draws: int = 20, seed: int = 0, level: float = 0.95,
+) -> pd.DataFrame:  # fmt: skip
     """Metrics of an attack with a Student-t interval over samples, over models, or over both.
 
     Over samples the figure is that of the same models on infinitely many samples, so an entropy or a peak, which few
@@ -56,13 +48,10 @@ def interval(
     to one model on one sample is in either of them, so the sum is too large by it once (Owen 2007).
 
     Args:
-        run, rule, options: as for :func:`dynmia.attack.plane.vulnerability_plane`.
         over: a name of ``OVER``.
         only: names of metrics; those that are epochs are steps, for which no t interval holds.
         draws: halves, two by two the complements of each other. Degrees of freedom: draws / 2, or the models (samples)
             less one if they are fewer; Satterthwaite's for the sum.
-        seed: of the halves.
-        level: confidence.
 
     Returns:
         Index metric; columns label, value, low, high, unit, error (standard error), as those of
@@ -71,7 +60,7 @@ def interval(
     Raises:
         UserError: an unknown name, fewer than 20 draws, or fewer than 12 models to halve.
     """
-    value, drawn = score_halves(run, rule, over, only=only, draws=draws, seed=seed, **options)
+    value, drawn = score_halves(run, scoring, over, only=only, draws=draws, seed=seed)
     return from_halves(value, drawn, run.sizes, level)
 
 
@@ -79,8 +68,8 @@ Scored = tuple[pd.Series, dict[str, pd.DataFrame]]  # metrics of a run, and of i
 
 
 def score_halves(
-    run: xr.Dataset, rule: str, over: str = "both", *, only: Collection[str] = CHOSEN, draws: int = 20, seed: int = 0,
-    **options: Any,
+    run: xr.Dataset, scoring: Scoring | str, over: str = "both", *, only: Collection[str] = CHOSEN, draws: int = 20,
+    seed: int = 0,
 ) -> Scored:  # fmt: skip
     """What :func:`interval` and :func:`ratio` are made of; arguments and errors as there."""
     bounded("draws", draws, 20)
@@ -88,13 +77,13 @@ def score_halves(
     if not metrics:
         raise UserError(f"no metric is named: name at least one of {', '.join(METRICS)}.")
     _, dims = OVER[choose(over, OVER, "interval")]
-    drawn = {dim: halved(run, rule, dim, only=metrics, draws=draws, seed=seed, **options) for dim in dims}
-    return figures([vulnerability_plane(run, rule, **options)], metrics).iloc[0], drawn
+    drawn = {dim: halved(run, scoring, dim, only=metrics, draws=draws, seed=seed) for dim in dims}
+    return figures([vulnerability_plane(run, scoring)], metrics).iloc[0], drawn
 
 
 def every(
-    run: xr.Dataset, rule: str = "fpr@0.01", *, only: Collection[str] = METRICS, draws: int = 20, seed: int = 0,
-    **options: Any,
+    run: xr.Dataset, scoring: Scoring | str = "fpr@0.01", *, only: Collection[str] = METRICS, draws: int = 20,
+    seed: int = 0,
 ) -> pd.DataFrame:  # fmt: skip
     """All of ``METRICS``, or those in ``only``, with the intervals that the book prints.
 
@@ -107,9 +96,9 @@ def every(
     steps = [name for name in only if METRICS[choose(name, METRICS, "metric")].unit == "epoch"]
     over = "both" if run.sizes["model"] >= LEAST else "samples"
     rest = [name for name in only if name not in steps]
-    table = summarise(vulnerability_plane(run, rule, **options), draws=200, only=steps, seed=seed)
+    table = summarise(vulnerability_plane(run, scoring), draws=200, only=steps, seed=seed)
     if rest:
-        table = pd.concat([interval(run, rule, over, only=rest, draws=draws, seed=seed, **options), table])
+        table = pd.concat([interval(run, scoring, over, only=rest, draws=draws, seed=seed), table])
     else:
         table = table.assign(error=np.nan)
     return table.loc[list(only)].rename_axis("metric")
@@ -183,48 +172,11 @@ def from_halves(
 
 
 def halved(
-    run: xr.Dataset, rule: str, dim: str, *, only: Collection[str] = CHOSEN, draws: int = 20, seed: int = 0,
-    **options: Any,
-) -> pd.DataFrame:  # fmt: skip
-    """The metrics of ``draws`` halves along ``dim`` (``sample`` or ``model``), one row each; see :func:`halves`."""
-    if options.get("variance", "auto") == "auto":
-        options["variance"] = pooled_or_not(run)
-    options["roc"] = any(name in ROC for name in only)
-    return figures([vulnerability_plane(part, rule, **options) for part in halves(run, dim, draws, seed)], only)
-
-
-def pooled_or_not(run: xr.Dataset) -> str:
-    """The variance of ``auto`` for the whole run, which its halves keep."""
-    return "pooled" if run.sizes["model"] < 64 else "per-sample"
-
-
-def halves(run: xr.Dataset, dim: str, draws: int, seed: int = 0) -> Iterator[xr.Dataset]:
-    """Random halves of the models or samples of ``run``, each followed by its complement; an odd one is left over."""
-    size = run.sizes[dim]
-    if dim == "model" and size < LEAST:
-        raise UserError(f"{size} models are too few to halve: an interval over models needs {LEAST}.")
-    for part in numbers_of_halves(size, draws, seed):
-        yield run.isel(sample=part) if dim == "sample" else some_models(run, part)
-
-
-def numbers_of_halves(size: int, draws: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """The numbers that :func:`halves` takes of ``size``."""
-    bounded("draws", draws, 1)
-    bounded("seed", seed, 0)
-    rng = np.random.default_rng([seed, 4])
-    for _ in range((draws + 1) // 2):
-        order = rng.permutation(size)
-        yield from (np.sort(order[: size // 2]), np.sort(order[-(size // 2) :]))
-
-
-def some_models(run: xr.Dataset, part: np.ndarray) -> xr.Dataset:
-    """The population of the models at ``part``, without the samples of which it has too few on one side to score.
-
-    That is a matter of the keep mask alone, so no kind of sample is preferred; at 10 models it is 2 % of the samples.
-    """
-    inside = run.keep.values[part].sum(0)
-    need = 2 if run.sizes["model"] < 64 else 3
-    return run.isel(model=part, sample=np.flatnonzero(np.minimum(inside, len(part) - inside) >= need))
+    run: xr.Dataset, scoring: Scoring | str, dim: str, *, only: Collection[str] = CHOSEN, draws: int = 20, seed: int = 0
+) -> pd.DataFrame:
+    """The metrics of ``draws`` halves along ``dim`` (``sample`` or ``model``), one row each."""
+    roc = any(name in ROC for name in only)
+    return figures(list(planes_of_halves(run, scoring, dim, draws, seed, roc=roc)), only)
 
 
 def figures(planes: Sequence[xr.Dataset], only: Collection[str] = CHOSEN) -> pd.DataFrame:
@@ -235,14 +187,10 @@ def figures(planes: Sequence[xr.Dataset], only: Collection[str] = CHOSEN) -> pd.
     """
     used = [name for name in NEEDED if name in planes[0]]
     joined = xr.concat([plane[used].drop_vars("sample") for plane in planes], "sample", data_vars="minimal")
-    joined["state"] = states(joined)
     picked = np.repeat(np.eye(len(planes)), [plane.sizes["sample"] for plane in planes], axis=1)
     weights = xr.DataArray(picked, dims=("draw", "sample"))
-    return pd.DataFrame(
-        {
-            name: [float(METRICS[name].of(plane, None)) for plane in planes]
-            if name in ("auc", "silhouette")
-            else METRICS[name].of(joined, weights).values
-            for name in only
-        }
-    )
+    alone = ("auc", "silhouette")
+    values: dict[str, Sequence[float] | np.ndarray]
+    values = {name: METRICS[name].of(joined, weights).values for name in only if name not in alone}
+    values |= {name: [float(METRICS[name].of(plane, None)) for plane in planes] for name in only if name in alone}
+    return pd.DataFrame({name: values[name] for name in only})

@@ -21,9 +21,9 @@ import xarray as xr
 from scipy import optimize, stats
 from scipy.special import expit
 
-from ..attack.plane import parse_rule, vulnerability_planes
+from ..attack.plane import vulnerability_planes
+from ..attack.scoring import Scoring, level_of
 from ..book.tables import read_table, script
-from ..dynamics import cloud as dyn
 from ..dynamics.metrics import METRICS
 from ..store.folder import write_atomic
 from ..store.run import project_root, resolve
@@ -72,7 +72,7 @@ def expected_rates(models: int, rule: str = "bayes", design: str = "bernoulli") 
     def fpr(threshold: float) -> np.ndarray:
         return exceeds(threshold, 1 + 1 / (b - 1), 1 + 1 / a)
 
-    level, threshold = parse_rule(rule), 0.0
+    level, threshold = level_of(rule), 0.0
     if level is not None:
         pooled = share * b / (share * b).sum()
         threshold = optimize.brentq(lambda t: pooled @ fpr(t) - level, -50, 50, xtol=1e-12)
@@ -86,14 +86,14 @@ def metric_values(planes: Iterable[xr.Dataset], checkpoints: int | None = None) 
         planes: one a draw.
         checkpoints: of a population, if the epochs of a plane hold several, one after another, ten epochs apart.
     """
-    wanted = ["tpr", "fpr", "advantage", "place_in", "place_out", "hits", "n_in", "n_out"]
+    wanted = ["tpr", "fpr", "advantage", "state", "place_in", "place_out", "hits", "n_in", "n_out"]
     whole = xr.concat(
         [plane[wanted] for plane in planes], "draw", data_vars="all", coords="minimal", compat="override",
         join="override",
     )  # fmt: skip
     checkpoints = checkpoints or whole.sizes["epoch"]
     whole = whole.drop_vars("epoch").coarsen(epoch=checkpoints).construct(epoch=("population", "epoch"))
-    whole = whole.assign_coords(epoch=10 * np.arange(checkpoints)).assign(state=dyn.states(whole))
+    whole = whole.assign_coords(epoch=10 * np.arange(checkpoints))
     return xr.Dataset(
         {name: _entropy_change(whole) if name == "entropy_change" else METRICS[name].of(whole, None) for name in CHEAP}
     ).transpose("draw", "population")
@@ -145,7 +145,7 @@ def bias(
     """
     simulator = Simulator(samples, CHECKPOINTS - 1, separation=0, spread_in=1, seed=seed)
     planes = [
-        vulnerability_planes(simulator.run(models, number, design), RULES, variance=variance)
+        vulnerability_planes(simulator.run(models, number, design), RULES, Scoring(variance=variance))
         for number in range(populations)
     ]
     tables = {}

@@ -15,7 +15,9 @@ import pandas as pd
 import xarray as xr
 from scipy.stats import norm
 
+from ..attack.parts import part_of
 from ..attack.plane import vulnerability_planes
+from ..attack.scoring import Scoring
 from ..book.campaign import RULES, released
 from ..book.tables import read_table, script
 from ..dynamics import cloud as dyn
@@ -24,7 +26,6 @@ from ..errors import UserError, choose
 from ..store.folder import write_atomic
 from ..store.run import project_root, resolve
 from .agreement import overlap, rank_agreement
-from .hardness import half_of
 from .trends import Law, fit_law
 
 SIZES = (5, 10, 20, 40, 80)
@@ -88,12 +89,11 @@ def disjoint_parts(run: xr.Dataset, models: int, partition: int, seed: int = 0) 
     """The runs of disjoint subsets of ``models`` models each, in an order drawn by seed, size and partition."""
     order = np.random.default_rng([seed, models, partition]).permutation(run.sizes["model"])
     for start in range(0, len(order) - models + 1, models):
-        yield half_of(run, np.sort(order[start : start + models]))
+        yield part_of(run, np.sort(order[start : start + models]))
 
 
 def _planes(run: xr.Dataset) -> dict[str, xr.Dataset]:
-    planes = vulnerability_planes(run, RULES, variance="pooled")
-    return {rule: plane.assign(state=dyn.states(plane)) for rule, plane in planes.items()}
+    return vulnerability_planes(run, RULES, Scoring(variance="pooled"))
 
 
 def _metrics(plane: xr.Dataset) -> dict[str, float]:
