@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from dynmia.pool.complexity import Images, complexity, intrinsic_dimension, pool_complexity
 from sklearn.feature_selection import f_classif
 from sklearn.metrics import euclidean_distances
 from sklearn.model_selection import LeaveOneOut, cross_val_score
@@ -10,7 +11,6 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from dynmia import UserError, open_run, study_of
 from dynmia.cli import main
-from dynmia.pool.complexity import Images, complexity, intrinsic_dimension, pool_complexity
 from dynmia.pool.datasets import load_dataset
 
 DATA = Path(__file__).parents[1] / "data"

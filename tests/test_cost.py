@@ -4,6 +4,7 @@ import json
 
 import pandas as pd
 import pytest
+from dynmia.shadow.cost import entries, measurements, met, rates, study_hours, target, targets
 from test_cli import run
 from test_errors import assert_one_clear_line
 
@@ -12,7 +13,6 @@ from dynmia.errors import StoreError
 from dynmia.pool.datasets import load_dataset
 from dynmia.pool.pool import make_pool
 from dynmia.shadow import bench, cost
-from dynmia.shadow.cost import entries, measurements, met, rates, study_hours, target, targets
 
 PAPER = study.Study.preset("paper-baseline")
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dynmia.shadow.cost import random_pool
 
 from dynmia import Study
 from dynmia.errors import Diverged, UserError
 from dynmia.shadow import cost, engine, gpu, gpu_session, gpubench
-from dynmia.shadow.cost import random_pool
 from dynmia.shadow.engine import open_store, train_here
 from dynmia.shadow.models import build_model
 from dynmia.shadow.optim import sam_ascend, sam_return

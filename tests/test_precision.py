@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from dynmia.stats.precision import disjoint_parts, measure, precision_table, required_shadow_models, spread_law
 from scipy.stats import norm, spearmanr
 from sklearn.metrics import f1_score
 from test_dynamics import plane_of
@@ -10,7 +11,6 @@ from test_dynamics import plane_of
 from dynmia import UserError, open_run, vulnerability_plane
 from dynmia import dynamics as dyn
 from dynmia.stats import precision
-from dynmia.stats.precision import disjoint_parts, measure, precision_table, required_shadow_models, spread_law
 from dynmia.stats.simulate import Simulator
 from dynmia.stats.trends import fit_law
 from dynmia.store.run import resolve
