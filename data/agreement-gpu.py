@@ -15,7 +15,7 @@ import xarray as xr
 from dynmia.attack.plane import vulnerability_plane
 from dynmia.book.makers import maker
 from dynmia.book.tables import entries
-from dynmia.cli import DataDir, TimeBudget, parse_duration, parse_pairs
+from dynmia.cli import DataDir, parse_duration, parse_pairs
 from dynmia.dynamics.metrics import METRICS
 from dynmia.errors import reason, writable
 from dynmia.shadow.engine import open_store, train_here
@@ -101,7 +101,7 @@ def apart(table: pd.DataFrame) -> list[str]:
 def main(
     out: Annotated[str, typer.Option(help="where the result goes; written after every study")] = "agreement-gpu.json",
     runs: Annotated[str, typer.Option(help="folder of the run folders, made if missing")] = "runs/agreement",
-    time_budget: TimeBudget = "9m",
+    time_budget: Annotated[str, typer.Option(help="stop after this, for example 9m or 1h30m")] = "9m",
     data_dir: DataDir = None,
 ) -> None:
     """Train each study by each engine of this machine's GPU, and by one of them with other seeds."""

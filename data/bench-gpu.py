@@ -20,7 +20,7 @@ import torch.nn.functional as F
 import typer
 
 from dynmia.book.makers import maker
-from dynmia.cli import AsJson, TimeBudget, parse_duration
+from dynmia.cli import AsJson, parse_duration
 from dynmia.errors import UserError, bounded, choose, reason, writable
 from dynmia.pool.pool import Pool
 from dynmia.shadow.gpu import EVALUATION_BATCH, compile_forward, open_lanes, run_epoch
@@ -279,7 +279,7 @@ def main(
     measurement: Annotated[
         list[str] | None, typer.Option(help="take only this one, for example graph_256; may be repeated")
     ] = None,
-    time_budget: TimeBudget = "9m",
+    time_budget: Annotated[str, typer.Option(help="stop after this, for example 9m or 1h30m")] = "9m",
     out: Annotated[str | None, typer.Option(help="also write the JSON to this file")] = None,
     as_json: AsJson = False,
 ) -> None:

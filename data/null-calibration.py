@@ -1,4 +1,4 @@
-"""Does the permutation test keep its level in populations without a signal?"""
+"""Whether the permutation test keeps its level in populations without a signal."""
 
 from __future__ import annotations
 
