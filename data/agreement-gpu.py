@@ -17,7 +17,7 @@ from dynmia.book.makers import maker
 from dynmia.book.tables import entries
 from dynmia.cli import DataDir, parse_duration, parse_pairs
 from dynmia.dynamics.metrics import METRICS
-from dynmia.errors import reason, writable
+from dynmia.errors import choose, reason, writable
 from dynmia.shadow.engine import open_store, train_here
 from dynmia.shadow.gpu import train_lanes
 from dynmia.shadow.step import arithmetic
@@ -35,7 +35,7 @@ def listed_study(text: str) -> Study:
     """A preset or a run of ``campaign.yml``, with changes: ``cifar10-cnn-1000,model=wrn-10-1,epochs=24``."""
     name, *changes = text.split(",")
     known = {entry.name: entry.study for entry in entries()} | {preset: Study.preset(preset) for preset in PRESETS}
-    return Study.from_dict(known[name].to_dict() | parse_pairs(changes, "study"))
+    return Study.from_dict(known[choose(name, known, "preset or run")].to_dict() | parse_pairs(changes, "study"))
 
 
 def agree(text: str, seeds: Iterable[int], out: Path, data_dir: str | None, deadline: float) -> dict[str, Any]:

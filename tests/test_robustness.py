@@ -11,14 +11,19 @@ from test_summary import run_with
 from dynmia import dynamics, study_of, vulnerability_plane
 from dynmia.attack import lira
 from dynmia.attack import others as attacks
-from dynmia.book import campaign
+from dynmia.book import maker
 from dynmia.chapters import early, figures_attacks, figures_early, robustness
-from dynmia.chapters.robustness import ALONG_THE_WAY, AT_THE_ENDS, NAMES, ends, final, measure, order, survival, verdict
+from dynmia.chapters.robustness import NAMES, order, survival, verdict
 from dynmia.dynamics.metrics import EARLY
 from dynmia.stats import intervals
 from dynmia.stats.agreement import agreement, overlap, rank_agreement
 from dynmia.stats.resample import null_planes, summarise
 from dynmia.stats.simulate import Simulator
+
+script = maker("attacks")
+ALONG_THE_WAY, AT_THE_ENDS, ends, final, measure = (
+    script.ALONG_THE_WAY, script.AT_THE_ENDS, script.ends, script.final, script.measure
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +65,10 @@ def test_what_is_kept_of_a_plane_is_all_that_agreement_reads():
 
 def test_the_released_table_is_made_of_measure(run, monkeypatch):
     other = run.isel(sample=slice(100))
-    monkeypatch.setattr(campaign, "released", lambda *_: {"one": run, "two": other})
-    monkeypatch.setattr(robustness, "NAMES", {"online": "LiRA", "loss": "loss threshold"})
-    table = robustness.compute(null=3)
+    monkeypatch.setattr(script, "released", lambda *_: {"one": run, "two": other})
+    for module in (script, robustness):
+        monkeypatch.setattr(module, "NAMES", {"online": "LiRA", "loss": "loss threshold"})
+    table = script.compute(null=3)
     nulls = [list(null_planes(run, draws=3, attack=attack)) for attack in ("online", "loss")]
     table, whole = table.sort_index(), measure(run, "loss", only=ALONG_THE_WAY, null=nulls[1])
     found = table.loc["one", "loss"].loc[list(ALONG_THE_WAY)]
