@@ -8,11 +8,14 @@ from scipy import stats
 
 from dynmia.attack.parts import halves, part_of
 from dynmia.attack.plane import rate_interval, vulnerability_plane
+from dynmia.book import maker
 from dynmia.chapters import holding
 from dynmia.dynamics.metrics import METRICS
 from dynmia.errors import UserError
-from dynmia.stats import coverage, intervals
+from dynmia.stats import intervals
 from dynmia.stats.simulate import Simulator
+
+coverage = maker("coverage")
 
 
 @pytest.fixture(scope="module")

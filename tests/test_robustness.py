@@ -10,14 +10,19 @@ from test_summary import run_with
 
 from dynmia import dynamics, study_of, vulnerability_plane
 from dynmia.attack.scoring import ATTACKS, Scoring
-from dynmia.book import campaign
+from dynmia.book import maker
 from dynmia.chapters import early, figures_attacks, figures_early, robustness
-from dynmia.chapters.robustness import ALONG_THE_WAY, AT_THE_ENDS, NAMES, ends, final, measure, order, survival, verdict
+from dynmia.chapters.robustness import NAMES, order, survival, verdict
 from dynmia.dynamics.metrics import EARLY
 from dynmia.stats import intervals
 from dynmia.stats.agreement import agreement, overlap, rank_agreement
 from dynmia.stats.resample import null_planes, summarise
 from dynmia.stats.simulate import Simulator
+
+script = maker("attacks")
+ALONG_THE_WAY, AT_THE_ENDS, ends, final, measure = (
+    script.ALONG_THE_WAY, script.AT_THE_ENDS, script.ends, script.final, script.measure
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +64,10 @@ def test_what_is_kept_of_a_plane_is_all_that_agreement_reads():
 
 def test_the_released_table_is_made_of_measure(run, monkeypatch):
     other = run.isel(sample=slice(100))
-    monkeypatch.setattr(campaign, "released", lambda *_: {"one": run, "two": other})
-    monkeypatch.setattr(robustness, "NAMES", {"online": "LiRA", "loss": "loss threshold"})
-    table = robustness.compute(null=3)
+    monkeypatch.setattr(script, "released", lambda *_: {"one": run, "two": other})
+    for module in (script, robustness):
+        monkeypatch.setattr(module, "NAMES", {"online": "LiRA", "loss": "loss threshold"})
+    table = script.compute(null=3)
     nulls = [list(null_planes(run, Scoring(attack), draws=3)) for attack in ("online", "loss")]
     table, whole = table.sort_index(), measure(run, "loss", only=ALONG_THE_WAY, null=nulls[1])
     found = table.loc["one", "loss"].loc[list(ALONG_THE_WAY)]
@@ -144,7 +150,7 @@ def test_first_reach_and_the_verdict_on_the_early_window(run):
 
 def test_control_is_the_mean_of_both_ways(run):
     got = early.control(run, "bayes", score="now", draws=20)
-    planes = [vulnerability_plane(part, "bayes") for part in early.disjoint_halves(run)]
+    planes = [vulnerability_plane(part, "bayes") for part in early.halves(run)]
     finals = [dynamics.vulnerable(plane).isel(epoch=-1) for plane in planes]
     for kind, outcomes in zip(early.KINDS, (finals, finals[::-1])):
         ways = [early.prediction(p, o, scores=["now"], draws=20).value[0] for p, o in zip(planes, outcomes)]

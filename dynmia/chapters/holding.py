@@ -29,8 +29,8 @@ OVERS = ("samples", "models", "both")
 
 
 def load(folder: str | os.PathLike[str] = "data") -> pd.DataFrame:
-    """The released table of :mod:`dynmia.stats.coverage`, index (scenario, over, method, metric)."""
-    return read_table(resolve(folder) / "coverage.csv", "python -m dynmia.stats.coverage")
+    """The released table ``coverage.csv``, index (scenario, over, method, metric)."""
+    return read_table(resolve(folder) / "coverage.csv")
 
 
 def judge(row: pd.Series) -> str:

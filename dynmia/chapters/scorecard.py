@@ -24,7 +24,7 @@ import pandas as pd
 import xarray as xr
 
 from ..attack.plane import vulnerability_plane
-from ..book import campaign
+from ..book import tables as campaign
 from ..book.cells import band, cell, resolved
 from ..errors import UserError
 from ..stats import hardness, intervals
@@ -96,7 +96,7 @@ class Released:
 
     @functools.cached_property
     def figures(self) -> pd.DataFrame:
-        """The table of :func:`dynmia.book.campaign.figures`."""
+        """The table of :func:`dynmia.book.tables.figures`."""
         return campaign.figures(self.folder, self.rule)
 
     def figure(self, run: str, metric: str, rule: str = "") -> Measured:

@@ -201,7 +201,7 @@ def relate(
 
     The p-value (:func:`dynmia.stats.resample.p_values`) is exact for measures that do not look at the keep mask, as
     the one of all models. A measure of in- or out-models keeps the true mask: how far off it is,
-    :mod:`dynmia.stats.noise` measures.
+    ``data/null-calibration.py`` measures.
 
     Returns:
         Columns value, low, high, n, and p for ``all models``.
