@@ -44,9 +44,13 @@ def vulnerability_plane(
 
 
 def vulnerability_planes(
-    run: xr.Dataset, readings: Iterable[str], scoring: Scoring = STUDY, *, keep: np.ndarray | None = None,
+    run: xr.Dataset,
+    readings: Iterable[str],
+    scoring: Scoring = STUDY,
+    *,
+    keep: np.ndarray | None = None,
     roc: bool = True,
-) -> dict[str, xr.Dataset]:  # fmt: skip
+) -> dict[str, xr.Dataset]:
     """The planes of several readings of one scoring, by reading; see :func:`vulnerability_plane`."""
     levels = {reading: level_of(replace(scoring, reading=reading).reading) for reading in readings}
     run = checked_run(run)

@@ -62,9 +62,9 @@ def measure(store: RunStore, run: xr.Dataset, test_labels: np.ndarray) -> xr.Dat
         part has no model of that side. half_M (half, sample) is measure M at the end from each half of the models
         that intervals over models are taken from (:func:`dynmia.attack.parts.halves`).
 
-        On dims (seldom, test), of one model also model: confidence_E, the largest
-        predicted probability of a held-out image, and right_E, whether its class is the true one, for the estimators
-        E in single, ensemble (mean over models), mc and mc_ensemble.
+        On dims (seldom, test), of one model also model: confidence_E, the largest predicted probability of a held-out
+        image, and right_E, whether its class is the true one, for the estimators E in single, ensemble (mean over
+        models), mc and mc_ensemble.
 
     Raises:
         StoreError: the run was not recorded for this.
