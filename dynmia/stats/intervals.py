@@ -37,9 +37,15 @@ ROC = ("auc", "tpr_1pct", "tpr_01pct")  # metrics that need the whole ROC curve
 
 
 def interval(
-    run: xr.Dataset, scoring: Scoring | str = "fpr@0.01", over: str = "models", *, only: Collection[str] = CHOSEN,
-    draws: int = 20, seed: int = 0, level: float = 0.95,
-) -> pd.DataFrame:  # fmt: skip
+    run: xr.Dataset,
+    scoring: Scoring | str = "fpr@0.01",
+    over: str = "models",
+    *,
+    only: Collection[str] = CHOSEN,
+    draws: int = 20,
+    seed: int = 0,
+    level: float = 0.95,
+) -> pd.DataFrame:
     """Metrics of an attack with a Student-t interval over samples, over models, or over both.
 
     Over samples the figure is that of the same models on infinitely many samples, so an entropy or a peak, which few
@@ -68,9 +74,14 @@ Scored = tuple[pd.Series, dict[str, pd.DataFrame]]  # metrics of a run, and of i
 
 
 def score_halves(
-    run: xr.Dataset, scoring: Scoring | str, over: str = "both", *, only: Collection[str] = CHOSEN, draws: int = 20,
+    run: xr.Dataset,
+    scoring: Scoring | str,
+    over: str = "both",
+    *,
+    only: Collection[str] = CHOSEN,
+    draws: int = 20,
     seed: int = 0,
-) -> Scored:  # fmt: skip
+) -> Scored:
     """What :func:`interval` and :func:`ratio` are made of; arguments and errors as there."""
     bounded("draws", draws, 20)
     metrics = [choose(name, METRICS, "metric") for name in only]
@@ -82,9 +93,13 @@ def score_halves(
 
 
 def every(
-    run: xr.Dataset, scoring: Scoring | str = "fpr@0.01", *, only: Collection[str] = METRICS, draws: int = 20,
+    run: xr.Dataset,
+    scoring: Scoring | str = "fpr@0.01",
+    *,
+    only: Collection[str] = METRICS,
+    draws: int = 20,
     seed: int = 0,
-) -> pd.DataFrame:  # fmt: skip
+) -> pd.DataFrame:
     """All of ``METRICS``, or those in ``only``, with the intervals that the book prints.
 
     They are over both, models and samples, or over samples where the models are too few to halve. No t interval holds
