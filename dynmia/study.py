@@ -20,17 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import UserError, choose, shown
+from .registry import is_path, named_set
 
-DATASETS = {
-    "digits": "scikit-learn digits, 8 x 8 grey, 1,797 images, embedded: needs no download",
-    "mnist": "MNIST, 28 x 28 grey",
-    "fashion_mnist": "Fashion-MNIST, 28 x 28 grey",
-    "cifar10": "CIFAR-10, 32 x 32 colour",
-    "cinic10": "CINIC-10, 32 x 32 colour (CIFAR-10 classes, most images from ImageNet)",
-    "cifar10_jpeg": "CIFAR-10 in a JPEG-coded (lossy) copy of your own: for where the exact images are not at hand",
-    "location30": "Location-30, 446 binary features of who was where, 30 classes; a copy of your own",
-    "trec": "TREC questions by the words in them, 6 classes; a copy of your own",
-}
 MODELS = {
     "cnn": "shallow CNN: 3 convolutions (32, 64, 128), ReLU, max-pooling, one linear layer",
     "cnn-dropout": "the shallow CNN with dropout (p = 0.25) before its linear layer, for MC dropout",
@@ -136,8 +127,7 @@ class Study:
                 high = f" and below {limits['high']}" if limits["high"] < math.inf else ""
                 bound = f"at least {limits['low']}{high}"
                 raise UserError(f"{field.name} is {shown(value)}: it must be a finite number, {bound}.")
-        if not is_path(self.dataset):
-            choose(self.dataset, DATASETS, "data set", also=", a .npz file or an image folder (a path with a slash)")
+        named_set(self.dataset)
         _check_model(self.model)
         if self.lr is None:
             object.__setattr__(self, "lr", DEFAULT_LR[self.optimizer])
@@ -225,11 +215,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         lr=0.1,
     ),
 }  # fmt: skip
-
-
-def is_path(dataset: str) -> bool:
-    """Whether a data set name is a user's own file or folder."""
-    return dataset.endswith(".npz") or "/" in dataset or "\\" in dataset
 
 
 def _typed(name: str, kind: str, value: Any) -> Any:

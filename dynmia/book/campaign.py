@@ -23,7 +23,7 @@ import xarray as xr
 from ..attack.plane import vulnerability_planes
 from ..dynamics.metrics import METRICS
 from ..errors import UserError, choose, shown
-from ..pool.datasets import SIZES
+from ..registry import named_set
 from ..stats.intervals import every
 from ..stats.resample import null_masks, null_table, p_values, quantiles
 from ..store.folder import differing, read_manifest, write_atomic
@@ -87,8 +87,8 @@ def _study(run: dict[str, Any], fields: dict[str, Any], where: str) -> Study:
     try:
         study = Study.from_dict(scalars(run | fields))
         if share != 1 and study.pool_size and "pool_size" not in fields:
-            size, largest = study.pool_size * share, SIZES[study.dataset][1] if study.dataset in SIZES else math.inf
-            study = study.replace(pool_size=int(min(size, largest)))
+            known = named_set(study.dataset)
+            study = study.replace(pool_size=int(min(study.pool_size * share, known.train if known else math.inf)))
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     return study

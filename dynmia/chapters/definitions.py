@@ -13,10 +13,11 @@ from scipy.stats import t
 from ..attack.plane import vulnerability_planes
 from ..dynamics import cloud as dyn
 from ..dynamics.metrics import EARLY, METRICS
+from ..registry import DATASETS
 from ..stats.resample import bootstrap_weights
 from ._shared import said
 
-SETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "cinic10": "CINIC-10"}
+SETS = {name: DATASETS[name].title for name in ("mnist", "fashion_mnist", "cifar10", "cinic10")}
 RUNS = {name: f"{name}-cnn-4000" for name in SETS}  # easiest to hardest
 MAIN, SMALL = RUNS["cifar10"], "cifar10-cnn-1000"
 BALANCED = f"{SMALL}-balanced"

@@ -78,16 +78,7 @@ def make_pool(study: Study, dataset: Dataset) -> Pool:
     pool is part of a larger one; classes that run out are skipped.
     """
     size = len(dataset.train_labels) if study.pool_size is None else study.pool_size
-    if size > len(dataset.train_labels):
-        raise UserError(
-            f"pool_size {size} is larger than the training split of {study.dataset} ({len(dataset.train_labels)}): "
-            f"use 4 to {len(dataset.train_labels)}."
-        )
-    if (study.test_size or 0) > len(dataset.test_labels):
-        raise UserError(
-            f"test_size {study.test_size} is larger than the test split of {study.dataset} "
-            f"({len(dataset.test_labels)}): use 1 to {len(dataset.test_labels)}."
-        )
+    check_sizes(study, len(dataset.train_labels), len(dataset.test_labels))
     if len(lost := np.setdiff1d(dataset.test_labels, dataset.test_labels[: study.test_size])):
         warnings.warn(
             f"classes {', '.join(map(str, lost))} are not among the first {study.test_size} held-out images, so the "
@@ -108,10 +99,15 @@ def make_pool(study: Study, dataset: Dataset) -> Pool:
     images, test_images = dataset.train_images.take(ids, axis=0), dataset.test_images
     if study.test_size is not None:
         test_images = test_images.take(np.arange(study.test_size), axis=0)
-    blocks = images.columns() if isinstance(images, Texts) else [images.reshape(-1, images.shape[-1])]
-    flats = (block.astype(np.float32) for block in blocks)
-    moments = [(flat.mean(0, dtype=np.float64), flat.std(0, dtype=np.float64)) for flat in flats]
-    mean, std = np.concatenate(moments, axis=1).astype(np.float32)
+    if isinstance(images, Texts):
+        from sklearn.utils.sparsefuncs import mean_variance_axis
+
+        mean, variance = mean_variance_axis(images.counts.astype(np.float64), axis=0)
+        std = np.sqrt(variance)
+    else:
+        flat = images.reshape(-1, images.shape[-1]).astype(np.float32)
+        mean, std = flat.mean(0, dtype=np.float64), flat.std(0, dtype=np.float64)
+    mean, std = mean.astype(np.float32), std.astype(np.float32)
     return Pool(
         images=images,
         labels=dataset.train_labels[ids],
@@ -123,6 +119,16 @@ def make_pool(study: Study, dataset: Dataset) -> Pool:
         std=np.maximum(std, 1) if images.dtype == np.uint8 else np.where(std > 0, std, 1),
         classes=dataset.classes,
     )
+
+
+def check_sizes(study: Study, train: int, test: int) -> None:
+    """Refuse a pool or a held-out set that is larger than its split, of ``train`` and ``test`` samples."""
+    for name, size, split, least, most in (
+        ("pool_size", study.pool_size, "training", 4, train), ("test_size", study.test_size, "test", 1, test)
+    ):  # fmt: skip
+        if (size or 0) > most:
+            where = f"the {split} split of {study.dataset} ({most})"
+            raise UserError(f"{name} {size} is larger than {where}: use {least} to {most}.")
 
 
 def draw_keep(models: int, samples: int, design: str = "bernoulli", seed: int = 0) -> np.ndarray:

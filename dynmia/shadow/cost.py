@@ -20,9 +20,10 @@ from torch.utils.data import Dataset
 
 from ..attack.plane import vulnerability_plane
 from ..dynamics.metrics import METRICS
-from ..errors import StoreError, UserError, choose, reason
-from ..pool.datasets import SIZES, load_dataset
-from ..pool.pool import Pool
+from ..errors import StoreError, choose, reason
+from ..pool.datasets import load_dataset
+from ..pool.pool import Pool, check_sizes
+from ..registry import DATASETS, named_set
 from ..store.run import cores
 from ..study import Study
 from .engine import Folder, check_workers, pick_device
@@ -64,18 +65,14 @@ def plan(
     check_workers(workers)
     device = pick_device(device)
     study = study.resolve(device)
-    if study.dataset in SIZES and not (data_dir or os.environ.get("DYNMIA_DATA")):
-        shape, train, test, classes = SIZES[study.dataset]
+    if (known := named_set(study.dataset)) and not (data_dir or os.environ.get("DYNMIA_DATA")):
+        shape, train, test, classes = known.shape, known.train, known.test, known.classes
     else:
         data = load_dataset(study.dataset, data_dir)
         _, height, width, channels = data.train_images.shape
         shape, classes = (channels, height, width), data.classes
         train, test = len(data.train_labels), len(data.test_labels)
-    for name, wanted, split, most in (
-        ("pool_size", study.pool_size, "training", train), ("test_size", study.test_size, "test", test)
-    ):  # fmt: skip
-        if (wanted or 0) > most:
-            raise UserError(f"{name} {wanted} is larger than the {split} split of {study.dataset} ({most}).")
+    check_sizes(study, train, test)
     samples, test = study.pool_size or train, study.test_size or test
     model = build_model(study.model, shape, classes)
     passes = 2 if study.optimizer.startswith("sam") else 1
@@ -315,8 +312,8 @@ def study_hours(study: Study, measured: dict[str, Any]) -> dict[str, float]:
     names = (graphs, "compiled_evaluation") if "measures" in measured else ("paper_train_rate", "paper_evaluation_rate")
     if not all(name in found for name in names):
         return {}
-    _, train, test, _ = SIZES[choose(study.dataset, SIZES, "data set")]
-    counts = work(study, study.pool_size or train, test)
+    known = DATASETS[choose(study.dataset, DATASETS, "data set")]
+    counts = work(study, study.pool_size or known.train, known.test)
     model = sum(count / found[name]["median"] for count, name in zip(counts, names))
     workers = 1 if "measures" in measured else measured["workers"]
     places = {"one machine": workers, "Ray cluster of 10": 10 * workers, "SLURM array": study.shadow_models}
