@@ -11,26 +11,17 @@ WORDS = 4096  # entries of a text's vector, into which its words are hashed
 
 @dataclass(frozen=True)
 class NamedSet:
-    """A data set that has a name.
+    """A data set that has a name."""
 
-    Attributes:
-        name: in studies, and of its file ``<name>.npz``.
-        title, colour: in text and in every figure (colours of Okabe and Ito 2008).
-        text: what ``dynmia datasets`` says of it.
-        shape: (C, H, W), the shape that a model sees; feature vectors and texts are images of one pixel.
-        train, test: samples of its splits; classes: number of labels.
-        source: a class of ``torchvision.datasets``, ``scikit-learn`` or ``archive``; empty for a copy of one's own.
-    """
-
-    name: str
-    title: str
-    shape: tuple[int, int, int]
-    train: int
+    name: str  # in studies, and of its file <name>.npz
+    title: str  # in text and figures
+    shape: tuple[int, int, int]  # (C, H, W), as a model sees it; feature vectors and texts are images of one pixel
+    train: int  # samples in each split
     test: int
     classes: int
-    colour: str
-    source: str
-    text: str
+    colour: str  # in every figure (Okabe and Ito 2008)
+    source: str  # a class of torchvision.datasets, scikit-learn or archive; empty: not downloaded, a copy of one's own
+    text: str  # what `dynmia datasets` says of it
 
     @property
     def has_images(self) -> bool:

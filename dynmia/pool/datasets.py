@@ -87,8 +87,8 @@ class Texts:
         """Texts from the arrays that are called ``name`` and a part of the matrix."""
         from scipy.sparse import csr_matrix
 
-        parts = tuple(arrays[f"{name}.{part}"] for part in CSR)
-        return cls(csr_matrix(parts, shape=(len(parts[2]) - 1, WORDS)))
+        values, words, ends = (arrays[f"{name}.{part}"] for part in CSR)
+        return cls(csr_matrix((values, words, ends), shape=(len(ends) - 1, WORDS)))
 
 
 @dataclass(frozen=True)
@@ -139,12 +139,9 @@ def load_dataset(name: str, data_dir: str | os.PathLike[str] | None = None) -> D
 
 
 def check(where: object, arrays: dict[str, np.ndarray], kind: str = "images") -> Dataset:
-    """Check the four arrays of a data set and bring them into the shapes of :class:`Dataset`.
+    """Bring ``train_KIND``, ``train_labels`` and the same of ``test`` into the shapes of :class:`Dataset`, or refuse.
 
-    Args:
-        where: the file, for messages.
-        arrays: ``train_KIND``, ``train_labels``, ``test_KIND``, ``test_labels``.
-        kind: images, features or texts; images (n, 1, 1, D) are feature vectors.
+    ``where`` they come from is for messages. Images (n, 1, 1, D) are feature vectors.
     """
     samples, labels = {}, {}
     for split in SPLITS:
@@ -273,16 +270,16 @@ def _count_words(where: str, texts: np.ndarray) -> Texts:
     single = sum(len(word) == 1 for word in words)
     empty = int((np.diff(counts.indptr) == 0).sum())
     longer = "write longer words (such as pairs of characters)"
-    for is_so, text in (
-        (solid > 0, f"{solid} of {len(given)} texts have less than one space in 12 characters, and what is between "
-                    "spaces and punctuation counts as one word: separate the words by spaces"),
-        (4 * single > len(words),  # far more than the a and I of English
-         f"{single} of {len(words)} words are single characters, which do not count: {longer}"),
-        (empty > 0, f"{empty} of {len(given)} texts have no word of two characters or more, so that they look alike: "
-                    f"leave them out, or {longer}"),
-    ):  # fmt: skip
-        if is_so:
-            warnings.warn(f"{where}: {text}.", stacklevel=2)
+    faults = {
+        f"{solid} of {len(given)} texts have less than one space in 12 characters, and what is between spaces and "
+        "punctuation counts as one word: separate the words by spaces": solid,
+        f"{single} of {len(words)} words are single characters, which do not count: {longer}":
+            4 * single > len(words),  # far more than the a and I of English
+        f"{empty} of {len(given)} texts have no word of two characters or more, so that they look alike: leave them "
+        f"out, or {longer}": empty,
+    }  # fmt: skip
+    for fault in filter(faults.get, faults):
+        warnings.warn(f"{where}: {fault}.", stacklevel=2)
     return Texts(counts)
 
 
@@ -292,9 +289,8 @@ def _digits() -> Dataset:
 
     digits = load_digits()
     images, labels = (digits.images * 15.9375).astype(np.uint8), digits.target  # 0..16 to 0..255
-    parts = dict(zip(SPLITS, (slice(1497), slice(1497, None))))
-    return check("digits", {f"{split}_{name}": array[part] for split, part in parts.items()
-                            for name, array in (("images", images), ("labels", labels))})  # fmt: skip
+    return check("digits", dict(train_images=images[:1497], train_labels=labels[:1497],
+                                test_images=images[1497:], test_labels=labels[1497:]))  # fmt: skip
 
 
 def _download(name: str, source: str, cache: Path) -> Dataset:
@@ -317,8 +313,8 @@ def _download(name: str, source: str, cache: Path) -> Dataset:
             f"{name}: a damaged file of the download ({reason(error)}): delete {next(empty, cache / source)}, and it "
             "is fetched again."
         ) from error
-    images = {f"{split}_images": np.asarray(part.data) for split, part in splits.items()}
-    return check(name, images | {f"{split}_labels": np.asarray(part.targets) for split, part in splits.items()})
+    return check(name, {f"{split}_{new}": np.asarray(getattr(part, old)) for split, part in splits.items()
+                        for new, old in (("images", "data"), ("labels", "targets"))})  # fmt: skip
 
 
 def _cinic10(cache: Path) -> Dataset:
