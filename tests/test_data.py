@@ -183,7 +183,7 @@ def test_a_truncated_file_is_refused(make_npz, share):
 
 def decode(*words):
     """Run the script that makes a plain file of a coded one."""
-    runpy.run_path(str(ROOT / "data" / "cifar10_jpeg.py"))["main"](*map(str, words))
+    runpy.run_path(str(ROOT / "data" / "cifar10-jpeg.py"))["main"](*map(str, words))
 
 
 def coded_set(folder, **changes):
