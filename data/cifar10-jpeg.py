@@ -32,7 +32,7 @@ def main(
         raise UserError(f"{shown(coded)} is no file: give the .npz file that holds the JPEG files.")
     if target.exists() and target.samefile(source):
         raise UserError(f"{target} would be written over its own source: name another file by --out, then move it.")
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     try:
         with np.load(source, allow_pickle=False) as file:
             needs = [f"{split}_{part}" for split in ("train", "test") for part in PARTS]
@@ -53,7 +53,7 @@ def main(
     except Exception as error:  # zipfile, zlib, numpy and Pillow raise a dozen kinds on a damaged file
         raise UserError(f"{source} cannot be read as .npz of JPEG files: {reason(error)}: replace it.") from error
     content = io.BytesIO()
-    np.savez(content, **arrays)
+    np.savez(content, **arrays)  # type: ignore[arg-type]
     write_atomic(target, content.getvalue())
     counts = [f"{len(arrays[f'{split}_labels']):,}" for split in ("train", "test")]
     typer.echo(f"wrote {target} ({' training and '.join(counts)} test images)")
