@@ -36,8 +36,8 @@ from dynmia.attack.plane import vulnerability_plane
 from dynmia.attack.scoring import LIRA
 from dynmia.cli import AsJson
 from dynmia.errors import StoreError, UserError, choose, reason, writable
-from dynmia.pool.datasets import SIZES
 from dynmia.pool.pool import Pool, draw_keep
+from dynmia.registry import DATASETS
 from dynmia.shadow.engine import train_pool
 from dynmia.shadow.models import build_model, forward_flops
 from dynmia.shadow.plan import calibrate, random_pool, rate, work
@@ -428,8 +428,8 @@ def study_hours(study: Study, measured: dict[str, Any]) -> dict[str, float]:
     names = (graphs, "compiled_evaluation") if "measures" in measured else ("paper_train_rate", "paper_evaluation_rate")
     if not all(name in found for name in names):
         return {}
-    _, train, test, _ = SIZES[choose(study.dataset, SIZES, "data set")]
-    counts = work(study, study.pool_size or train, test)
+    known = DATASETS[choose(study.dataset, DATASETS, "data set")]
+    counts = work(study, study.pool_size or known.train, known.test)
     model = sum(count / found[name]["median"] for count, name in zip(counts, names))
     workers = 1 if "measures" in measured else measured["workers"]
     places = {"one machine": workers, "Ray cluster of 10": 10 * workers, "SLURM array": study.shadow_models}

@@ -13,7 +13,8 @@ import typer
 from .book.makers import maker, scripts
 from .errors import UserError, one_line, writable
 from .options import duration, pair_parameters, parse_duration, parse_models, parse_pairs, study_options
-from .study import DATASETS, MODELS, Study
+from .registry import DATASETS
+from .study import MODELS, Study
 
 PLAIN: dict[str, Any] = dict(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app = typer.Typer(**PLAIN)
@@ -56,7 +57,8 @@ def listed(rows: dict[str, str], width: int) -> None:
 def datasets() -> None:
     """List the data sets by name."""
     own = "your own: a .npz file with train_images (or train_features, train_texts), train_labels and the same for"
-    listed(DATASETS | {"PATH": own, "": "test, or an image folder with train/CLASS/*.png and test/CLASS/*.png"}, 15)
+    rows = {name: known.text for name, known in DATASETS.items()} | {"PATH": own}
+    listed(rows | {"": "test, or an image folder with train/CLASS/*.png and test/CLASS/*.png"}, 15)
 
 
 @app.command()

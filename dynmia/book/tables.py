@@ -22,7 +22,7 @@ import yaml
 
 from ..dynamics.metrics import METRICS
 from ..errors import UserError, choose, reason, shown
-from ..pool.datasets import SIZES
+from ..registry import named_set
 from ..store.run import open_run, resolve
 from ..study import Study
 from .makers import made_by
@@ -213,8 +213,8 @@ def _study(run: dict[str, Any], fields: dict[str, Any], where: str) -> Study:
                 raise UserError(f"{key} is {shown(value)}: it must be one number or word.")
         study = Study.from_dict(values)
         if share != 1 and study.pool_size and "pool_size" not in fields:
-            size, largest = study.pool_size * share, SIZES[study.dataset][1] if study.dataset in SIZES else math.inf
-            study = study.replace(pool_size=int(min(size, largest)))
+            known = named_set(study.dataset)
+            study = study.replace(pool_size=int(min(study.pool_size * share, known.train if known else math.inf)))
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     return study

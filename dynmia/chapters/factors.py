@@ -15,7 +15,7 @@ from scipy.stats import rankdata, sem, t
 
 from ..book.cells import cell
 from ..dynamics.metrics import METRICS
-from ..pool.datasets import SIZES
+from ..registry import DATASETS
 from ..stats.matching import (
     MATCHINGS,
     STATE,
@@ -38,9 +38,9 @@ def sizes(runs: Planes) -> pd.DataFrame:
     rows = {}
     for name, run in runs.items():
         study = study_of(run)
-        shape, _, _, classes = SIZES[study.dataset]
-        model = build_model(study.model, shape, classes)
-        rows[name] = {"depth": depth(model, shape), "parameters": parameters(model)}
+        known = DATASETS[study.dataset]
+        model = build_model(study.model, known.shape, known.classes)
+        rows[name] = {"depth": depth(model, known.shape), "parameters": parameters(model)}
     return pd.DataFrame.from_dict(rows, "index").sort_values(["depth", "parameters"])
 
 
