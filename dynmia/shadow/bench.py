@@ -37,10 +37,10 @@ from ..store.folder import RunStore
 from ..store.run import cores, provenance
 from ..study import Study
 from .cost import SingleImages, calibrate, random_pool, rate, spread
-from .engine import train_pool
 from .models import build_model, forward_flops
-from .shard import keep_freed_memory
+from .shard import Job, keep_freed_memory
 from .step import DeviceData, new_state, train_step
+from .workers import train_pool
 
 SHAPE, CLASSES, SAMPLES = (3, 32, 32), 10, 2000
 STUDY = Study(model="cnn", optimizer="adamw", precision="float32")
@@ -132,7 +132,7 @@ def busy_share(samples: float, models: int | None = None) -> float:
     with tempfile.TemporaryDirectory(prefix="dynmia-") as folder:
         store = RunStore(folder, study, pool.fingerprint, provenance("dynmia.shadow.bench", "cpu", cores()))
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        train_pool(study, pool, store, list(range(models)), cores(), lambda event: None)
+        train_pool(Job(study, pool, store), list(range(models)))
         wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     return used / (wall * cores())

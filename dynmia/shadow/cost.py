@@ -25,8 +25,8 @@ from ..pool.datasets import SIZES, load_dataset
 from ..pool.pool import Pool
 from ..store.run import cores
 from ..study import Study
-from .engine import Folder, check_workers, pick_device
 from .models import build_model, forward_flops, parameters
+from .run import Folder, check_workers, pick_device
 from .step import EVALUATION_BATCH, DeviceData, evaluate, new_state, train_step
 
 # name of a measured entry -> what it is, and the target for its median

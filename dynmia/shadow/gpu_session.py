@@ -68,8 +68,9 @@ def agree(text: str, seeds: Iterable[int], out: Path, data_dir: str | None, dead
     from ..attack.plane import vulnerability_plane
     from ..dynamics.metrics import METRICS
     from ..store.run import assemble
-    from .engine import open_store, train_here
     from .gpu import train_lanes
+    from .run import open_store
+    from .shard import Job, train_here
     from .step import arithmetic
 
     found: dict[str, Any] = {}
@@ -79,11 +80,12 @@ def agree(text: str, seeds: Iterable[int], out: Path, data_dir: str | None, dead
         folder, models = out / f"agreement-{wanted.model}-{number}", range(wanted.shadow_models)
         study, pool, store = open_store(wanted, out=folder, data_dir=data_dir, device=DEVICE)
         began, left = time.time(), time.monotonic() + deadline - time.time()
+        job = Job(study, pool, store, DEVICE, deadline=left)
         with arithmetic("fast"):
             if kind == "eager":
-                train_here(study, pool, store, models, lambda event: None, DEVICE, left)
+                train_here(job, models)
             else:
-                train_lanes(study, pool, store, models, device=DEVICE, deadline=left, compiled="compiled" in kind)
+                train_lanes(job, models, "compiled" in kind)
         if left := len(store.missing()):
             found[name] = f"{left} models are left: the time was over"
             continue
@@ -97,7 +99,7 @@ def agree(text: str, seeds: Iterable[int], out: Path, data_dir: str | None, dead
 
 def train(text: str, out: Path, data_dir: str | None, deadline: float, lanes: int | None, mode: str) -> dict[str, Any]:
     """Train what is missing of a study until ``deadline``."""
-    from .engine import command_of, train_part
+    from .run import command_of, train_part
 
     began, study = time.time(), parse_study(text)
     command = f"{command_of(study)} --device cuda --mode {mode}" + (f" --workers {lanes}" if lanes else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..pool.pool import Pool
 from ..store.folder import digest
 from ..study import Study
 from .models import blamed, build_model, check_logits, parameters
-from .record import hardness_signals
+from .shard import hardness_signals
 from .step import EVALUATION_BATCH, DeviceData, TrainState, evaluate, flatten, new_state, train_step, unflatten
 
 
@@ -84,10 +85,10 @@ def check_model(study: Study, pool: Pool, device: str) -> None:
             phi = _last_batches(state, data)
             handle.remove()
             if study.record == "hardness":
-                for _ in hardness_signals(
-                    state.model, data.normalise, data.images[:2], data.labels[:2], data.test_images[:2], 0, True
-                ):
-                    pass
+                pair = dataclasses.replace(
+                    data, images=data.images[:2], labels=data.labels[:2], test_images=data.test_images[:2]
+                )
+                list(hardness_signals(state.model, pair, 0, True))
         if what := _probabilities(state.model, data, torch.cat(queried)):
             raise UserError(f"model {name!r} returns probabilities ({what}): phi wants logits, leave that layer out.")
         loaded = new(0)
