@@ -187,6 +187,28 @@ def test_processes_end_at_once_when_their_parent_is_killed_and_the_next_run_clea
     assert list((tmp_path / "scratch").glob("dynmia-*")) == [others]
 
 
+SWALLOW = """import time
+            if 'worker' in sys.argv[0]:
+                open(f'ASLEEP-{os.getpid()}', 'w').close()
+                try:
+                    time.sleep(1e4)
+                except SystemExit:
+                    time.sleep(1e4)"""
+
+
+@pytest.mark.slow
+def test_a_process_that_swallows_its_exit_is_told_again(tiny, tmp_path, own_model, monkeypatch):
+    study = tiny.replace(model=own_model("own_swallowing", SWALLOW.replace("ASLEEP", str(tmp_path / "asleep"))))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"), prepend=os.pathsep)
+    child = Child(study, tmp_path / "run", tmp_path / "scratch")
+    deadline = time.monotonic() + LIMIT
+    while len(list(tmp_path.glob("asleep-*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    child.process.send_signal(signal.SIGTERM)
+    assert "KeyboardInterrupt" in child.process.communicate(timeout=LIMIT)[0]
+    child.wait_until_the_group_is_empty()
+
+
 def test_a_handler_of_the_caller_is_left_in_place():
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:

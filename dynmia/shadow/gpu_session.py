@@ -110,7 +110,8 @@ def train(text: str, out: Path, data_dir: str | None, deadline: float, lanes: in
         study, out=folder, data_dir=data_dir, device="cuda", workers=lanes, mode=mode, progress=False,
         time_budget=deadline - began, command=command,
     )  # fmt: skip
-    states = {model: None if store.finished(model) else store.load_state(model) for model in store.models()}
+    begun = [m for m in range(study.shadow_models) if store.finished(m) or store.state(m).exists()]
+    states = {model: None if store.finished(model) else store.load_state(model) for model in begun}
     epochs = {model: state[1]["epoch"] if state else study.epochs for model, state in states.items()}
     return {
         "folder": str(folder), "finished": study.shadow_models - len(store.missing()), "models": study.shadow_models,

@@ -79,14 +79,12 @@ def clear(folder: Path, begins: str, dead: bool = False) -> None:
 
 def _lives(process: str) -> bool:
     """Whether a process of that number may be running here."""
-    if os.name != "posix" or not process.isdecimal():
-        return True
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        pass
+    with contextlib.suppress(OSError, OverflowError):
+        try:
+            if os.name == "posix" and process.isdecimal():
+                os.kill(int(process), 0)
+        except ProcessLookupError:
+            return False
     return True
 
 
@@ -197,14 +195,10 @@ class RunStore:
         except OSError as error:
             raise disk_error(error, self.folder) from error
         if new:
+            core = dict(format=FORMAT, identity=self.identity, fingerprint=fingerprint, study=study.to_dict())
             with self.locked():
                 if not (self.folder / "manifest.json").exists():  # of two that begin at once the first decides
-                    self.write_manifest(
-                        {
-                            "format": FORMAT, "identity": self.identity, "fingerprint": fingerprint,
-                            "study": study.to_dict(),
-                        } | about
-                    )  # fmt: skip
+                    self.write_manifest(core | about)
         self.manifest = read_manifest(self.folder)
         if self.manifest["identity"] != self.identity:
             what = differing(self.manifest["study"], study.to_dict())
@@ -255,10 +249,6 @@ class RunStore:
         finally:
             path.unlink(missing_ok=True)
             file.close()
-
-    def models(self) -> list[int]:
-        """The models of which there is a shard or a state."""
-        return [m for m in range(self.study.shadow_models) if self.finished(m) or self.state(m).exists()]
 
     def missing(self) -> list[int]:
         """The models that are not finished."""
@@ -327,44 +317,40 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise StoreError(
             f"{path} has format {manifest['format']}, this dynmia reads format {FORMAT}: choose another --out."
         )
-    if wrong := wrong_field(manifest):
-        raise StoreError(f"{path} is damaged ({wrong}): {mend}")
+    if fault := next(_faults(manifest), ""):
+        raise StoreError(f"{path} is damaged ({fault}): {mend}")
     return manifest
 
 
-def wrong_field(manifest: Any) -> str:
-    """The first field of a manifest that is missing or not what it must be; empty if all are well."""
-    if wrong := _untyped(manifest, {"format": int} | FIELDS):
-        return wrong
+def _faults(manifest: Any) -> Iterator[str]:
+    """The first field of a manifest that is missing or not what it must be; read no further."""
+    yield from _untyped(manifest, {"format": int} | FIELDS)
     try:
         study = Study.from_dict(manifest["study"])
     except UserError as error:
-        return f"study: {reason(error)}"
+        yield f"study: {reason(error)}"
     if study.identity(manifest["fingerprint"]) != manifest["identity"]:
-        return "identity is not that of its study and fingerprint"
+        yield "identity is not that of its study and fingerprint"
     merged = manifest.get("merged", [])
     if not isinstance(merged, list):
-        return f"merged is {merged!r:.40}: it must be a list"
+        yield f"merged is {merged!r:.40}: it must be a list"
     for number, entry in enumerate(merged):
-        if wrong := _untyped(entry, ORIGIN | {"models": list}):
-            return f"merged[{number}]: {wrong}"
-        strange = [m for m in entry["models"] if type(m) is not int or not 0 <= m < study.shadow_models]
-        if strange:
-            return f"merged[{number}]: models has {strange[0]!r:.40}: they are 0 to {study.shadow_models - 1}"
-    return ""
+        yield from (f"merged[{number}]: {fault}" for fault in _untyped(entry, ORIGIN | {"models": list}))
+        for model in entry["models"]:
+            if type(model) is not int or not 0 <= model < study.shadow_models:
+                yield f"merged[{number}]: models has {model!r:.40}: they are 0 to {study.shadow_models - 1}"
 
 
-def _untyped(mapping: Any, fields: dict[str, type]) -> str:
+def _untyped(mapping: Any, fields: dict[str, type]) -> Iterator[str]:
     """What is wrong with a mapping that must have ``fields`` of these types."""
     if not isinstance(mapping, dict):
-        return f"{mapping!r:.40} is no mapping"
+        yield f"{mapping!r:.40} is no mapping"
     for name, kind in fields.items():
         if type(mapping.get(name)) is not kind:
             value = f"is {mapping[name]!r:.40}" if name in mapping else "is missing"
-            return f"{name} {value}: it must be of type {kind.__name__}"
+            yield f"{name} {value}: it must be of type {kind.__name__}"
         if name == "workers" and mapping[name] < 1:
-            return f"workers is {mapping[name]}: it must be at least 1"
-    return ""
+            yield f"workers is {mapping[name]}: it must be at least 1"
 
 
 def continued_by(manifest: dict[str, Any], folder: str | os.PathLike[str]) -> str:
@@ -393,8 +379,8 @@ def merge(into: str | os.PathLike[str], sources: list[str]) -> Iterator[str]:
     store = RunStore(into, study, first["fingerprint"], {k: v for k, v in first.items() if k not in CORE})
     for folder, manifest in zip(folders, manifests):
         source = RunStore(folder, study, manifest["fingerprint"], {})
-        for model in source.models():
-            if store.finished(model):
+        for model in range(study.shadow_models):
+            if store.finished(model) or not (source.finished(model) or source.state(model).exists()):
                 continue
             with store.locked(model):
                 if source.finished(model):
