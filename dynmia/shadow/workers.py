@@ -82,6 +82,7 @@ def train_pool(job: Job, models: list[int]) -> None:
             try:
                 for number in range(workers):
                     started.append(_start(number, folder, events))
+                    started[-1][1].start()
             except OSError as error:
                 raise UserError(
                     f"only {len(started)} of {workers} workers start ({error.strerror}): use fewer --workers."
@@ -105,10 +106,9 @@ def train_pool(job: Job, models: list[int]) -> None:
             for process, _ in started:
                 process.terminate()
             for process, forwarder in started:  # it ends with its process, and reads the log: before the folder goes
-                forwarder.join(AGAIN)
                 while forwarder.is_alive():
-                    process.terminate()
                     forwarder.join(AGAIN)
+                    process.terminate()
 
 
 @contextlib.contextmanager
@@ -128,7 +128,7 @@ def scratch() -> Iterator[Path]:
 
 
 def _start(number: int, folder: Path, events: queue.SimpleQueue) -> tuple[subprocess.Popen[str], threading.Thread]:
-    """Start a worker and a thread that forwards what it reports; None marks its end."""
+    """Start a worker; the thread, to be started too, forwards what it reports, and None at its end."""
     path = os.pathsep.join([ROOT, *[path or os.getcwd() for path in sys.path]])  # a user's own model too
     log = folder / f"{number}.log"
     process = subprocess.Popen(
@@ -145,9 +145,7 @@ def _start(number: int, folder: Path, events: queue.SimpleQueue) -> tuple[subpro
         process.log = log.read_text()  # type: ignore[attr-defined]
         events.put((number, None))
 
-    forwarder = threading.Thread(target=forward, daemon=True)
-    forwarder.start()
-    return process, forwarder
+    return process, threading.Thread(target=forward, daemon=True)
 
 
 def _failed(process: subprocess.Popen[str], model: int, command: str) -> None:
@@ -286,7 +284,6 @@ def connect(address: str | None, cpus: int) -> Any:
     if not address:
         # the loopback address only, on any system; the priority of this process, where Ray takes the lowest
         os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_worker_niceness": "0"}
-    reach(address)
     try:
         import ray.util.queue
     except ImportError as error:

@@ -31,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import StoreError, UserError, disk_error, reason
 from ..study import FORMAT, Study
 
+Sealed = tuple[dict[str, np.ndarray], dict[str, Any]]  # arrays, and what is said of them
 TEMPORARY = ".dynmia-tmp-"  # begins the name of every file that is being written, and of no other
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  # of a file system without flock
 ORIGIN = {"hardware": str, "device": str, "workers": int, "command": str, "created": str, "versions": dict}
@@ -145,7 +146,7 @@ def write_sealed(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]
     write_atomic(path, safetensors.numpy.save(arrays, sealed), flush)
 
 
-def read_sealed(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read_sealed(path: Path) -> Sealed:
     """Read what :func:`write_sealed` wrote.
 
     Raises:
@@ -258,7 +259,7 @@ class RunStore:
         """Save the state of a model in flight; not flushed to the platter, a power cut may cost more than an epoch."""
         write_sealed(self.state(model), arrays, meta | {"model": model, "identity": self.identity}, flush=False)
 
-    def load_state(self, model: int) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    def load_state(self, model: int) -> Sealed | None:
         """Load the state of a model in flight, verified, or None."""
         try:
             return self._read(self.state(model), model) if self.state(model).exists() else None
@@ -284,11 +285,11 @@ class RunStore:
                 with contextlib.suppress(UserError), self.locked(model):
                     self.drop_state(model)
 
-    def load_shard(self, model: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def load_shard(self, model: int) -> Sealed:
         """Load a finished shard, verified."""
         return self._read(self.shard(model), model)
 
-    def _read(self, path: Path, model: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def _read(self, path: Path, model: int) -> Sealed:
         arrays, meta = read_sealed(path)
         if (meta.get("identity"), meta.get("model")) != (self.identity, model):
             raise StoreError(f"{path} belongs to another study or model: delete it and run the same command again.")
