@@ -38,11 +38,11 @@ from dynmia.cli import AsJson
 from dynmia.errors import StoreError, UserError, choose, reason, writable
 from dynmia.pool.pool import Pool, draw_keep
 from dynmia.registry import DATASETS
-from dynmia.shadow.engine import train_pool
 from dynmia.shadow.models import build_model, forward_flops
 from dynmia.shadow.plan import calibrate, random_pool, rate, work
-from dynmia.shadow.shard import keep_freed_memory
+from dynmia.shadow.shard import Job, keep_freed_memory
 from dynmia.shadow.step import DeviceData, new_state, train_step
+from dynmia.shadow.workers import train_pool
 from dynmia.stats.resample import summarise
 from dynmia.store.folder import RunStore, write_atomic
 from dynmia.store.run import cores, provenance
@@ -156,7 +156,7 @@ def busy_share(samples: float, models: int | None = None) -> float:
     with tempfile.TemporaryDirectory(prefix="dynmia-") as folder:
         store = RunStore(folder, study, pool.fingerprint, provenance("dynmia make bench-cpu", "cpu", cores()))
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        train_pool(study, pool, store, list(range(models)), cores(), lambda event: None)
+        train_pool(Job(study, pool, store), list(range(models)))
         wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     return used / (wall * cores())

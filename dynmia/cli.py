@@ -109,7 +109,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a population of shadow models, or what is missing of it; Ctrl-C stops it and the same command continues."""
-    from .shadow.engine import finish, train_part
+    from .shadow import finish, train_part
     from .store import run as runs
     from .store.folder import continued_by
 
@@ -166,7 +166,7 @@ def merge(
     sources: Annotated[list[str], typer.Argument(help="run folders of the same study, from other machines")],
 ) -> None:
     """Join the shards of one study that several machines have trained; `dynmia train --out INTO` then ends it."""
-    from .store.merge import merge as join
+    from .store.folder import merge as join
 
     for line in join(into, sources):
         typer.echo(line)

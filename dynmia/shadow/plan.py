@@ -15,8 +15,8 @@ from ..pool.pool import Pool, check_sizes
 from ..registry import named_set
 from ..store.run import cores
 from ..study import Study
-from .engine import Folder, check_workers, pick_device
 from .models import build_model, forward_flops, parameters
+from .run import Folder, check_workers, pick_device
 from .step import EVALUATION_BATCH, DeviceData, evaluate, new_state, train_step
 
 
