@@ -33,8 +33,7 @@ def plan(
         (samples per second of one process), workers, seconds.
     """
     check_workers(workers)
-    device = pick_device(device)
-    study = study.resolve(device)
+    study = study.resolve(device := pick_device(device))
     if study.dataset in SIZES and not (data_dir or os.environ.get("DYNMIA_DATA")):
         shape, train, test, classes = SIZES[study.dataset]
     else:
