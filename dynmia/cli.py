@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from .book.makers import maker, scripts
-from .errors import UserError, one_line, writable
+from .errors import UserError, bounded, one_line, writable
 from .options import duration, pair_parameters, parse_duration, parse_models, parse_pairs, study_options
 from .study import DATASETS, MODELS, Study
 
@@ -189,6 +189,7 @@ def summarise(
     from .store.folder import write_atomic
     from .store.run import open_run
 
+    bounded("null", null, 0)
     file, data = csv and writable(csv, ".csv"), open_run(run)
     options: dict[str, Any] = {"attack": attack, "centre": centre, "variance": variance}
     table = every(data, rule, draws=draws, **options)
