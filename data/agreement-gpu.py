@@ -20,7 +20,7 @@ from dynmia.dynamics.metrics import METRICS
 from dynmia.errors import choose, reason, writable
 from dynmia.shadow import open_store
 from dynmia.shadow.gpu import train_lanes
-from dynmia.shadow.shard import train_here
+from dynmia.shadow.shard import Job, train_here
 from dynmia.shadow.step import arithmetic
 from dynmia.store.folder import write_atomic
 from dynmia.store.run import assemble

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from .book.makers import maker, scripts
-from .errors import UserError, one_line, writable
+from .errors import UserError, bounded, one_line, writable
 from .options import duration, pair_parameters, parse_duration, parse_models, parse_pairs, study_options
 from .registry import DATASETS
 from .study import MODELS, Study
@@ -192,6 +192,7 @@ def summarise(
     from .store.folder import write_atomic
     from .store.run import open_run
 
+    bounded("null", null, 0)
     scoring, file, data = Scoring(attack, rule, centre, variance), csv and writable(csv, ".csv"), open_run(run)
     table = every(data, scoring, draws=draws)
     noise = null_summary(data, scoring, draws=null, value=table.value) if null else None

@@ -33,8 +33,7 @@ def plan(
         (samples per second of one process), workers, seconds.
     """
     check_workers(workers)
-    device = pick_device(device)
-    study = study.resolve(device)
+    study = study.resolve(device := pick_device(device))
     if (known := named_set(study.dataset)) and not (data_dir or os.environ.get("DYNMIA_DATA")):
         shape, train, test, classes = known.shape, known.train, known.test, known.classes
     else:
