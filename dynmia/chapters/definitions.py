@@ -11,10 +11,10 @@ import xarray as xr
 from scipy.stats import t
 
 from ..attack.plane import vulnerability_planes
+from ..book.cells import said
 from ..dynamics import cloud as dyn
 from ..dynamics.metrics import EARLY, METRICS
 from ..stats.resample import bootstrap_weights
-from ._shared import said
 
 SETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "cinic10": "CINIC-10"}
 RUNS = {name: f"{name}-cnn-4000" for name in SETS}  # easiest to hardest

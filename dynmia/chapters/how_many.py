@@ -8,14 +8,12 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ..book.cells import cell
-from ..book.compare import DATASETS
-from ..book.plots import COLOURS
+from ..book.cells import cell, said
+from ..book.plots import COLOURS, DATASETS, titled
 from ..dynamics import cloud as dyn
 from ..dynamics.metrics import METRICS
 from ..stats.precision import AGREEMENT, WANTED, design_effects, required_shadow_models, spread_law
 from ..stats.retest import LEAK
-from ._shared import said, titled
 
 Z = 1.96
 CHECK = 0.15  # the paper's: coefficient of variation of advantage over populations
@@ -26,7 +24,7 @@ def label(run: str) -> str:
     return DATASETS[run.split("-")[0]]
 
 
-def looks(names: Iterable[str]) -> dict[str, dict]:
+def set_looks(names: Iterable[str]) -> dict[str, dict]:
     """Colour and label of each run, by its data set."""
     return {name: {"color": COLOURS[name.split("-")[0]], "label": label(name)} for name in names}
 

@@ -9,8 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..book.cells import cell
-from ..book.plots import COLOURS, INK, NULL
-from ._shared import log_axis, panels
+from ..book.plots import COLOURS, INK, NULL, log_axis, panels
 from .markov import COSTLY, HIDDEN, LEVEL, MATTERS, NULLS, TESTS
 
 DASH = "–"

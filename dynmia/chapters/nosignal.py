@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..book.plots import COLOURS, INK, NULL
+from ..book.cells import said
+from ..book.plots import COLOURS, INK, NULL, bars, log_axis, panels
 from ..dynamics.metrics import METRICS
 from ..stats.noise import CALIBRATED, LEVEL, expected_rates
-from ._shared import bars, log_axis, panels, said
 
 BIAS = {  # the columns of figure and table, in the order in which they are shown
     "dynamic": "mean advantage (thousandths)", "displacement": "displacement (thousandths)",

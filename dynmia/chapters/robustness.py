@@ -15,8 +15,8 @@ import pandas as pd
 import xarray as xr
 
 from ..book import campaign
+from ..book.cells import compare
 from ..book.tables import script
-from ..book.verdict import compare
 from ..dynamics.cloud import dynamic_vulnerability, states
 from ..dynamics.metrics import EARLY, METRICS
 from ..stats.agreement import overlap, rank_agreement
@@ -214,7 +214,7 @@ def verdict(
 
 
 def _side(row: pd.Series) -> str:
-    """:func:`dynmia.book.verdict.compare` with the no-signal level of the same row."""
+    """:func:`dynmia.book.cells.compare` with the no-signal level of the same row."""
     return compare(row, pd.Series({"low": row.null_low, "high": row.null_high}))
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from ..book.cells import cell
-from ..book.compare import DATASETS
+from ..book.plots import DATASETS
 from ..dynamics import cloud as dyn
 from ..stats.resample import bootstrap_weights
 from ..stats.trends import Law, best_law, ordered

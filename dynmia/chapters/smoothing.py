@@ -18,12 +18,12 @@ from matplotlib.figure import Figure
 
 from ..attack.plane import vulnerability_planes
 from ..attack.smooth import ESTIMATES, smooth
-from ..book.plots import INK
+from ..book.plots import INK, bars, panels
 from ..book.tables import script
 from ..dynamics.metrics import METRICS
 from ..stats.simulate import Simulator
 from ..store.run import open_run, resolve
-from ._shared import bars, panels, release, released
+from ._shared import release, released
 
 RULES = ("fpr@0.01", "bayes")
 COUNTS = "counts"
