@@ -150,7 +150,7 @@ def test_first_reach_and_the_verdict_on_the_early_window(run):
 
 def test_control_is_the_mean_of_both_ways(run):
     got = early.control(run, "bayes", score="now", draws=20)
-    planes = [vulnerability_plane(part, "bayes") for part in early.halves(run)]
+    planes = [vulnerability_plane(part, "bayes") for part in early.disjoint_halves(run)]
     finals = [dynamics.vulnerable(plane).isel(epoch=-1) for plane in planes]
     for kind, outcomes in zip(early.KINDS, (finals, finals[::-1])):
         ways = [early.prediction(p, o, scores=["now"], draws=20).value[0] for p, o in zip(planes, outcomes)]
