@@ -12,7 +12,7 @@ from scipy.stats import entropy, pearsonr, spearmanr
 from torch import nn
 
 from dynmia import vulnerability_plane
-from dynmia.attack.parts import halves, numbers_of_halves, part_of
+from dynmia.attack.plane import halves, numbers_of_halves, part_of
 from dynmia.attack.scoring import Scoring
 from dynmia.chapters.figures_hardness import hardness_sentences
 from dynmia.dynamics.cloud import dynamic_vulnerability
@@ -21,7 +21,7 @@ from dynmia.shadow import run as engine
 from dynmia.shadow.models import build_model
 from dynmia.shadow.shard import gradient_norm, hardness_signals, mutual_information
 from dynmia.shadow.step import DeviceData
-from dynmia.stats import correlations, hardness
+from dynmia.stats import hardness
 from dynmia.stats.resample import p_values
 from dynmia.stats.simulate import Simulator
 
@@ -144,7 +144,7 @@ def test_correlation_has_a_known_answer_and_a_valid_interval():
     for number in range(200):
         x = rng.standard_normal(300)
         y = 0.6 * x + 0.8 * rng.standard_normal(300)
-        row = correlations.correlation(xr.DataArray(x, dims="sample"), xr.DataArray(y, dims="sample"), seed=number)
+        row = hardness.correlation(xr.DataArray(x, dims="sample"), xr.DataArray(y, dims="sample"), seed=number)
         covered += row.low["pearson"] <= 0.6 <= row.high["pearson"]
         if number == 0:
             np.testing.assert_allclose(row.value, [pearsonr(x, y)[0], spearmanr(x, y)[0]], atol=1e-12)
@@ -154,8 +154,8 @@ def test_correlation_has_a_known_answer_and_a_valid_interval():
 def test_correlation_leaves_out_what_is_not_known():
     x = xr.DataArray([1.0, 2, 3, 4, np.nan, 6], {"sample": [1, 2, 3, 4, 5, 6]}, "sample")
     y = xr.DataArray([9.0, 2, 4, 6, 8, 12], {"sample": [0, 1, 2, 3, 4, 6]}, "sample")
-    assert correlations.correlation(x, y).loc["pearson", ["value", "n"]].tolist() == pytest.approx([1, 5])
-    assert np.isnan(correlations.correlation(x, 0 * y).value["pearson"])
+    assert hardness.correlation(x, y).loc["pearson", ["value", "n"]].tolist() == pytest.approx([1, 5])
+    assert np.isnan(hardness.correlation(x, 0 * y).value["pearson"])
 
 
 def test_relate_and_verdict(recorded):
@@ -168,10 +168,10 @@ def test_relate_and_verdict(recorded):
         "other half",
         "no signal",
     ]
-    noise = correlations.null_vulnerability(run, draws=3)
-    drawn = correlations.null_correlations(found.epistemic_all.sel(part="all").isel(epoch=-1), noise)
+    noise = hardness.null_vulnerability(run, draws=3)
+    drawn = hardness.null_correlations(found.epistemic_all.sel(part="all").isel(epoch=-1), noise)
     x = found.epistemic_all.sel(part="all").isel(epoch=-1)
-    again = [correlations.correlation(x, one, draws=1).value for one in noise]
+    again = [hardness.correlation(x, one, draws=1).value for one in noise]
     np.testing.assert_allclose(drawn, again, atol=1e-9)
     whole = table.sort_index().loc["epistemic_all", "all", "all models"]
     np.testing.assert_array_equal(whole.p, p_values(whole.value, drawn))
@@ -200,7 +200,7 @@ def loss_recorded(run):
     parts, sizes = hardness.numbers_of_parts(run.sizes["model"]), (run.sizes["epoch"], run.sizes["sample"])
     values = np.full((len(parts), *sizes), np.nan)
     values[:, -1] = [reduced(models) for models in parts.values()]
-    half = [reduced(models) for models in numbers_of_halves(run.sizes["model"], correlations.HALVES)]
+    half = [reduced(models) for models in numbers_of_halves(run.sizes["model"], hardness.HALVES)]
     return xr.Dataset(
         {"loss_out": (("part", "epoch", "sample"), values), "half_loss_out": (("half", "sample"), np.array(half))},
         {"part": list(parts), "epoch": run.epoch.values, "sample": run.sample.values},
@@ -214,7 +214,7 @@ def test_measures_of_halves_of_the_models(tiny, tmp_path):
     found = hardness.measure(store, run, pool.test_labels)
     np.testing.assert_allclose(found.half_loss_out, loss_recorded(run).half_loss_out, rtol=2.0**-10)
     prob = np.stack([store.load_shard(model)[0]["prob"][-1] for model in range(12)]).astype(float)
-    for number, models in enumerate(numbers_of_halves(12, correlations.HALVES)):
+    for number, models in enumerate(numbers_of_halves(12, hardness.HALVES)):
         mean = entropy(prob[models].mean(0), axis=-1) - entropy(prob[models], axis=-1).mean(0)
         np.testing.assert_allclose(found.half_epistemic_all[number], mean, atol=2e-3)
     path = hardness.save(found, tmp_path / "x.hardness.nc")
@@ -223,7 +223,7 @@ def test_measures_of_halves_of_the_models(tiny, tmp_path):
 
 def test_the_interval_over_models_and_samples_is_that_of_the_halves():
     run = Simulator(samples=200, separation=1.5, seed=1).run(16)
-    found, noise = loss_recorded(run), correlations.null_vulnerability(run, draws=2)
+    found, noise = loss_recorded(run), hardness.null_vulnerability(run, draws=2)
     table, plain = (hardness.relate(one, run, null=noise) for one in (found, found.drop_vars("half_loss_out")))
     key = ("loss_out", "all", "all models", "pearson")
     assert table.value.equals(plain.value)
@@ -232,11 +232,11 @@ def test_the_interval_over_models_and_samples_is_that_of_the_halves():
     drawn = {}
     for dim in ("model", "sample"):
         drawn[dim] = []
-        for number, part in enumerate(halves(run, dim, correlations.HALVES)):
+        for number, part in enumerate(halves(run, dim, hardness.HALVES)):
             x = found.half_loss_out[number] if dim == "model" else found.loss_out.sel(part="all").isel(epoch=-1)
             y = dynamic_vulnerability(vulnerability_plane(part, Scoring(variance="pooled")))
             drawn[dim].append(np.arctanh(pearsonr(x.sel(sample=y.sample), y)[0]))
-    half = stats.t.ppf(0.975, correlations.HALVES // 2) * np.sqrt(sum(np.var(values) for values in drawn.values()))
+    half = stats.t.ppf(0.975, hardness.HALVES // 2) * np.sqrt(sum(np.var(values) for values in drawn.values()))
     middle = np.arctanh(plain.value[key])
     np.testing.assert_allclose(table.loc[key, ["low", "high"]].tolist(), np.tanh([middle - half, middle + half]))
 
@@ -246,7 +246,7 @@ def test_the_interval_over_models_and_samples_is_as_wide_as_populations_differ()
     found = []
     for seed in range(25):
         run = Simulator(samples=300, separation=1.5, effect=0.5, seed=seed).run(20, seed=seed)
-        noise = correlations.null_vulnerability(run, draws=2)
+        noise = hardness.null_vulnerability(run, draws=2)
         found.append(
             hardness.relate(loss_recorded(run), run, null=noise).loc["loss_out", "all", "all models", "pearson"]
         )

@@ -6,8 +6,7 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from dynmia.attack.parts import halves, part_of
-from dynmia.attack.plane import rate_interval, vulnerability_plane
+from dynmia.attack.plane import halves, part_of, rate_interval, vulnerability_plane
 from dynmia.attack.scoring import Scoring
 from dynmia.book import maker
 from dynmia.chapters import holding

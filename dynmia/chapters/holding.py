@@ -12,8 +12,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from scipy import stats
 
-from ..attack.parts import part_of
-from ..attack.plane import vulnerability_plane
+from ..attack.plane import part_of, vulnerability_plane
 from ..book.cells import cell, said
 from ..book.plots import INK, MARKERS, NULL, legend_outside, panels, titled
 from ..book.tables import read_table

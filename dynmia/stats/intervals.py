@@ -17,8 +17,7 @@ import pandas as pd
 import xarray as xr
 from scipy import stats
 
-from ..attack.parts import LEAST, planes_of_halves
-from ..attack.plane import vulnerability_plane
+from ..attack.plane import LEAST, planes_of_halves, vulnerability_plane
 from ..attack.scoring import Scoring
 from ..dynamics.metrics import METRICS
 from ..errors import UserError, bounded, choose
