@@ -13,13 +13,13 @@ import xarray as xr
 from scipy import stats
 
 from ..book.campaign import no_signal
-from ..book.cells import band, cell, compare
+from ..book.cells import band, cell
 from ..book.plots import DATASETS, labels
 from ..book.tables import read_table
 from ..dynamics.metrics import METRICS
 from ..pool.complexity import DIGITS
 from ..stats.trends import ordered, rank_trend
-from .population import CLAIMS
+from .population import CLAIMS, compare
 
 
 def accuracy(run: xr.Dataset, gap: bool = False) -> tuple[float, float, float]:

@@ -15,7 +15,6 @@ import pandas as pd
 import xarray as xr
 
 from ..book import campaign
-from ..book.cells import compare
 from ..book.tables import script
 from ..dynamics.cloud import dynamic_vulnerability, states
 from ..dynamics.metrics import EARLY, METRICS
@@ -23,6 +22,7 @@ from ..stats.agreement import overlap, rank_agreement
 from ..stats.intervals import every
 from ..stats.resample import null_planes, null_table, p_values, quantiles
 from ._shared import release
+from .population import compare
 
 Tables = Mapping[str, Mapping[str, pd.DataFrame]]
 NAMES = {  # in the order of what the attacker knows about each sample
@@ -214,7 +214,7 @@ def verdict(
 
 
 def _side(row: pd.Series) -> str:
-    """:func:`dynmia.book.cells.compare` with the no-signal level of the same row."""
+    """:func:`dynmia.chapters.population.compare` with the no-signal level of the same row."""
     return compare(row, pd.Series({"low": row.null_low, "high": row.null_high}))
 
 
