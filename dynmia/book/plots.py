@@ -81,7 +81,7 @@ def colour_of(plane: xr.Dataset) -> str:
 
 
 def titled(metric: str, gap: str = " ") -> str:
-    """Label of a metric of :data:`dynmia.dynamics.metrics.METRICS`, and after ``gap`` its unit if it has one."""
+    """Label of a metric of ``METRICS``, and after ``gap`` its unit if it has one."""
     label, unit = METRICS[metric].label, METRICS[metric].unit
     return f"{label}{gap}({unit})" if unit else label
 
