@@ -208,7 +208,7 @@ def test_figures_have_a_panel_a_metric_with_units(planes, nulls, table):
     figure = against_fit(planes, nulls)
     assert [axis.get_xlabel() for axis in figure.axes[3:]] == ["epoch", "train accuracy (%)", "held-out accuracy (%)"]
     figure, plane = against_fit(planes, clocks=["epoch", GAP]), planes["sgd"]
-    line = next(line for line in figure.axes[1].get_lines() if line.get_color() == plots.colours(planes)["sgd"])
+    line = next(line for line in figure.axes[1].get_lines() if line.get_color() == plots.looks(planes)["sgd"]["color"])
     apart = 100 * (plane.train_accuracy - plane.test_accuracy).mean("model")
     np.testing.assert_allclose(line.get_xdata(), apart)
     figure = dose_response(table, {"slow": 0.1, "leaky": 0.2}, ("auc", "vulnerable"), "SGD")

@@ -10,7 +10,8 @@ from test_errors import assert_one_clear_line
 from dynmia.book import execute as notebooks
 from dynmia.errors import UserError
 
-TYPED = """from typing import Literal, Optional
+TYPED = """from collections.abc import Sequence
+from typing import Annotated, Literal, Optional
 title: str = "a = b"  # heading of the page
 whole: int = 2**4
 maybe: int | None = None  # a number, or none
@@ -23,18 +24,26 @@ kind: Literal["a", "b"] = (
 )  # which
 share: float = 0.5
 flag: bool = False
+rows: list[list[int]] = []
+noted: Annotated[int, "a count"] = 1
+quoted: "int" = 1
+level: Literal[1, 2] = 1
+names: Sequence[str] = ()
 other: "pd.DataFrame" = None
 plain = 3
 """
 GOOD = {  # as given on the command line -> as the notebook gets it
     "title": ("3", "3"), "whole": ("3", 3), "maybe": ("None", None), "words": ("['x', 'y']", ["x", "y"]),
     "text": ("abc", "abc"), "pair": ("(2, 3)", (2, 3)), "named": ("{'a': 1}", {"a": 1}), "kind": ("b", "b"),
-    "share": ("1e-3", 0.001), "flag": ("true", True), "other": ("x", "x"), "plain": ("[1]", [1]),
+    "share": ("1e-3", 0.001), "flag": ("true", True), "rows": ("[[1], []]", [[1], []]), "noted": ("2", 2),
+    "quoted": ("2", 2), "level": ("2", 2), "names": ("('x',)", ("x",)), "other": ("x", "x"), "plain": ("[1]", [1]),
 }  # fmt: skip
 BAD = {
     "whole": ["3.5", "x", True, None, [1], 1.0], "maybe": ["x", 1.5, False], "words": ["[1]", "x", ["a", 1], None],
     "text": [3, ["a"]], "pair": ["(1,)", "(1, 'a')", [1, 2.0], "x"], "named": ["{1: 1}", {"a": "b"}, "[]"],
-    "kind": ["c", "1", None], "share": ["x", True, "9" * 400], "flag": ["yes", 1, None], "title": [3, None, ["a"]],
+    "kind": ["c", "1", None], "share": ["x", True, "9" * 400], "flag": ["yes", 1, None], "rows": ["[[1], [True]]", [1]],
+    "noted": [True, "x"], "quoted": [True, "x", 1.5], "level": [True, 3, "x"], "names": ["x", [1]],
+    "title": [3, None, ["a"]],
 }  # fmt: skip
 
 

@@ -36,10 +36,12 @@ def test_words_name_only_what_differs(planes):
 
 def test_a_data_set_has_its_colour_and_other_runs_a_scale(planes):
     sets = {"a": planes(dataset="mnist"), "b": planes(dataset="cifar10")}
-    assert plots.colours(sets) == {"a": plots.COLOURS["mnist"], "b": plots.COLOURS["cifar10"]}
-    scale = plots.colours({"a": planes(pool_size=100), "b": planes(pool_size=110)})
-    assert len(set(scale.values())) == 2
-    assert not set(scale.values()) & set(plots.COLOURS.values())
+    shades = {name: look["color"] for name, look in plots.looks(sets).items()}
+    assert shades == {"a": plots.COLOURS["mnist"], "b": plots.COLOURS["cifar10"]}
+    scale = plots.looks({"a": planes(pool_size=100), "b": planes(pool_size=110)})
+    shades = {look["color"] for look in scale.values()}
+    assert len(shades) == 2
+    assert not shades & set(plots.COLOURS.values())
 
 
 def test_curves_and_paths_show_the_values_of_each_run(planes, tiny_run):
