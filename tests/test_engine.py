@@ -110,6 +110,8 @@ class Child:
     def end_by(self, number):
         os.killpg(self.process.pid, number)
         output, _ = self.process.communicate(timeout=LIMIT)
+        if number == signal.SIGKILL:  # on busy cores a process that is killed holds its lock for a moment
+            self.wait_until_the_group_is_empty()
         return output
 
     def wait_until_the_group_is_empty(self):
