@@ -69,7 +69,7 @@ def by_then(table: pd.DataFrame, wanted: float, share: float = EARLY) -> str:
 
 
 def disjoint_halves(run: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
-    """Runs of disjoint halves of the models, on the samples that :func:`~dynmia.stats.part_of` keeps in both.
+    """Runs of disjoint halves of the models, on the samples that :func:`~dynmia.attack.plane.part_of` keeps in both.
 
     Raises:
         UserError: it keeps none.

@@ -33,7 +33,7 @@ def interval(row: pd.Series, name: str, digits: int = 1) -> str:
 
 
 def printed(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a run of ``table`` (one decision rule of :func:`dynmia.chapters.markov.measure`), as it is printed."""
+    """One row a run of ``table`` (one decision rule of ``measure`` of ``data/markov.py``), as it is printed."""
     rows = {}
     for _, row in table.iterrows():
         times = {

@@ -117,7 +117,7 @@ def verdict(tables: Mapping[str, pd.DataFrame], bias: pd.DataFrame, rates: pd.Da
     Args:
         tables: for each rule, from :func:`dynmia.book.tables.figures`.
         bias: index (variance, design, models, rule, metric), from ``null-bias.csv``.
-        rates: from :func:`rejection_rates` of ``data/null-calibration.py``.
+        rates: from ``rejection_rates`` of ``data/null-calibration.py``.
     """
     sentences = []
     for rule, table in tables.items():

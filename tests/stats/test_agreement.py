@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import xarray as xr
+from helpers import HIGH, LOW, path_of, plane_of, random_plane
 from scipy.stats import hypergeom, spearmanr
 from sklearn.metrics import jaccard_score
-from test_dynamics import HIGH, LOW, path_of, plane_of, random_plane
 
 from dynmia import UserError
 from dynmia import dynamics as dyn

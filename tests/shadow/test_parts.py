@@ -5,9 +5,18 @@ import subprocess
 import sys
 
 import pytest
-from test_cli import TINY, bad, run
-from test_engine import LIMIT, Stopped, assert_same_shards, stop_after, train_in_process
-from test_resume import contents, states_saved
+from helpers import (
+    LIMIT,
+    TINY_WORDS,
+    Stopped,
+    assert_same_shards,
+    bad,
+    contents,
+    run_cli,
+    states_saved,
+    stop_after,
+    train_in_process,
+)
 
 from dynmia import Study
 from dynmia.errors import StoreError
@@ -15,7 +24,7 @@ from dynmia.shadow import run as engine
 from dynmia.store import folder as store
 from dynmia.store.folder import read_sealed, write_sealed
 
-TRAIN = ["train", *TINY, "--quiet", "--device", "cpu"]
+TRAIN = ["train", *TINY_WORDS, "--quiet", "--device", "cpu"]
 
 
 @pytest.fixture
@@ -52,15 +61,15 @@ def test_a_bad_part_is_one_line(capsys, tmp_path, options, hint):
 @pytest.mark.slow
 def test_parts_of_a_run_by_the_command_line(capsys, tmp_path):
     command = [*TRAIN, "--out", tmp_path / "run", "--workers", "1"]
-    code, out, _ = run(capsys, *command, "--models", "2,0", "--save", tmp_path / "run.nc")
+    code, out, _ = run_cli(capsys, *command, "--models", "2,0", "--save", tmp_path / "run.nc")
     assert code == 0
     assert "2 of 4 models finished" in out
     assert "all of --models 2,0 are" in out
     assert "nothing written to" in out
     assert not (tmp_path / "run.nc").exists()
-    code, out, _ = run(capsys, "status", tmp_path / "run")
+    code, out, _ = run_cli(capsys, "status", tmp_path / "run")
     assert [line.split()[2] for line in out.splitlines()[:4]] == ["finished", "not", "finished", "not"]
-    code, out, _ = run(capsys, *command, "--models", "0-3", "--time-budget", "1h", "--save", tmp_path / "run.nc")
+    code, out, _ = run_cli(capsys, *command, "--models", "0-3", "--time-budget", "1h", "--save", tmp_path / "run.nc")
     assert "4 models, 3 checkpoints" in out
     assert (tmp_path / "run.nc").exists()
 
@@ -69,7 +78,7 @@ def test_merging_by_the_command_line(capsys, tmp_path):
     study = Study(epochs=2, checkpoint_every=1, shadow_models=4, pool_size=100)
     for name, models in (("a", [0, 1]), ("b", [2, 3])):
         train_in_process(study, tmp_path / name, models)
-    code, out, _ = run(capsys, "merge", tmp_path / "whole", tmp_path / "a", tmp_path / "b")
+    code, out, _ = run_cli(capsys, "merge", tmp_path / "whole", tmp_path / "a", tmp_path / "b")
     assert code == 0
     assert out.splitlines()[-1].startswith(f"{tmp_path / 'whole'}: 4 of 4 models finished; dynmia train")
     assert "is not a run folder" in bad(capsys, "merge", tmp_path / "whole", tmp_path / "nowhere")

@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import plane_of
 from scipy.stats import norm, spearmanr
 from sklearn.metrics import f1_score
-from test_dynamics import plane_of
 
 from dynmia import UserError, open_run, vulnerability_plane
 from dynmia import dynamics as dyn

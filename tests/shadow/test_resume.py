@@ -1,6 +1,6 @@
 """Training in parts: time budgets, some models only, merging, locks, kill -9 at any moment.
 
-The full form of the last: DYNMIA_KILLS=30 python -m pytest tests/test_resume.py -k killed
+The full form of the last: DYNMIA_KILLS=30 python -m pytest tests/shadow/test_resume.py -k killed
 """
 
 import os
@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from test_engine import Child, Stopped, assert_same_shards, stop_after, train_in_process
+from helpers import Child, Stopped, assert_same_shards, contents, states_saved, stop_after, train_in_process
 
 from dynmia import cli
 from dynmia.errors import StoreError, UserError
@@ -19,16 +19,6 @@ from dynmia.shadow import run as engine
 from dynmia.shadow.shard import Job, train_shard
 from dynmia.store import folder as store
 from dynmia.store.folder import TEMPORARY, RunStore, merge, read_manifest
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def states_saved(monkeypatch):
-    """Save the state after every epoch, however short."""
-    monkeypatch.setattr("dynmia.shadow.shard.SAVING", 1e9)
-
 
 # --- time budget and models
 

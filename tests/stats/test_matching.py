@@ -1,12 +1,10 @@
-import json
-
 import numpy as np
 import pytest
 import xarray as xr
+from helpers import ACCURACY, STRENGTHS, run_that_fits
 from scipy import stats
 
-from dynmia import Study, UserError, summarise, vulnerability_plane
-from dynmia.pool.pool import draw_keep
+from dynmia import UserError, summarise, vulnerability_plane
 from dynmia.stats.intervals import interval
 from dynmia.stats.matching import (
     MATCHINGS,
@@ -23,36 +21,13 @@ from dynmia.stats.matching import (
     with_halves,
 )
 
-STRENGTHS = (0, 0.5, 1, 2, 3, 4)
-ACCURACY = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
-
-
-def run_of(strengths=STRENGTHS, accuracy=ACCURACY, held_out=None, every=2, samples=200, seed=0, fresh=0):
-    """Members' phi lies `strength` times the sample's susceptibility higher; `fresh` seeds the noise only."""
-    keep = draw_keep(20, samples, "bernoulli", seed)
-    susceptible = np.random.default_rng(seed).uniform(0, 2, samples)
-    noise = np.random.default_rng([seed, fresh, 1]).normal(0, 1, keep.shape)  # the same at every checkpoint
-    phi = np.stack([noise + strength * susceptible * keep for strength in strengths])
-    train = np.repeat(np.array(accuracy)[:, None], 20, 1)
-    held_out = train / 2 if held_out is None else np.repeat(np.array(held_out)[:, None], 20, 1)
-    epochs = every * np.arange(len(strengths))
-    return xr.Dataset(
-        {
-            "phi": (("epoch", "model", "sample"), phi), "keep": (("model", "sample"), keep),
-            "label": ("sample", np.arange(samples) % 10),
-            "train_accuracy": (("epoch", "model"), train), "test_accuracy": (("epoch", "model"), held_out),
-        },
-        coords={"epoch": epochs, "model": np.arange(20), "sample": np.arange(samples)},
-        attrs={"study": json.dumps(Study(epochs=int(epochs[-1])).to_dict()), "title": "digits-cnn-adamw"},
-    )  # fmt: skip
-
 
 def plane_of(**changes):
-    return vulnerability_plane(run_of(**changes))
+    return vulnerability_plane(run_that_fits(**changes))
 
 
 def halved_of(**changes):
-    return with_halves({"run": run_of(**changes)}, "fpr@0.01")["run"]
+    return with_halves({"run": run_that_fits(**changes)}, "fpr@0.01")["run"]
 
 
 DELAYED = dict(strengths=(0, 0, *STRENGTHS[:-2]), accuracy=(0.1, 0.1, *ACCURACY[:-2]))
@@ -81,7 +56,7 @@ def test_a_delayed_run_is_behind_at_equal_epoch(fast, delayed):
     for metric in ("auc", "advantage", "displacement", "vulnerable"):
         row = estimate(behind[metric])
         assert row.high < 0, metric
-    before = vulnerability_plane(run_of()).isel(epoch=-3)
+    before = vulnerability_plane(run_that_fits()).isel(epoch=-3)
     wanted = 1000 * float(before.advantage.mean() - fast[0].advantage.isel(epoch=-1).mean())
     assert float(behind.advantage[0]) == pytest.approx(wanted, rel=1e-12)
 
@@ -157,7 +132,7 @@ def test_state_curves_end_where_the_summary_does():
 
 def test_the_interval_is_that_of_the_package(fast):
     row = estimate(state_curves({"fast": fast})["fast"].advantage.isel(epoch=-1))
-    ours = interval(run_of(), over="both", only=["advantage"]).loc["advantage"]
+    ours = interval(run_that_fits(), over="both", only=["advantage"]).loc["advantage"]
     half = stats.t.ppf(0.975, 10) * ours.error
     np.testing.assert_allclose(row, [ours.value, ours.value - half, ours.value + half], rtol=1e-9)
 
@@ -172,7 +147,7 @@ def test_pairing_takes_out_what_runs_share(fast):
 
 
 def test_runs_on_different_pools_are_not_paired():
-    run = run_of()
+    run = run_that_fits()
     with pytest.raises(UserError, match="a, b are not on the same pool"):
         with_halves({"a": run, "b": run.assign_coords(sample=run.sample + 1)}, "bayes")
 

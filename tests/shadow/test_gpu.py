@@ -6,11 +6,11 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 
 from dynmia import Study
 from dynmia.book import maker
@@ -33,7 +33,6 @@ from dynmia.store.folder import merge
 from dynmia.store.run import assemble
 
 bench_gpu, agreement_gpu = maker("bench-gpu"), maker("agreement-gpu")
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def cuda(test):

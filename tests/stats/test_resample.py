@@ -1,42 +1,15 @@
-import json
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
-import xarray as xr
+from helpers import ROOT, run_with
 
-from dynmia import Study, UserError, null_summary, open_run, rounded, save_run, summarise, vulnerability_plane
+from dynmia import UserError, null_summary, open_run, rounded, save_run, summarise, vulnerability_plane
 from dynmia.dynamics.cloud import spatial_entropy
 from dynmia.dynamics.metrics import METRICS
-from dynmia.pool.pool import draw_keep
 from dynmia.stats.resample import BLOCK, bootstrap_weights, null_planes, null_table
 from dynmia.store.run import STEPS
 
-DATA = Path(__file__).parents[1] / "data"
-
-
-def run_with(strengths, samples=150, seed=0):
-    """Gaussian phi whose members lie `strength` higher, one strength a checkpoint."""
-    rng = np.random.default_rng(seed)
-    keep = draw_keep(20, samples, "bernoulli", seed)
-    susceptible = rng.uniform(0, 2, samples)
-    phi = np.stack([rng.normal(0, 1, keep.shape) + strength * susceptible * keep for strength in strengths])
-    epochs = 2 * np.arange(len(strengths))
-    accuracy = ("epoch", "model"), rng.random((len(strengths), 20))
-    study = Study(shadow_models=20, epochs=int(epochs[-1]), seed=seed)
-    return xr.Dataset(
-        {
-            "phi": (("epoch", "model", "sample"), phi.astype(np.float32), {"long_name": "logit-scaled confidence"}),
-            "keep": (("model", "sample"), keep, {"long_name": "sample is in the model's training set"}),
-            "label": ("sample", np.arange(samples) % 10),
-            "train_accuracy": accuracy,
-            "test_accuracy": accuracy,
-            "seconds": ("model", np.ones(20)),
-        },
-        coords={"epoch": epochs, "model": np.arange(20), "sample": np.arange(samples)},
-        attrs={"study": json.dumps(study.to_dict()), "format": 1},
-    )
+DATA = ROOT / "data"
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,7 @@ import json
 
 import pandas as pd
 import pytest
-from test_cli import run
-from test_errors import assert_one_clear_line
+from helpers import assert_one_clear_line, run_cli
 
 from dynmia import study
 from dynmia.book import maker
@@ -221,7 +220,7 @@ def test_the_benchmark_has_every_cpu_target_and_what_it_ran_on(monkeypatch, caps
     process = type("Process", (), {"communicate": lambda self: (json.dumps(scored), None)})
     monkeypatch.setattr(bench, "_python", lambda *_: process())
     words = ["make", "bench-cpu", "--seconds", "0.1", "--repeats"]
-    _, out, _ = run(capsys, *words, "2", "--json", "--out", tmp_path / "bench-cpu.json")
+    _, out, _ = run_cli(capsys, *words, "2", "--json", "--out", tmp_path / "bench-cpu.json")
     printed = json.loads(out)
     assert printed == json.loads((tmp_path / "bench-cpu.json").read_text())
     assert set(printed) >= {"hardware", "versions", "created", "command", "workers", "entries"}
@@ -236,6 +235,6 @@ def test_the_benchmark_has_every_cpu_target_and_what_it_ran_on(monkeypatch, caps
     )
     assert table.met.drop(share).value_counts().to_dict() == {"yes": 8, "no": 1}
     assert study_hours(PAPER, printed)
-    _, out, _ = run(capsys, *words, "1")
+    _, out, _ = run_cli(capsys, *words, "1")
     assert "target >= 0.95: NOT met" in out
     assert "target >= 1,000: met" in out

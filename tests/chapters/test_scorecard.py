@@ -1,11 +1,11 @@
 """The scorecard's rules, and that the released one follows them."""
 
 import inspect
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import ROOT
 
 from dynmia.chapters import scorecard
 from dynmia.chapters.scorecard import VERDICTS, Claim, Measured, judge
@@ -13,7 +13,6 @@ from dynmia.errors import UserError
 from dynmia.stats.matching import STATE
 from dynmia.stats.simulate import Simulator
 
-ROOT = Path(__file__).resolve().parents[1]
 PAPER = pd.read_csv(ROOT / "data" / "paper.csv", comment="#").set_index(["dataset", "metric"]).value.to_dict()
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import xarray as xr
+from helpers import path_of, random_plane
 from scipy.stats import chi2
 from sklearn.metrics import cohen_kappa_score
-from test_dynamics import path_of, random_plane
 
 from dynmia import UserError, vulnerability_plane
 from dynmia import dynamics as dyn

@@ -1,41 +1,16 @@
-import json
-
 import numpy as np
 import pytest
 import xarray as xr
+from helpers import as_run, signal_run
 from scipy.stats import beta, binomtest, norm
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from dynmia import Study, UserError, lira_scores, rate_interval, vulnerability_plane
+from dynmia import UserError, lira_scores, rate_interval, vulnerability_plane
 from dynmia.attack import plane as plane_module
 from dynmia.attack.plane import CUTS, LEVELS
 from dynmia.attack.scoring import Scoring, level_of
 from dynmia.dynamics.cloud import auc, states, tpr_at_fpr
 from dynmia.pool.pool import draw_keep
-
-
-def as_run(phi, keep):
-    epochs, models, samples = phi.shape
-    study = Study(shadow_models=models, epochs=max(1, epochs - 1), checkpoint_every=1)
-    accuracy = ("epoch", "model"), np.full((epochs, models), 0.5)
-    return xr.Dataset(
-        {
-            "phi": (("epoch", "model", "sample"), phi),
-            "keep": (("model", "sample"), keep),
-            "label": ("sample", np.arange(samples) % 10),
-            "train_accuracy": accuracy,
-            "test_accuracy": accuracy,
-        },
-        coords={"epoch": np.arange(epochs), "model": np.arange(models), "sample": np.arange(samples)},
-        attrs={"study": json.dumps(study.to_dict())},
-    )
-
-
-def signal_run(models=20, samples=70, strengths=(0.0, 1.0, 2.0), design="bernoulli", seed=0):
-    rng = np.random.default_rng(seed)
-    keep = draw_keep(models, samples, design, seed)
-    phi = np.stack([rng.normal(0, 1, keep.shape) + strength * keep for strength in strengths])
-    return as_run(phi, keep)
 
 
 def scores_of(run):

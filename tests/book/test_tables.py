@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_errors import assert_one_clear_line
+from helpers import assert_one_clear_line
 
 from dynmia import cli
 from dynmia.book import makers, tables

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from test_dynamics import plane_of, signal_run
+from helpers import plane_of, run_of_four_checkpoints
 
 from dynmia import UserError, summarise, vulnerability_plane
 from dynmia import dynamics as dyn
@@ -19,7 +19,7 @@ from dynmia.store.run import resolve
 
 made = maker("sensitivity")
 Choice, Claim, choices, interval, measure = made.Choice, made.Claim, made.choices, made.interval, made.measure
-RUN = signal_run()
+RUN = run_of_four_checkpoints()
 
 
 def test_cuts_of_the_states_by_hand():

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_engine import LIMIT, assert_same_shards, train
+from helpers import LIMIT, assert_same_shards, train_quietly
 
 from dynmia.cli import main
 from dynmia.errors import UserError
@@ -98,7 +98,7 @@ def test_a_worker_is_killed_in_the_middle_and_the_run_equals_the_local_one(tiny,
     assert driver.returncode == 0, output
     assert 1 <= len(workers) <= 2
     assert workers[0] not in tasks_below(cluster[1].pid)
-    train(study, tmp_path / "local")
+    train_quietly(study, tmp_path / "local")
     assert_same_shards(tmp_path / "run", tmp_path / "local")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         path.name for path in (tmp_path / "local").iterdir()

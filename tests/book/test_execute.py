@@ -5,7 +5,7 @@ import papermill
 import pytest
 import xarray as xr
 import yaml
-from test_errors import assert_one_clear_line
+from helpers import assert_one_clear_line
 
 from dynmia.book import execute as notebooks
 from dynmia.errors import UserError

@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from helpers import ACCURACY, STRENGTHS, run_that_fits
 from scipy.stats import spearmanr, ttest_1samp
-from test_matching import ACCURACY, STRENGTHS, run_of
 
 from dynmia import null_planes, vulnerability_plane
 from dynmia.book import plots
@@ -35,11 +35,11 @@ def with_study(run, **changes):
 @pytest.fixture(scope="module")
 def runs():
     """A run, the same two checkpoints late, and one that leaks more for the same accuracy."""
-    slow = run_of(strengths=(0, 0, *STRENGTHS[:-2]), accuracy=(0.1, 0.1, *ACCURACY[:-2]))
+    slow = run_that_fits(strengths=(0, 0, *STRENGTHS[:-2]), accuracy=(0.1, 0.1, *ACCURACY[:-2]))
     return {
-        "sgd": with_study(run_of(), optimizer="sgd"),
+        "sgd": with_study(run_that_fits(), optimizer="sgd"),
         "slow": with_study(slow, optimizer="sam-sgd", rho=0.1),
-        "leaky": with_study(run_of(strengths=(0, *STRENGTHS[2:], 8)), optimizer="sam-sgd", rho=0.2),
+        "leaky": with_study(run_that_fits(strengths=(0, *STRENGTHS[2:], 8)), optimizer="sam-sgd", rho=0.2),
     }
 
 

@@ -2,10 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from helpers import path_of, plane_of, random_plane, signal_run
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
-from test_dynamics import path_of, plane_of, random_plane
-from test_plane import signal_run
 
 from dynmia import UserError, vulnerability_plane
 from dynmia import dynamics as dyn

@@ -7,7 +7,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -15,52 +14,15 @@ import time
 import numpy as np
 import pytest
 import torch
+from helpers import LIMIT, Child, Stopped, assert_same_shards, stop_after, train_in_process, train_quietly
 
 import dynmia
 from dynmia.cli import main
 from dynmia.errors import Diverged, StoreError, UserError
 from dynmia.shadow import open_store, workers
 from dynmia.shadow import run as engine
-from dynmia.shadow.shard import Job, train_here, train_shard
+from dynmia.shadow.shard import Job, train_shard
 from dynmia.store.folder import continued_by, read_sealed
-
-LIMIT = 120  # seconds after which a child counts as hung
-TRAIN = """
-import json, sys, dynmia
-dynmia.train(dynmia.Study.from_dict(json.loads(sys.argv[1])), out=sys.argv[2], device="cpu", workers=2, progress=False)
-"""
-
-
-class Stopped(Exception):
-    pass
-
-
-def stop_after(epoch):
-    """A report that ends training as a crash would, right after the state of `epoch` was saved."""
-
-    def report(event):
-        if event["epoch"] == epoch:
-            raise Stopped
-
-    return report
-
-
-def train_in_process(study, folder, models=(0,), report=lambda event: None):
-    study, pool, store = open_store(study, out=folder, device="cpu")
-    train_here(Job(study, pool, store, report=report), models)
-    return store
-
-
-def train(study, folder, workers=2, progress=False):
-    return dynmia.train(study, out=folder, device="cpu", workers=workers, progress=progress)
-
-
-def assert_same_shards(folder, other, models=range(4)):
-    for model in models:
-        first, second = (read_sealed(root / f"model-{model:03d}.safetensors")[0] for root in (folder, other))
-        assert first.keys() == second.keys()
-        for name in first:
-            assert first[name].tobytes() == second[name].tobytes(), (model, name)
 
 
 @pytest.fixture
@@ -76,60 +38,11 @@ def no_process(monkeypatch):
 # --- interruption
 
 
-STOPS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP  # a job in the background ignores the first, nohup the last
-
-
-class Child:
-    """A training in a process group of its own."""
-
-    def __init__(self, study, folder, scratch):
-        scratch.mkdir(exist_ok=True)
-        self.folder, self.scratch, self.seen = folder, scratch, self.files(folder)
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", TRAIN, json.dumps(study.to_dict()), str(folder)],
-            start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env=os.environ | {"TMPDIR": str(scratch)},
-            preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in STOPS],
-        )  # fmt: skip
-
-    @staticmethod
-    def files(folder):
-        return {(path.name, path.stat().st_ino) for path in folder.glob("model-*")} if folder.exists() else set()
-
-    def wait_until_it_trains(self):
-        deadline = time.monotonic() + LIMIT
-        while self.process.poll() is None and time.monotonic() < deadline:
-            try:
-                if self.files(self.folder) - self.seen:
-                    return
-            except FileNotFoundError:  # a state was replaced or dropped between listing and looking
-                return
-            time.sleep(0.002)
-        raise AssertionError(f"no model was trained: {self.process.communicate(timeout=LIMIT)[0]}")
-
-    def end_by(self, number):
-        os.killpg(self.process.pid, number)
-        output, _ = self.process.communicate(timeout=LIMIT)
-        if number == signal.SIGKILL:  # on busy cores a process that is killed holds its lock for a moment
-            self.wait_until_the_group_is_empty()
-        return output
-
-    def wait_until_the_group_is_empty(self):
-        deadline = time.monotonic() + LIMIT
-        while time.monotonic() < deadline:
-            try:
-                os.killpg(self.process.pid, 0)
-            except ProcessLookupError:
-                return
-            time.sleep(0.01)
-        raise AssertionError("training processes were left behind")
-
-
 @pytest.fixture(scope="module")
 def slow(tiny, tmp_path_factory):
     """(study, folder, run) of a study that takes seconds, so that a signal comes before its end."""
     study, folder = tiny.replace(epochs=80), tmp_path_factory.mktemp("slow") / "run"
-    return study, folder, train(study, folder)
+    return study, folder, train_quietly(study, folder)
 
 
 @pytest.mark.slow
@@ -142,7 +55,7 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_bits(slow, tmp_path):
         child.end_by(signal.SIGKILL)
         if kill == 0:
             assert not (tmp_path / "run" / "run.nc").exists()  # the first kill came in time
-    run = train(slow[0], tmp_path / "run")
+    run = train_quietly(slow[0], tmp_path / "run")
     assert_same_shards(tmp_path / "run", slow[1])
     assert (run.phi.values == slow[2].phi.values).all()
 
@@ -160,7 +73,7 @@ def test_a_stop_leaves_no_process_and_no_scratch_and_the_run_ends_with_the_same_
     child.wait_until_the_group_is_empty()
     assert list((tmp_path / "scratch").glob("dynmia-*")) == []
     assert not (tmp_path / "run" / "run.nc").exists()
-    train(slow[0], tmp_path / "run")
+    train_quietly(slow[0], tmp_path / "run")
     assert_same_shards(tmp_path / "run", slow[1])
 
 
@@ -306,7 +219,7 @@ def test_models_of_a_population_differ_before_training(tiny_run):
 
 
 def test_one_process_gives_the_same_bits_as_two(tiny, tiny_run, tmp_path):
-    run = train(tiny, tmp_path / "run", workers=1)
+    run = train_quietly(tiny, tmp_path / "run", workers=1)
     assert_same_shards(tmp_path / "run", tiny_run[0])
     assert run.attrs["workers"] == 1
 
@@ -330,10 +243,10 @@ def test_a_killed_process_is_named_and_the_run_continues_to_the_same_bits(tiny, 
     killer = threading.Thread(target=kill_the_first)
     killer.start()
     with pytest.raises(UserError, match=r"signal 9: continue from its last epoch by dynmia train .* --out /"):
-        train(tiny, tmp_path / "run")
+        train_quietly(tiny, tmp_path / "run")
     killer.join()
     assert [process.poll() is None for process, _ in started] == [False, False]
-    train(tiny, tmp_path / "run")
+    train_quietly(tiny, tmp_path / "run")
     assert_same_shards(tmp_path / "run", tiny_run[0])
 
 
@@ -367,7 +280,7 @@ def own_model(tmp_path, monkeypatch):
 
 def test_own_data_and_own_model_train_in_processes(tiny, tmp_path, make_npz, own_model):
     study = tiny.replace(dataset=str(make_npz()), model=own_model("own_model"), pool_size=None)
-    run = train(study, tmp_path / "run")
+    run = train_quietly(study, tmp_path / "run")
     assert dict(run.sizes) == {"epoch": 3, "model": 4, "sample": 60}
     assert float(run.train_accuracy.sel(epoch=4).mean()) > float(run.train_accuracy.sel(epoch=0).mean())
     assert_same_shards(train_in_process(study, tmp_path / "here", range(4)).folder, tmp_path / "run")
@@ -394,7 +307,7 @@ def test_an_exception_in_a_process_is_shown_in_one_line(tiny, tmp_path, own_mode
     body = "if 'worker' in sys.argv[0]: raise RuntimeError('no more')"  # where the trial does not see it
     study = tiny.replace(model=own_model("own_failing", body))
     with pytest.raises(UserError, match=r"trained model \d failed \(RuntimeError: no more\)"):
-        train(study, tmp_path / "run", workers=1)
+        train_quietly(study, tmp_path / "run", workers=1)
 
 
 @pytest.mark.slow
@@ -413,7 +326,7 @@ def test_an_own_model_may_print(tiny, tmp_path, own_model, monkeypatch):
 @pytest.mark.parametrize("workers", [0, -2, 1025, 10**9])
 def test_a_number_of_workers_that_no_machine_has_is_refused(tiny, tmp_path, no_process, workers):
     with pytest.raises(UserError, match=rf"workers is {workers}: it must be at least 1 and at most 1024"):
-        train(tiny, tmp_path / "run", workers=workers)
+        train_quietly(tiny, tmp_path / "run", workers=workers)
     assert not (tmp_path / "run").exists()
 
 
@@ -423,7 +336,7 @@ def test_a_system_that_starts_no_more_processes_is_named(tiny, tmp_path, monkeyp
 
     monkeypatch.setattr(workers, "_start", full)
     with pytest.raises(UserError, match=r"only 0 of 2 workers start \(Resource .*: use fewer --workers"):
-        train(tiny, tmp_path / "run")
+        train_quietly(tiny, tmp_path / "run")
 
 
 def test_a_mask_larger_than_the_memory_is_refused(tiny, tmp_path, monkeypatch):
@@ -477,7 +390,7 @@ def test_divergence_in_a_process_keeps_the_finished_shards(tiny, tmp_path, own_m
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     poison.touch()
     with pytest.raises(Diverged, match=r"model [23] diverged in epoch 1 .*lower lr; finished shards are kept"):
-        train(study, tmp_path / "run")
+        train_quietly(study, tmp_path / "run")
     after = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     assert {name: after[name] for name in before} == before
     assert not (tmp_path / "run" / "model-002.safetensors").exists()
@@ -513,7 +426,7 @@ def test_a_damaged_state_stops_before_any_work(tiny, tmp_path, no_process, damag
     change, words = DAMAGES[damage]
     change(tmp_path / "model-001.state.safetensors", tmp_path)
     with pytest.raises(StoreError, match=rf"model-00[13]\.state\.safetensors {words}.*same command"):
-        train(tiny, tmp_path)
+        train_quietly(tiny, tmp_path)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -522,20 +435,20 @@ def test_a_damaged_shard_is_named(tiny, tiny_run, tmp_path, no_process, damage):
     change, words = DAMAGES[damage]
     change(tmp_path / "run" / "model-001.safetensors", tmp_path / "run")
     with pytest.raises(StoreError, match=rf"model-00[13]\.safetensors {words}.*same command"):
-        train(tiny, tmp_path / "run")
+        train_quietly(tiny, tmp_path / "run")
 
 
 def test_a_deleted_shard_is_made_anew_with_the_same_bits(tiny, tiny_run, tmp_path):
     shutil.copytree(tiny_run[0], tmp_path / "run")
     (tmp_path / "run" / "model-001.safetensors").unlink()
-    train(tiny, tmp_path / "run")
+    train_quietly(tiny, tmp_path / "run")
     assert_same_shards(tmp_path / "run", tiny_run[0])
 
 
 def test_a_finished_run_is_not_trained_again(tiny, tiny_run, no_process):
     folder, run = tiny_run
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert train(tiny, folder).identical(run)
+    assert train_quietly(tiny, folder).identical(run)
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
@@ -546,13 +459,13 @@ def test_a_finished_run_holds_nothing_but_shards_manifest_and_result(tiny_run):
 
 def test_the_folder_of_another_study_is_refused_before_any_work(tiny, tiny_run, no_process):
     with pytest.raises(StoreError, match=r"differs in seed \(0 there, 1 here\)"):
-        train(tiny.replace(seed=1), tiny_run[0])
+        train_quietly(tiny.replace(seed=1), tiny_run[0])
 
 
 def test_a_folder_below_a_file_is_refused(tiny, tmp_path, no_process):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="a part of the path is a file"):
-        train(tiny, tmp_path / "file" / "run")
+        train_quietly(tiny, tmp_path / "file" / "run")
 
 
 def test_the_default_folder_is_named_after_the_study(tiny, tmp_path, monkeypatch):
@@ -633,7 +546,7 @@ def test_seconds_add_up_over_interruptions(tiny, tmp_path):
 def test_progress_counts_every_epoch_once(tiny, tmp_path, capsys):
     with pytest.raises(Stopped):
         train_in_process(tiny, tmp_path, [1], stop_after(2))
-    train(tiny, tmp_path, progress=True)
+    train_quietly(tiny, tmp_path, progress=True)
     assert "16/16" in capsys.readouterr().err  # 4 models, 4 epochs
 
 

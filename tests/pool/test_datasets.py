@@ -9,11 +9,11 @@ import threading
 import unicodedata
 import zipfile
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from PIL import Image
 
 import dynmia
@@ -24,7 +24,6 @@ from dynmia.pool.datasets import Texts, load_dataset, read_cinic10
 from dynmia.pool.pool import make_pool
 from dynmia.registry import DATASETS
 
-ROOT = Path(__file__).resolve().parents[1]
 CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from test_summary import run_with
+from helpers import run_with
 
 from dynmia import dynamics, study_of, vulnerability_plane
 from dynmia.attack.scoring import ATTACKS, Scoring

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from test_errors import assert_one_clear_line
+from helpers import assert_one_clear_line
 
 import dynmia
 from dynmia import cli, shadow

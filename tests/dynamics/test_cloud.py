@@ -1,62 +1,16 @@
-import json
-
 import numpy as np
 import pytest
 import xarray as xr
+from helpers import HIGH, LOW, MID, path_of, plane_of, random_plane, run_of_four_checkpoints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 
-from dynmia import Study, UserError, vulnerability_plane
+from dynmia import UserError, vulnerability_plane
 from dynmia import dynamics as dyn
 from dynmia.dynamics.metrics import METRICS, epoch_of_recall
-from dynmia.pool.pool import draw_keep
-
-LOW, MID, HIGH = 0, 5, 10  # flagged of 10 models
-
-
-def plane_of(tp, fp, every=2, models=10):
-    """A plane from counts (epoch, sample) of `models` in- and out-models a sample."""
-    tp, fp = np.asarray(tp), np.asarray(fp)
-    dims = ("epoch", "sample")
-    plane = xr.Dataset(
-        {"tp": (dims, tp), "fp": (dims, fp), "tpr": (dims, tp / models), "fpr": (dims, fp / models)},
-        coords={"epoch": every * np.arange(len(tp)), "sample": np.arange(tp.shape[1])},
-    )
-    size = "sample", np.full(tp.shape[1], models)
-    return plane.assign(advantage=plane.tpr - plane.fpr, n_in=size, n_out=size)
-
-
-def path_of(text, every=2):
-    """A plane from paths, one row a checkpoint: V is vulnerable, anything else is not."""
-    tp = [[HIGH if letter == "V" else LOW for letter in row] for row in text.split()]
-    return plane_of(tp, np.zeros_like(tp), every)
-
-
-def random_plane(seed, samples=30, epochs=4):
-    rng = np.random.default_rng(seed)
-    return plane_of(rng.integers(0, 11, (epochs, samples)), rng.integers(0, 11, (epochs, samples)))
-
-
-def signal_run(samples=60, design="bernoulli"):
-    rng = np.random.default_rng(0)
-    keep = draw_keep(20, samples, design)
-    phi = np.stack([rng.normal(0, 1, keep.shape) + strength * keep for strength in (0, 3, 2, 4)])
-    accuracy = ("epoch", "model"), rng.random((4, 20))
-    return xr.Dataset(
-        {
-            "phi": (("epoch", "model", "sample"), phi),
-            "keep": (("model", "sample"), keep),
-            "label": ("sample", np.arange(samples) % 10),
-            "train_accuracy": accuracy,
-            "test_accuracy": accuracy,
-        },
-        coords={"epoch": [0, 2, 4, 6], "model": np.arange(20), "sample": np.arange(samples)},
-        attrs={"study": json.dumps(Study(shadow_models=20, epochs=6).to_dict())},
-    )
-
 
 SMALL = plane_of(tp=[[0, 0], [6, 0], [8, 10]], fp=[[0, 0], [8, 0], [8, 0]])
 
@@ -309,7 +263,7 @@ def test_several_weight_draws_equal_one_after_the_other(seed):
             np.testing.assert_allclose(together.isel(draw=draw), alone, rtol=1e-12, atol=1e-12)
 
 
-RUN = signal_run()
+RUN = run_of_four_checkpoints()
 PLANES = {rule: vulnerability_plane(RUN, rule) for rule in ("fpr@0.01", "bayes")}
 every_metric = pytest.mark.parametrize("name", METRICS)
 both_rules = pytest.mark.parametrize("rule", PLANES)
@@ -370,7 +324,7 @@ def test_checkpoints_out_of_order_are_refused_and_one_alone_is_no_error(figure):
 
 
 def test_options_of_figures_out_of_range_are_named():
-    plane = vulnerability_plane(signal_run())
+    plane = vulnerability_plane(run_of_four_checkpoints())
     for figure, line in (
         (lambda: dyn.spatial_entropy(plane, bins=0), "bins is 0: it must be a whole number, at least 1"),
         (lambda: dyn.silhouette(plane, clusters=1), "clusters is 1: .* at least 2"),

@@ -12,9 +12,9 @@ from typing import ClassVar
 
 import pytest
 import yaml
+from helpers import ROOT
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parents[1]
 # what Chromium asks of its maker by itself (time, updates, models); a page's fonts or scripts come from other hosts
 OWN = re.compile(r"(https?://)?([\w-]+\.google\.com|(update|optimizationguide-pa|safebrowsing)\.googleapis\.com)\b")
 TOC = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())

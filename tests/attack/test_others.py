@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
+from helpers import signal_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpmath import mp, mpf
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from test_plane import signal_run
 
 from dynmia import UserError, vulnerability_plane
 from dynmia.attack.others import OTHERS, attack_scores, rmia, rmia_offline

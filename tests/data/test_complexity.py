@@ -1,7 +1,6 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
+from helpers import ROOT
 from sklearn.feature_selection import f_classif
 from sklearn.metrics import euclidean_distances
 from sklearn.model_selection import LeaveOneOut, cross_val_score
@@ -15,7 +14,7 @@ from dynmia.pool.datasets import load_dataset
 script = maker("complexity")
 Images, complexity, intrinsic_dimension = script.Images, script.complexity, script.intrinsic_dimension
 pool_complexity = script.pool_complexity
-DATA = Path(__file__).parents[1] / "data"
+DATA = ROOT / "data"
 
 
 def blobs(rng, samples=200, apart=1.2):
