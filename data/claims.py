@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import typer
-import xarray as xr
 
 from dynmia.attack.plane import vulnerability_plane
 from dynmia.attack.scoring import Scoring
@@ -27,7 +26,13 @@ from dynmia.store.run import open_run, study_of
 
 ENDS = ("auc", "advantage", "displacement", "entropy_change", "vulnerable")  # read the first and last checkpoint alone
 NULLS = 200  # draws of the no-signal level of a correlation, as in figures.csv
-UNITS = {"ratio": "ratio", "smallest_step": "ratio", "spread": "", "correlation": "Pearson r", "difference": "Pearson r"}
+UNITS = {
+    "ratio": "ratio",
+    "smallest_step": "ratio",
+    "spread": "",
+    "correlation": "Pearson r",
+    "difference": "Pearson r",
+}
 Readings = Annotated[list[str] | None, typer.Option(
     "--reading", help="fpr@a or bayes, for all claims, whatever their own; may be repeated"
 )]  # fmt: skip
@@ -42,7 +47,9 @@ class Released:
         self.related = functools.cache(self._relate)
         self.scored = functools.cache(self._score)
         self.figures = functools.cache(lambda: figures(folder, reading))
-        self.wanted: dict[tuple[str, int], set[str]] = {}  # metrics of each run up to an epoch, of which ratios are taken
+        self.wanted: dict[
+            tuple[str, int], set[str]
+        ] = {}  # metrics of each run up to an epoch, of which ratios are taken
         for claim in asked:
             if claim.measure in ("ratio", "smallest_step"):
                 for pair in _pairs(claim.measure, self.speaking(claim)):
@@ -50,7 +57,7 @@ class Released:
                         self.wanted.setdefault((name, self.common(pair)), set()).add(claim.of["metric"])
 
     def speaking(self, claim: Claim) -> tuple[str, ...]:
-        """The first runs of the claim's list that are all released, with their hardness if it asks for that; or none."""
+        """The first runs of the claim's list that are all released, with their hardness if it asks for it; or none."""
         also = ["", ".hardness"] if "samples" in claim.of else [""]
         return next(
             (n for n in claim.runs if all((self.folder / f"{run}{part}.nc").exists() for run in n for part in also)), ()
@@ -83,8 +90,7 @@ class Released:
             return Measured(row.value, row.population_low, row.population_high)
         if measure in ("ratio", "smallest_step"):
             steps = [self._ratio(pair, of["metric"]) for pair in _pairs(measure, runs)]
-            defined = not any(np.isnan(step.value) for step in steps)
-            return min(steps, key=lambda step: step.low) if defined else Measured(np.nan, np.nan, np.nan)
+            return Measured(*np.min(steps, axis=0))  # NaN if a step is undefined; the least is below all upper ends
         rows = self.related(runs[0])
         first, noise = (rows.loc[of["measure"], of["samples"], models] for models in (of["models"], "no signal"))
         if measure == "correlation":
@@ -106,9 +112,9 @@ def _pairs(measure: str, runs: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def difference(first: Any, second: Any) -> Measured:
-    """Of two correlations on the same samples, from their intervals (Zou 2007, eq. 15, with no correlation between them).
+    """Of two correlations on the same samples, from their intervals (Zou 2007), as if they were independent.
 
-    Correlations of one target with two measures mostly go together, so that the interval is rather too wide.
+    Correlations of two measures with one target mostly err alike, so that the interval is rather too wide.
     """
     value = first.value - second.value
     below = np.hypot(first.value - first.low, second.high - second.value)
@@ -117,14 +123,10 @@ def difference(first: Any, second: Any) -> Measured:
 
 
 def in_words(settings: Sequence[Mapping[str, Any]]) -> str:
-    """Data, network, optimiser, pool and epochs, each said once; what is not known to us, so."""
-    words = []
-    for part, label in SETTING.items():
-        values = dict.fromkeys(str(setting.get(part, "?")) for setting in settings)
-        text = "/".join(f"{int(v):,}" if v.isdecimal() else v for v in values)
-        words.append(f"{label} {text}".replace("?", "not known") if part == "pool_size" or "?" in values else text)
-    words[-1] += " epochs" if words[-1] and "not known" not in words[-1] else ""
-    return ", ".join(words) if settings else ""
+    """Data, network, optimiser, pool and epochs, each said once."""
+    values = [[setting.get(part, "not known") for setting in settings] for part in SETTING]
+    said = ["/".join(dict.fromkeys(f"{v:,}" if isinstance(v, int) else v for v in each)) for each in values]
+    return "{}, network {}, {}, pool {}, {} epochs".format(*said) if settings else ""
 
 
 def row_of(claim: Claim, released: Released) -> dict[str, Any]:
@@ -133,12 +135,13 @@ def row_of(claim: Claim, released: Released) -> dict[str, Any]:
     ours = released.measured(claim.measure, claim.of, runs) if runs else Measured(np.nan, np.nan, np.nan)
     studies = [study_of(released.run(name)).to_dict() for name in runs]
     settings = [{part: study[part] for part in SETTING} for study in studies]
+    in_setting = not claim.settings or settings == list(claim.settings)
+    unit = METRICS[claim.of["metric"]].unit if claim.measure == "figure" else UNITS.get(claim.measure, "")
     return {
         "id": claim.id, "page": claim.page, "kind": claim.kind, "sentence": claim.sentence, "source": claim.source,
-        "paper": claim.paper, "unit": UNITS[claim.measure] if claim.measure in UNITS else METRICS[claim.of["metric"]].unit,
-        "reading": released.reading, "runs": " ".join(runs), "setting": in_words(settings),
-        "paper_setting": in_words(claim.settings), **ours._asdict(),
-        "verdict": judge(claim.asserts, claim.than, claim.paper, ours, not claim.settings or settings == list(claim.settings)),
+        "paper": claim.paper, "unit": unit, "reading": released.reading, "runs": " ".join(runs),
+        "setting": in_words(settings), "paper_setting": in_words(claim.settings), **ours._asdict(),
+        "verdict": judge(claim.asserts, claim.than, claim.paper, ours, in_setting),
     }  # fmt: skip
 
 
@@ -146,7 +149,7 @@ def compute(folder: Path, readings: Sequence[str] = ()) -> pd.DataFrame:
     """A row a claim under its own reading, or a row a claim and each of ``readings``."""
     listed = claims()
     own = [claim.of.get("reading", "fpr@0.01") for claim in listed]
-    rows = {}
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
     for reading in dict.fromkeys(readings or own):
         asked = [claim for claim, mine in zip(listed, own) if readings or mine == reading]
         released = Released(folder, reading, asked)
@@ -156,8 +159,7 @@ def compute(folder: Path, readings: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def main(folder: Folder = "data", reading: Readings = None) -> None:
-    """Measure and judge every claim on the runs in FOLDER; two minutes."""
+    """Measure and judge every claim on the runs in FOLDER; a minute or two."""
     place = table_place(folder, "claims.csv")
-    for name in reading or ():
-        Scoring.of(name)
-    write_table(compute(place.parent, reading or ()), place, digits=6)
+    readings = [Scoring.of(name).reading for name in reading or ()]
+    write_table(compute(place.parent, readings), place, " ".join(f"--reading {name}" for name in readings), digits=6)

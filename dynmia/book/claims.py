@@ -1,8 +1,8 @@
 """Claims as data: ``data/claims.yml`` says what is claimed, :func:`judge` what our 95 % interval makes of it.
 
-A claim asserts more (less) than *no effect*: 0 of a change or a correlation, 1 of a ratio. Or it asserts presence, which
-is no direction: more than the no-signal level. An interval is *clear* if all of it lies on the claim's side of no effect
-and beyond the no-signal level, where there is one (a ratio has none).
+A claim asserts more (less) than *no effect*: 0 of a change or a correlation, 1 of a ratio. Or it asserts presence, and
+that is no direction. An interval is *clear* if all of it lies on the claim's side of no effect and beyond the no-signal
+level (of presence: this alone; of a ratio: there is none).
 
     agrees             holds the paper's number, in the paper's data, network, optimiser, pool and epochs
     agrees elsewhere   holds it in another setting, which stands beside it
@@ -12,12 +12,9 @@ and beyond the no-signal level, where there is one (a ratio has none).
     undecided          holds both
     not measured       no run that can speak is released, or the figure is undefined
 
-Too wide: as wide as the paper's number lies beyond no effect and the no-signal level, or wider. An interval that agrees
-can thus hold neither no effect nor twice the effect, and no wide interval earns what one inside it would not: *same
-direction* is the most that it gets. The run that is nearest to the paper's setting speaks, not the one that agrees.
-
-Of a bound: agrees (elsewhere) if all of the interval keeps to it and is beyond the no-signal level, opposite if none
-of it keeps to it, else undecided.
+Too wide is as wide as the number lies beyond no effect and the no-signal level: what agrees holds neither no effect nor
+twice the effect, so width earns nothing. The first run of a list speaks, not the one that agrees. A bound agrees
+(elsewhere) if all of the interval keeps to it and is beyond the no-signal level; if none keeps to it, it is opposite.
 """
 
 from __future__ import annotations
@@ -37,9 +34,7 @@ from ..store.run import project_root, resolve
 from .cells import band, cell, resolved
 from .tables import entries, member, named, read_list, read_table
 
-VERDICTS = (
-    "agrees", "agrees elsewhere", "same direction", "present", "opposite", "undecided", "not measured",
-)  # fmt: skip
+VERDICTS = ("agrees", "agrees elsewhere", "same direction", "present", "opposite", "undecided", "not measured")
 KINDS = ("key result", "mechanism", "experiment", "other paper", "own")  # the first three are the paper's
 ASSERTS = {"more_than": 1, "less_than": -1, "over": 1, "under": -1, "presence": 1}  # and the side of the claim
 BOUNDS = ("over", "under")
@@ -47,11 +42,11 @@ MEASURES = {  # what each is of, and of how many runs; 0: two or more
     "figure": ("metric", 1), "ratio": ("metric", 2), "smallest_step": ("metric", 0), "spread": ("metric", 0),
     "correlation": ("measure samples models", 1), "difference": ("measure over samples models", 1),
 }  # fmt: skip
-WORDS = {
+WORDS: dict[str, Any] = {
     "metric": METRICS, "measure": HARDNESS, "over": HARDNESS, "samples": ("all", "vulnerable"),
     "models": ("all models", "same half", "other half"),
 }  # fmt: skip
-SETTING = {"dataset": "data", "model": "network", "optimizer": "optimiser", "pool_size": "pool", "epochs": "epochs"}
+SETTING = ("dataset", "model", "optimizer", "pool_size", "epochs")
 PARTS = ("id", "page", "sentence", "measure", "asserts", "paper", "source", "runs")
 
 
@@ -66,11 +61,7 @@ class Measured(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """One claim of ``data/claims.yml``, where its parts are explained.
-
-    ``than`` is no effect or the bound (NaN of presence), ``paper`` the paper's number (NaN: none), ``settings`` what it
-    belongs to: one for each run, none if there is no number.
-    """
+    """One claim of ``data/claims.yml``, where its parts are explained; settings: what the number belongs to, by run."""
 
     kind: str
     id: str
@@ -79,8 +70,8 @@ class Claim(NamedTuple):
     measure: str
     of: dict[str, str]
     asserts: str
-    than: float
-    paper: float
+    than: float  # NaN of presence
+    paper: float  # NaN if no number is printed
     source: str
     settings: tuple[dict[str, Any], ...]
     runs: tuple[tuple[str, ...], ...]
@@ -117,31 +108,30 @@ def claims(path: str | os.PathLike[str] = "data/claims.yml") -> list[Claim]:
 def _claim(entry: dict[str, Any], kind: str, settings: dict[str, Any], paper: pd.Series, where: str) -> Claim:
     for part in entry:
         choose(str(part), PARTS, f"part of {where}:")
+    page, sentence = (member(entry, part, str, where) for part in ("page", "sentence"))
     measure, of = _single(entry, "measure", MEASURES, where)
     keys, count = MEASURES[measure][0].split(), MEASURES[measure][1]
     for key in (*keys, *member({measure: of}, measure, dict, where)):
         word = member(of, choose(str(key), (*keys, "reading"), f"part of {where}: {measure}:"), str, where)
         choose(word, WORDS[key], f"{key} of {where}:") if key in WORDS else Scoring.of(word)
     asserts, than = _single(entry, "asserts", ASSERTS, where)
-    if asserts == "presence" if than is not None else asserts != "presence":
-        raise UserError(f"{where}: asserts {shown(entry['asserts'])}: presence stands alone, all others have a number.")
-    if isinstance(than, bool) or not isinstance(than, (int, float, type(None))):
-        raise UserError(f"{where}: {asserts} is {shown(than)}: it must be a number.")
+    if isinstance(than, bool) or not isinstance(than, type(None) if asserts == "presence" else (int, float)):
+        raise UserError(f"{where}: asserts {asserts} {shown(than)}: presence stands alone, all others need a number.")
     runs = [[names] if isinstance(names, str) else names for names in member(entry, "runs", list, where)]
     if not runs or any(not isinstance(n, list) or (len(n) != count if count else len(n) < 2) for n in runs):
-        raise UserError(f"{where}: a {measure} is of {count or 'two or more'} runs: list such, nearest to the paper first.")
-    row = member(entry, "paper", list, where) if "paper" in entry else ["", ""]
-    number = printed_value(paper, row, where) if "paper" in entry else math.nan
-    return Claim(
-        kind, entry["id"], member(entry, "page", str, where), member(entry, "sentence", str, where), measure, of,
-        asserts, math.nan if than is None else than, number, member(entry, "source", str, where) if row[0] else "",
-        tuple(settings[choose(part, settings, f"setting of {where}:")] for part in filter(None, row[0].split("/"))),
-        tuple(map(tuple, runs)),
-    )  # fmt: skip
+        raise UserError(f"{where}: a {measure} is of {count or 'two or more'} runs: list such, the nearest first.")
+    number, source, sets = math.nan, "", []
+    if "paper" in entry:
+        row, source = member(entry, "paper", list, where), member(entry, "source", str, where)
+        number, sets = printed_value(paper, row, where), row[0].split("/")
+    belongs = tuple(settings[choose(name, settings, f"setting of {where}:")] for name in sets)
+    than = math.nan if than is None else float(than)
+    return Claim(kind, entry["id"], page, sentence, measure, of, asserts, than, number, source, belongs,
+                 tuple(map(tuple, runs)))  # fmt: skip
 
 
 def _single(entry: dict[str, Any], key: str, allowed: Any, where: str) -> tuple[str, Any]:
-    """Name and value of the mapping of one name that ``entry`` has under ``key``; of a word alone, the word and None."""
+    """Name and value of the mapping of one name that ``entry`` has under ``key``; of a word alone, it and None."""
     value = entry.get(key)
     [(name, inner)] = value.items() if isinstance(value, dict) and len(value) == 1 else [(value, None)]
     return choose(str(name), allowed, f"{key} of {where}:"), inner
@@ -149,12 +139,11 @@ def _single(entry: dict[str, Any], key: str, allowed: Any, where: str) -> tuple[
 
 def printed_value(paper: pd.Series, row: list[Any], where: str = "paper.csv") -> float:
     """The paper's number in ``row``, (data set, metric); of ``a/b``, where it has none, that of a over that of b."""
-    sets, metric = (str(row[0]), str(row[-1])) if row else ("", "")
-    parts = [sets] if (sets, metric) in paper.index else sets.split("/")
-    if len(row) != 2 or len(parts) > 2 or any((part, metric) not in paper.index for part in parts):
+    sets, metric = map(str, row) if len(row) == 2 else ("", "")
+    keys = [(name, metric) for name in ([sets] if (sets, metric) in paper.index else sets.split("/"))]
+    if len(keys) > 2 or any(key not in paper.index for key in keys):
         raise UserError(f"{where}: paper.csv has no row {shown(row)}: name its data set and metric, or a/b of two.")
-    values = [float(paper[part, metric]) for part in parts]
-    return values[0] if len(values) == 1 else values[0] / values[1]
+    return float(paper[keys[0]] / (paper[keys[1]] if keys[1:] else 1))
 
 
 def judge(asserts: str, than: float, paper: float, ours: Measured, in_setting: bool = False) -> str:
@@ -180,7 +169,7 @@ def judge(asserts: str, than: float, paper: float, ours: Measured, in_setting: b
 
 
 def printed(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of claims.csv as a page shows them: sentence, paper, ours, no signal, verdict, its run's setting, reading."""
+    """Rows of claims.csv, as :func:`dynmia.book.tables.read_table` reads them, as a page shows them."""
 
     def numbers(row: Any) -> tuple[str, str]:
         if np.isnan(row.value):
@@ -190,9 +179,11 @@ def printed(table: pd.DataFrame) -> pd.DataFrame:
         noise = "" if np.isnan(row.null_low) else band(row.null_low, row.null_high, digits=digits)
         return cell(row.value, row.low, row.high, 3, least), noise
 
+    table = table.reset_index()
     cells = [numbers(row) for row in table.itertuples()]
     return pd.DataFrame({
-        "claim": table.sentence, "unit": table.unit, "paper": [f"{v:.3g}" if np.isfinite(v) else "" for v in table.paper],
+        "claim": table.sentence, "unit": table.unit.fillna(""),
+        "paper": [f"{value:.3g}" if np.isfinite(value) else "" for value in table.paper],
         "ours [95 %]": [ours for ours, _ in cells], "no signal": [noise for _, noise in cells],
         "verdict": table.verdict, "setting": table.setting, "reading": table.reading,
     })  # fmt: skip
