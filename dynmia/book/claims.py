@@ -111,7 +111,7 @@ def _claim(entry: dict[str, Any], kind: str, settings: dict[str, Any], paper: pd
     page, sentence = (member(entry, part, str, where) for part in ("page", "sentence"))
     measure, of = _single(entry, "measure", MEASURES, where)
     keys, count = MEASURES[measure][0].split(), MEASURES[measure][1]
-    for key in (*keys, *member({measure: of}, measure, dict, where)):
+    for key in (*member({measure: of}, measure, dict, where), *keys):
         word = member(of, choose(str(key), (*keys, "reading"), f"part of {where}: {measure}:"), str, where)
         choose(word, WORDS[key], f"{key} of {where}:") if key in WORDS else Scoring.of(word)
     asserts, than = _single(entry, "asserts", ASSERTS, where)

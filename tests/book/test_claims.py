@@ -24,7 +24,7 @@ AGREES, ELSEWHERE, SAME, PRESENT, OPPOSITE, UNDECIDED, MISSING = VERDICTS
     ("asserts", "than", "paper", "ours", "verdict"),
     [
         # more than no effect
-        ("more_than", 0, 5, (6, 4, 8, 0, 1), AGREES),
+        ("more_than", 0, 6, (6, 4, 8, 0, 1), AGREES),
         ("more_than", 0, 9, (6, 4, 8, 0, 1), SAME),  # the number is excluded, above
         ("more_than", 0, 2, (6, 4, 8, 0, 1), SAME),  # below
         ("more_than", 0, NAN, (6, 4, 8, 0, 1), SAME),  # no number is printed
@@ -48,7 +48,7 @@ AGREES, ELSEWHERE, SAME, PRESENT, OPPOSITE, UNDECIDED, MISSING = VERDICTS
         ("more_than", 0, 5, (5, 3.5, 6.5, 0, 3), SAME),
         ("more_than", 0, 5, (5, 4.5, 6.0, 0, 3), AGREES),
         # less than no effect
-        ("less_than", 0, -5, (-6, -8, -4, -1, 1), AGREES),
+        ("less_than", 0, -6, (-6, -8, -4, -1, 1), AGREES),
         ("less_than", 0, -9, (-6, -8, -4, -1, 1), SAME),
         ("less_than", 0, NAN, (-6, -8, -4, -1, 1), SAME),
         ("less_than", 0, -5, (6, 4, 8, -1, 1), OPPOSITE),
@@ -57,7 +57,7 @@ AGREES, ELSEWHERE, SAME, PRESENT, OPPOSITE, UNDECIDED, MISSING = VERDICTS
         ("less_than", 0, -5, (-1, -8, 1), UNDECIDED),
         ("less_than", 1, 0.5, (0.6, 0.4, 0.8), AGREES),
         # presence: beyond the no-signal level, which is no direction
-        ("presence", NAN, 5, (6, 4, 8, 0, 1), AGREES),
+        ("presence", NAN, 6, (6, 4, 8, 0, 1), AGREES),
         ("presence", NAN, 9, (6, 4, 8, 0, 1), PRESENT),
         ("presence", NAN, NAN, (6, 4, 8, 0, 1), PRESENT),
         ("presence", NAN, 5, (6, 2, 8, 0, 1), PRESENT),  # too wide to agree

@@ -153,9 +153,7 @@ def test_the_smallest_step_is_below_the_upper_ends_of_all(monkeypatch, tmp_path)
 
 
 def test_a_difference_of_correlations_by_hand():
-    first, second = (
-        pd.Series(dict(zip(("value", "low", "high"), ends))) for ends in ((0.6, 0.3, 0.7), (0.2, 0.1, 0.6))
-    )
+    first, second = Measured(0.6, 0.3, 0.7), Measured(0.2, 0.1, 0.6)
     assert made.difference(first, second)[:3] == pytest.approx((0.4, 0.4 - 0.5, 0.4 + np.hypot(0.1, 0.1)))
     backward = made.difference(second, first)
     assert backward[:3] == pytest.approx((-0.4, -0.4 - np.hypot(0.1, 0.1), -0.4 + 0.5))
