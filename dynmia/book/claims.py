@@ -1,4 +1,4 @@
-"""Claims as data: ``data/claims.yml`` says what is claimed, :func:`judge` what our 95 % interval makes of it.
+"""Claims as data: ``data/claims.yml`` says what is claimed, the rules below what our 95 % interval makes of it.
 
 A claim asserts more (less) than *no effect*: 0 of a change or a correlation, 1 of a ratio. Or it asserts presence, and
 that is no direction. An interval is *clear* if all of it lies on the claim's side of no effect and beyond the no-signal
@@ -13,7 +13,7 @@ level (of presence: this alone; of a ratio: there is none).
     not measured       no run that can speak is released, or the figure is undefined
 
 Too wide is as wide as the number lies beyond no effect and the no-signal level: what agrees holds neither no effect nor
-twice the effect, so width earns nothing. The first run of a list speaks, not the one that agrees. A bound agrees
+twice the effect, so width earns nothing. The first run of a list speaks, not one that agrees. A bound agrees
 (elsewhere) if all of the interval keeps to it and is beyond the no-signal level; if none keeps to it, it is opposite.
 """
 

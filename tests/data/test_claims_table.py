@@ -194,15 +194,15 @@ def test_a_setting_of_which_a_part_is_not_known_is_nobody_s(tmp_path):
     assert verdicts == ["agrees"] + ["agrees elsewhere"] * 6
 
 
-def test_a_reading_for_all_and_several(monkeypatch):
+def test_a_reading_for_all_and_several(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(
         made, "row_of", lambda one, released: asked.append((released.reading, one.id)) or {"id": one.id}
     )
-    made.compute(DATA)
+    made.compute(tmp_path)
     assert {name: reading for reading, name in asked}["early-recall-deeper-cnn-bayes"] == "bayes"
     assert {reading for reading, _ in asked} == {"fpr@0.01", "bayes"}
     asked.clear()
-    rows = made.compute(DATA, ["bayes", "fpr@0.01"])
+    rows = made.compute(tmp_path, ["bayes", "fpr@0.01"])
     assert asked == list(itertools.product(["bayes", "fpr@0.01"], BY_ID))
     assert rows.id.tolist() == 2 * list(BY_ID)
