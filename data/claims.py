@@ -17,22 +17,17 @@ from dynmia.attack.scoring import Scoring
 from dynmia.book.claims import SETTING, Claim, Measured, claims, judge
 from dynmia.book.makers import table_place, write_table
 from dynmia.book.tables import figures
-from dynmia.chapters.retest import retest
+from dynmia.chapters.retest import POPULATION, retest
 from dynmia.cli import Folder
 from dynmia.dynamics.metrics import METRICS
-from dynmia.errors import UserError
+from dynmia.errors import UserError, choose
 from dynmia.stats import hardness, intervals
 from dynmia.store.run import open_run, study_of
 
 ENDS = ("auc", "advantage", "displacement", "entropy_change", "vulnerable")  # read the first and last checkpoint alone
 NULLS = 200  # draws of the no-signal level of a correlation, as in figures.csv
-UNITS = {
-    "ratio": "ratio",
-    "smallest_step": "ratio",
-    "spread": "",
-    "correlation": "Pearson r",
-    "difference": "Pearson r",
-}
+RATIOS = ("ratio", "smallest_step")
+UNITS = dict.fromkeys(RATIOS, "ratio") | dict.fromkeys(("correlation", "difference"), "Pearson r")
 Readings = Annotated[list[str] | None, typer.Option(
     "--reading", help="fpr@a or bayes, for all claims, whatever their own; may be repeated"
 )]  # fmt: skip
@@ -47,11 +42,9 @@ class Released:
         self.related = functools.cache(self._relate)
         self.scored = functools.cache(self._score)
         self.figures = functools.cache(lambda: figures(folder, reading))
-        self.wanted: dict[
-            tuple[str, int], set[str]
-        ] = {}  # metrics of each run up to an epoch, of which ratios are taken
+        self.wanted: dict[tuple[str, int], set[str]] = {}  # what ratios ask of a run up to an epoch
         for claim in asked:
-            if claim.measure in ("ratio", "smallest_step"):
+            if claim.measure in RATIOS:
                 for pair in _pairs(claim.measure, self.speaking(claim)):
                     for name in pair:
                         self.wanted.setdefault((name, self.common(pair)), set()).add(claim.of["metric"])
@@ -84,14 +77,17 @@ class Released:
                 raise UserError(f"{self.folder / 'figures.csv'} has no row {', '.join(key)}: dynmia make figures.")
             return Measured(*self.figures().loc[[key], list(Measured._fields)].iloc[0])
         if measure == "spread":
+            choose(of["metric"], POPULATION, "metric of a spread:")
             populations = [self.run(name) for name in runs]
             planes = [vulnerability_plane(run, self.reading) for run in populations]
             row = retest(populations, planes, redraws=2, draws=20).loc[f"cv_{of['metric']}"]
             return Measured(row.value, row.population_low, row.population_high)
-        if measure in ("ratio", "smallest_step"):
+        if measure in RATIOS:
             steps = [self._ratio(pair, of["metric"]) for pair in _pairs(measure, runs)]
             return Measured(*np.min(steps, axis=0))  # NaN if a step is undefined; the least is below all upper ends
         rows = self.related(runs[0])
+        for key in ("measure", "over"):
+            choose(of.get(key, of["measure"]), rows.index.unique("measure"), f"measure in {runs[0]}.hardness.nc:")
         first, noise = (rows.loc[of["measure"], of["samples"], models] for models in (of["models"], "no signal"))
         if measure == "correlation":
             return Measured(first.value, first.low, first.high, noise.low, noise.high)

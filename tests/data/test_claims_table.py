@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import ROOT, assert_one_clear_line
 
@@ -117,6 +118,17 @@ def test_a_claim_without_a_run_is_not_measured_and_a_run_without_figures_is_one_
     assert_one_clear_line(
         lambda: made.row_of(lost, made.Released(tmp_path, "fpr@0.3")), ["fpr@0.3", "figures.csv", "Allowed: bayes"]
     )
+
+
+def test_what_a_run_does_not_have_is_one_clear_line(monkeypatch):
+    released = made.Released(DATA, "bayes")
+    index = pd.MultiIndex.from_tuples([("loss_in", "all", "all models")], names=["measure", "samples", "models"])
+    monkeypatch.setattr(released, "related", lambda name: pd.DataFrame({"value": [1.0]}, index))
+    of = {"measure": "loss_in", "over": "loss_iqr", "samples": "all", "models": "all models"}
+    line = ["loss_iqr", "measure in quick.hardness.nc", "Allowed: loss_in"]
+    assert_one_clear_line(lambda: released.measured("difference", of, ["quick"]), line)
+    names = ["quick", "quick-float32"]
+    assert_one_clear_line(lambda: released.measured("spread", {"metric": "auc"}, names), ["metric of a spread"])
 
 
 @pytest.fixture
