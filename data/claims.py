@@ -86,8 +86,8 @@ class Released:
             steps = [self._ratio(pair, of["metric"]) for pair in _pairs(measure, runs)]
             return Measured(*np.min(steps, axis=0))  # NaN if a step is undefined; the least is below all upper ends
         rows = self.related(runs[0])
-        for key in ("measure", "over"):
-            choose(of.get(key, of["measure"]), rows.index.unique("measure"), f"measure in {runs[0]}.hardness.nc:")
+        for name in (of["measure"], of.get("over", of["measure"])):
+            choose(name, rows.index.unique("measure"), f"measure in {runs[0]}.hardness.nc:")
         first, noise = (rows.loc[of["measure"], of["samples"], models] for models in (of["models"], "no signal"))
         if measure == "correlation":
             return Measured(first.value, first.low, first.high, noise.low, noise.high)
