@@ -45,6 +45,7 @@ RUN = ["", "missing.nc", "{tmp}/empty.nc", "{tmp}/noise.nc", "{tmp}/cut.nc", "{t
        "data/figures.csv", *(f"{{tmp}}/manifest-{k}" for k in range(6))]  # fmt: skip
 DATASET = [*NAME, "missing.npz", "{tmp}/empty.npz", "{tmp}/noise.npz", "{tmp}/pipe.npz", "{tmp}/folder", "{tmp}/loop/",
            "{tmp}/keys.npz", "/dev/zero/", "/dev/null/x.npz", LONG + ".npz", "{tmp}/file.txt/"]  # fmt: skip
+READING = [*NAME, "fpr", "fpr@", "fpr@0", "fpr@1", "fpr@nan", "fpr@-1", "fpr@0.1x"]
 BAD = {  # by option or argument; `command option` goes before `option`
     "epochs": [*WHOLE, "0", "1e9", "2000000"],
     "checkpoint_every": [*WHOLE, "0", "3"],
@@ -83,7 +84,8 @@ BAD = {  # by option or argument; `command option` goes before `option`
     "make agreement-gpu out": OUTPUT,
     "save": OUTPUT,
     "csv": OUTPUT,
-    "rule": [*NAME, "fpr", "fpr@", "fpr@0", "fpr@1", "fpr@nan", "fpr@-1", "fpr@0.1x"],
+    "rule": READING,
+    "reading": [*READING, "fpr@0.3"],  # under which figures.csv holds nothing
     "change": ["", "lr", "=1", "zzz=1", "lr=ten", "epochs=1.5", "lr=[1", "dataset=!!python/object:x", "lr=\t", "lr=nan",
                "epochs=2020-01-01", "epochs=", "epochs=" + DIGITS],
     "parameter": ["", "rule", "=x", "zzz=1", "null_draws=2.5", "null_draws=", "rule=zzz", "retrain=maybe",

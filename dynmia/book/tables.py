@@ -30,6 +30,10 @@ RANGE = "value low high"
 TABLES = {
     "figures.csv": ("run rule metric", "run_sha256", f"{RANGE} error null_value null_low null_high p null_draws"),
     "attacks.csv": ("run attack metric", "", f"{RANGE} null_value null_low null_high p"),
+    "claims.csv": (
+        "id reading", "page kind sentence source unit runs setting paper_setting verdict",
+        f"paper {RANGE} null_low null_high",
+    ),
     "complexity.csv": ("dataset measure", "label unit fingerprint", f"{RANGE} null_low null_high samples"),
     "coverage.csv": (
         "scenario over method metric", "", "value estimand truth coverage error ratio binomial populations"
