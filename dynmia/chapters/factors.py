@@ -23,9 +23,8 @@ from ..stats.matching import (
     Nulls,
     Planes,
     at_epochs,
-    estimate,
+    contrast,
     matched_epochs,
-    ratio,
     state_curves,
 )
 from ..store.run import study_of
@@ -74,7 +73,7 @@ def contrasts(
             chance = [at_epochs(one, epochs).isel(draw=0) for one in noise]
             for metric in STATE:
                 first, second = both[metric]
-                found = estimate(second - first) if how == "difference" else ratio(second, first)
+                found = contrast(second, first, metric, how)
                 values = [float(one[metric][1] - one[metric][0]) for one in chance] or [np.nan]
                 rows[run, matching, metric] = {
                     **found, "null_low": min(values), "null_high": max(values),

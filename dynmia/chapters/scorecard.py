@@ -117,8 +117,7 @@ class Released:
         """A metric of one run over that of another, up to the last epoch of both; interval over models and samples."""
         only, last = ENDS if metric in ENDS else PATHS, min(int(self.run(run).epoch[-1]) for run in (above, below))
         first, second = (self._halves(run, only, last) for run in (above, below))
-        pools = [(study_of(run).dataset, run.sample.values.tolist()) for run in map(self.run, (above, below))]
-        found = intervals.ratio(first, second, metric, paired=pools[0] == pools[1])
+        found = intervals.ratio(first, second, metric)
         return Measured(found.value, found.low, found.high, 1.0, 1.0, (above, below))
 
     def _halves(self, name: str, only: tuple[str, ...], last: int) -> intervals.Scored:

@@ -94,8 +94,10 @@ def over_both(
         for x, (y, final) in zip(measured, halved, strict=True)
     ]
     table = np.arctanh(pd.DataFrame([whole.value, *drawn]).clip(-0.9999, 0.9999))
-    ends = pd.DataFrame({kind: np.tanh(estimate(xr.DataArray(table[kind], dims="draw"))) for kind in table})
-    return whole.assign(low=ends.loc["low"], high=ends.loc["high"])
+    rows = {kind: estimate(xr.DataArray(table[kind], dims="draw")) for kind in table}
+    return whole.assign(
+        **{end: pd.Series({kind: np.tanh(row[end]) for kind, row in rows.items()}) for end in ("low", "high")}
+    )
 
 
 def null_vulnerability(run: xr.Dataset, rule: str = "fpr@0.01", draws: int = 200) -> xr.DataArray:

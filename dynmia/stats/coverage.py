@@ -22,7 +22,7 @@ from ..attack.plane import rate_interval, vulnerability_plane
 from ..book.tables import script
 from ..store.folder import write_atomic
 from ..store.run import project_root
-from .intervals import CHOSEN, OVER, figures, from_halves, halved
+from .intervals import CHOSEN, OVER, Scored, ends, figures, halved
 from .resample import summarise
 from .simulate import Simulator
 
@@ -73,7 +73,7 @@ def coverage(name: str, sets: int = 100, each: int = 4, others: int = 28, rivals
             drawn = {dim: halved(run, RULE, dim, seed=r) for dim in ("sample", "model")}
             value = figures([planes[r]]).iloc[0]
             tables = {
-                (over, "halves"): from_halves(value, {dim: drawn[dim] for dim in dims}, run.sizes)
+                (over, "halves"): ends(Scored(planes[r], value, {dim: drawn[dim] for dim in dims}, run.keep, r))
                 for over, (_, dims) in OVER.items()
             }
             tables["samples", "bootstrap"] = summarise(planes[r], draws=100, only=CHOSEN)

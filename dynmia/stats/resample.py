@@ -55,9 +55,9 @@ def summarise(
         drawn = np.concatenate(columns[name])
         drawn = drawn[np.isfinite(drawn)]
         low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]) if len(drawn) else (np.nan, np.nan)
-        if metric.interval == "basic":
+        if metric.biased:
             low, high = 2 * value - high, 2 * value - low
-        rows[name] = [metric.label, value, max(low, metric.floor), max(high, metric.floor), metric.unit]
+        rows[name] = [metric.label, value, max(low, metric.low), max(high, metric.low), metric.unit]
     table = pd.DataFrame.from_dict(rows, "index", columns=["label", "value", "low", "high", "unit"])
     table.attrs["level"] = level
     return table.rename_axis("metric")
@@ -93,7 +93,7 @@ def null_summary(
         value: of the population itself, by metric; with it comes the p-value (:func:`p_values`).
 
     Returns:
-        Index metric; columns value (mean), low, high, and p if ``value`` is given.
+        Index metric; columns value (mean), low, high, draws (that define the metric), and p if ``value`` is given.
     """
     planes = null_planes(run, rule, draws=draws, seed=seed, **options) if planes is None else planes
     drawn = null_table(planes)
@@ -107,24 +107,25 @@ def null_table(planes: Iterable[xr.Dataset], only: Collection[str] = METRICS) ->
 
 
 def quantiles(drawn: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
-    """Mean and central interval of each column (its extremes if the rows are few), as value, low, high."""
+    """Mean and central interval of each column (its extremes if the rows are few), and how many are defined (draws)."""
     bounded("level", level, 0, 1, whole=False)
     tails = [(1 - level) / 2, (1 + level) / 2]
     low, high = (drawn.quantile(q, interpolation="lower" if q < 0.5 else "higher") for q in tails)
-    return pd.DataFrame({"value": drawn.mean(), "low": low, "high": high}).rename_axis("metric")
+    table = pd.DataFrame({"value": drawn.mean(), "low": low, "high": high, "draws": drawn.notna().sum()})
+    return table.rename_axis("metric")
 
 
 def p_values(value: pd.Series, drawn: pd.DataFrame) -> pd.Series:
-    """Two-sided permutation p-value of each metric (Phipson and Smyth 2010, eq. 2).
+    """Two-sided permutation p-value of each metric: 2 min(lower, upper tail), at most 1.
 
-    The share of draws, the population itself counted as one, at least as far from the mean of them all as ``value``.
+    A tail is (1 + b) / (1 + m) of m defined draws of which b are at least as far out (Phipson and Smyth 2010, eq. 2).
     Assumes that without a signal the keep mask and its redraws are exchangeable, as they are under the run's design;
-    then p <= a has a probability of at most a. NaN where the population has no value.
+    then p <= a has a probability of at most a. NaN where the population has no value, or no draw has one.
     """
-    count = 1 + drawn.notna().sum()
-    centre = (value + drawn.sum()) / count
-    far = (drawn - centre).abs() >= (value - centre).abs() - 1e-12
-    return ((1 + far.where(drawn.notna()).sum()) / count).where(value.notna())
+    count = drawn.notna().sum()
+    below, above = (drawn <= value + 1e-12).sum(), (drawn >= value - 1e-12).sum()
+    p = (2 * (1 + np.minimum(below, above)) / (1 + count)).clip(upper=1.0)
+    return p.where(value.notna() & (count > 0))
 
 
 def null_planes(
