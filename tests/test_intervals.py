@@ -68,20 +68,20 @@ def test_both_adds_the_variances(run):
 
 
 def test_every_metric_has_its_interval(run):
-    table = intervals.every(run, "fpr@0.05")
+    table = intervals.summarise(run, "fpr@0.05")
     assert (table.index.tolist(), table.attrs["over"]) == (list(METRICS), "both")
     both = intervals.interval(run, "fpr@0.05", "both", only=["displacement", "entropy_change"])
     pd.testing.assert_frame_equal(table.loc[both.index], both)
     few = intervals.some_models(run, np.arange(8))  # too few to halve
     alone = intervals.interval(few, "bayes", "samples", only=["auc"])
-    every = intervals.every(few, "bayes")
+    every = intervals.summarise(few, "bayes")
     assert (every.error["auc"], every.attrs["over"]) == (alone.error["auc"], "samples")
 
 
 def test_no_interval_has_zero_width_and_none_goes_beyond_what_is_possible(run):
     for part in (run, run.isel(epoch=[0, -1]), run.isel(sample=slice(30))):
         for rule in ("bayes", "fpr@0.01", "fpr@0.2"):
-            table = intervals.every(part, rule)
+            table = intervals.summarise(part, rule)
             defined = table[table.low.notna()]
             assert (defined.high > defined.low).all()
             for name, row in table.iterrows():
@@ -324,17 +324,17 @@ def test_recommendation_is_safe_first_then_narrow():
 
 
 def test_of_one_checkpoint_what_compares_checkpoints_is_undefined(run):
-    table = intervals.every(run.isel(epoch=[-1]), "bayes")
+    table = intervals.summarise(run.isel(epoch=[-1]), "bayes")
     defined = ["auc", "tpr_1pct", "tpr_01pct", "advantage", "dynamic", "vulnerable", "silhouette"]
     assert table.index[table.value.notna()].tolist() == defined
     assert table.loc[defined, "error"].notna().all()
 
 
 def test_metrics_by_name_alone(run):
-    table = intervals.every(run, only=["recall_epoch"])
+    table = intervals.summarise(run, only=["recall_epoch"])
     assert (table.index.tolist(), table.unit.tolist()) == (["recall_epoch"], ["epoch"])
     with pytest.raises(UserError, match="unknown metric 'auk'; did you mean 'auc'"):
-        intervals.every(run, only=["auk"])
+        intervals.summarise(run, only=["auk"])
     with pytest.raises(UserError, match="no metric is named: name at least one of auc, "):
         intervals.interval(run, only=[])
     with pytest.raises(UserError, match="level is 95: it must be a number, from 0 to 1"):

@@ -146,7 +146,7 @@ def test_best_held_out_accuracy_is_each_runs_own():
 
 def test_state_curves_end_where_the_summary_does():
     fast = plane_of()
-    table = summarise(fast, draws=20)
+    table = summarise(run_of())
     last = state_curves({"fast": [fast]})["fast"].isel(epoch=-1, draw=0)
     assert set(STATE) <= set(table.index)
     for metric in STATE:

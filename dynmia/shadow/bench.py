@@ -30,9 +30,11 @@ from torch.utils.data import DataLoader
 
 from ..attack.lira import ATTACKS, lira_scores
 from ..attack.plane import vulnerability_plane
+from ..dynamics.cloud import states
+from ..dynamics.metrics import METRICS
 from ..errors import UserError
 from ..pool.pool import draw_keep
-from ..stats.resample import summarise
+from ..stats.resample import bootstrap_weights
 from ..store.folder import RunStore
 from ..store.run import cores, provenance
 from ..study import Study
@@ -66,7 +68,7 @@ def bench(
     ``busy_share``: see :func:`busy_share`. ``paper_...``: what :func:`dynmia.shadow.cost.plan` measures for the
     paper's study. Scoring: leave-one-out LiRA for the paper's 41 checkpoints x 20 models x 50,000 samples on one
     core, against a per-sample scipy loop (timed on 100 samples of one checkpoint and scaled) and a NaN-masked
-    vectorised loop over targets (timed on one checkpoint and scaled); the plane and ``summarise`` with 1,000 draws of
+    vectorised loop over targets (timed on one checkpoint and scaled); the plane and all metrics with 1,000 draws of
     the same size; and the seconds a checkpoint and million samples as samples grow, which are constant if the cost is
     linear.
     """
@@ -243,13 +245,23 @@ def scoring() -> dict[str, float]:
     start = time.perf_counter()
     plane = vulnerability_plane(run)
     result["plane"] = time.perf_counter() - start
-    result["summarise_1000_draws"] = timed(lambda: summarise(plane, draws=1000))
+    result["summarise_1000_draws"] = timed(lambda: all_metrics(plane, 1000))
     for million in (0.01, 0.1, 1.0):
         count = int(1e6 * million)
         phi, keep = rng.standard_normal((1, models, count), np.float32), draw_keep(models, count)
         seconds = [timed(partial(score, "online", "mean", "pooled")) for _ in range(3)]
         result[f"lira_per_million_at_{count}"] = statistics.median(seconds) / million
     return result
+
+
+def all_metrics(plane: xr.Dataset, draws: int) -> None:
+    """Every metric in ``draws`` bootstrap draws over samples, in blocks of 100; k-means in the first two alone."""
+    plane = plane.assign(state=states(plane))
+    for block in range(0, draws, 100):
+        weights = bootstrap_weights(plane, 100, 0, block)
+        for name, metric in METRICS.items():
+            if name != "silhouette" or block < 200:
+                metric.of(plane, weights)
 
 
 def nan_loop(phi: np.ndarray, keep: np.ndarray) -> np.ndarray:

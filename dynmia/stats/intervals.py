@@ -85,7 +85,7 @@ class Scored:
         return ["sample"] * same + ["model"] * (same and np.array_equal(self.keep, other.keep))
 
 
-def every(
+def summarise(
     run: xr.Dataset, rule: str = "fpr@0.01", *, only: Collection[str] = METRICS, draws: int = 20, seed: int = 0,
     level: float = 0.95, **options: Any,
 ) -> pd.DataFrame:  # fmt: skip
@@ -206,7 +206,9 @@ def contrast(
         return _row(first - second, middle - half, middle + half, error, least - most, most - least)
     quotient = first / second if second > 0 else np.nan
     error, quantile = _error(np.array([1.0, -quotient]), spreads, level)
-    low, high = fieller(centre, sum(spread for spread, _ in spreads), quantile) if error > 0 else (np.nan, np.nan)
+    low, high = (
+        fieller(centre, np.sum([spread for spread, _ in spreads], 0), quantile) if error > 0 else (np.nan, np.nan)
+    )
     return _row(quotient, low, high, error / second, 0.0 if least >= 0 else -np.inf, np.inf)
 
 
@@ -223,8 +225,8 @@ def difference(more: Scored, less: Scored, metric: str, level: float = 0.95) -> 
 def _of_two(first: Scored, second: Scored, metric: str, how: str, level: float) -> pd.Series:
     value, others = np.array([first.value[metric], second.value[metric]]), second.drawn(metric)
     drawn = {dim: np.stack([part, others[dim]]) for dim, part in first.drawn(metric).items()}
-    sizes = {dim: min(scored.keep.sizes[dim] for scored in (first, second)) for dim in drawn}
-    return pd.Series(contrast(value, drawn, sizes, metric, how, first.alike(second), level))
+    least: dict[Hashable, int] = {dim: min(scored.keep.sizes[dim] for scored in (first, second)) for dim in drawn}
+    return pd.Series(contrast(value, drawn, least, metric, how, first.alike(second), level))
 
 
 def fieller(pair: np.ndarray, covariance: np.ndarray, quantile: float) -> tuple[float, float]:
@@ -385,3 +387,6 @@ def figures(planes: Sequence[xr.Dataset], only: Collection[str] = CHOSEN) -> pd.
             for name in only
         }
     )
+
+
+every = summarise  # until the callers are renamed

@@ -10,57 +10,10 @@ import pandas as pd
 import xarray as xr
 
 from ..attack.plane import vulnerability_plane
-from ..dynamics import cloud as dyn
 from ..dynamics.metrics import METRICS
-from ..errors import bounded, choose
+from ..errors import bounded
 from ..pool.pool import draw_keep
 from ..store.run import study_of
-
-BLOCK = 100  # bootstrap draws held in memory at once
-
-
-CLUSTER_DRAWS = 200  # k-means is fitted anew in each
-
-
-def summarise(
-    plane: xr.Dataset, *, draws: int = 1000, seed: int = 0, level: float = 0.95, only: Collection[str] = METRICS
-) -> pd.DataFrame:
-    """Every metric of ``METRICS`` with its bootstrap interval over samples.
-
-    Decision thresholds are those of the plane; they are not set anew in each draw. Intervals say how sure the figure is
-    for this population of models and for samples like these, not for another population of models.
-
-    Args:
-        plane: from :func:`dynmia.attack.plane.vulnerability_plane`.
-        draws: bootstrap draws.
-        seed: of the draws.
-        level: confidence.
-        only: names of the metrics that are wanted.
-
-    Returns:
-        Index metric; columns label, value, low, high, unit.
-    """
-    bounded("draws", draws, 20)
-    bounded("level", level, 0, 1, whole=False)
-    plane = plane.assign(state=dyn.states(plane))  # once, not in every metric of every block
-    wanted = {choose(name, METRICS, "metric"): METRICS[name] for name in only}
-    rows, columns = {}, {name: [] for name in wanted}  # type: ignore[var-annotated]
-    for start in range(0, draws, BLOCK):
-        weights = bootstrap_weights(plane, min(BLOCK, draws - start), seed, start)
-        for name, metric in wanted.items():
-            if name != "silhouette" or start < CLUSTER_DRAWS:
-                columns[name].append(np.atleast_1d(metric.of(plane, weights).values))
-    for name, metric in wanted.items():
-        value = float(metric.of(plane, None))
-        drawn = np.concatenate(columns[name])
-        drawn = drawn[np.isfinite(drawn)]
-        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]) if len(drawn) else (np.nan, np.nan)
-        if metric.biased:
-            low, high = 2 * value - high, 2 * value - low
-        rows[name] = [metric.label, value, max(low, metric.low), max(high, metric.low), metric.unit]
-    table = pd.DataFrame.from_dict(rows, "index", columns=["label", "value", "low", "high", "unit"])
-    table.attrs["level"] = level
-    return table.rename_axis("metric")
 
 
 def bootstrap_weights(plane: xr.Dataset, draws: int = 200, seed: int = 0, block: int = 0) -> xr.DataArray:
