@@ -79,11 +79,11 @@ def comparisons(run: xr.Dataset) -> pd.DataFrame:
         [dyn.tpr_at_fpr(tied, a)[0] for a in LEVELS], [tpr[fpr <= a].max() for a in LEVELS])  # fmt: skip
 
     drawn = []
-    for part in halves(run, "model", 20):
+    for part in halves(run, "sample", 20):
         half = oracles.Second(part.phi.values[-1:].astype(float), part.keep.values, part.epoch.values[-1:])
         drawn.append(1000 * np.diff(half.place[-1]).mean())
-    row("interval over models (mean advantage)", "interval", "loops over halves, scipy.stats.t",
-        interval(run, "fpr@0.01", "models", only=["advantage"]).loc["advantage", ["low", "high"]],
+    row("interval over samples (mean advantage)", "interval", "loops over halves, scipy.stats.t",
+        interval(run, "fpr@0.01", "samples", only=["advantage"]).loc["advantage", ["low", "high"]],
         stats.t.interval(0.95, 10, 1000 * np.diff(second.place[-1]).mean(), np.std(drawn)))  # fmt: skip
     noise, value = np.random.default_rng(0).normal(0, 1, 199), 1.7
     test = stats.monte_carlo_test([value], lambda size: noise.reshape(size), np.mean, n_resamples=199)
