@@ -24,7 +24,7 @@ from ..attack.plane import vulnerability_planes
 from ..dynamics.metrics import METRICS
 from ..errors import UserError, choose, shown
 from ..pool.datasets import SIZES
-from ..stats.intervals import every
+from ..stats.intervals import summarise
 from ..stats.resample import null_masks, null_table, p_values, quantiles
 from ..store.folder import differing, read_manifest, write_atomic
 from ..store.run import open_run, project_root, resolve, save_run, study_of
@@ -32,7 +32,10 @@ from ..study import Study
 from .tables import member, named, read_list, read_table, scalars
 
 RULES = ("fpr@0.01", "bayes")
-COLUMNS = ["value", "low", "high", "error", "null_value", "null_low", "null_high", "p", "null_draws", "run_sha256"]
+COLUMNS = [
+    "value", "low", "high", "error", "clipped", "carrier", "null_value", "null_low", "null_high", "p", "null_defined",
+    "null_draws", "run_sha256",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -231,9 +234,10 @@ def write_figures(folder: Path, name: str, run: xr.Dataset, *, null: int) -> boo
         for keep in null_masks(run, null)
     ]
     for rule in RULES:
-        table = every(run, rule)
+        table = summarise(run, rule)
         drawn = pd.concat([tables[rule] for tables in noise], ignore_index=True)
-        table = table.join(quantiles(drawn).add_prefix("null_")).assign(
+        level = quantiles(drawn).rename(columns={"draws": "defined"}).add_prefix("null_")
+        table = table.join(level).assign(
             p=p_values(table.value, drawn).astype(float), null_draws=null, run_sha256=run.attrs["sha256"][:12]
         )
         table.index = _index([(name, rule, metric) for metric in table.index])
@@ -252,13 +256,13 @@ def figures(folder: str | os.PathLike[str] = "data", rule: str = "fpr@0.01") -> 
     """Every metric of every run in ``folder`` under ``rule``, from ``figures.csv``.
 
     Returns:
-        Index (run, metric); columns label, unit; value, low, high, error from :func:`dynmia.stats.intervals.every`;
+        Index (run, metric); columns label, unit; value, low, high, error from :func:`dynmia.stats.intervals.summarise`;
         null_value, null_low, null_high (the no-signal level) and p, from :func:`dynmia.stats.resample.p_values`.
     """
     path = resolve(folder) / "figures.csv"
     table = _read(path)
     choose(rule, sorted(set(table.index.get_level_values("rule"))), "decision rule in figures.csv")
-    table = table.xs(rule, level="rule").drop(columns=["null_draws", "run_sha256"])
+    table = table.xs(rule, level="rule").drop(columns=["null_draws", "null_defined", "run_sha256"])
     metrics = [choose(name, METRICS, f"metric in {path}:") for name in table.index.get_level_values("metric")]
     table.insert(0, "label", [METRICS[name].label for name in metrics])
     table.insert(1, "unit", [METRICS[name].unit for name in metrics])
