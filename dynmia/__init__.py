@@ -2,12 +2,12 @@
 
 >>> study = dynmia.Study(dataset="digits", model="cnn", optimizer="adamw", epochs=30)
 >>> run = dynmia.train(study)
->>> plane = dynmia.vulnerability_plane(run, rule="fpr@0.01")
+>>> plane = dynmia.vulnerability_plane(run, "fpr@0.01")
 >>> dynmia.summarise(run)
 """
 
 from . import attack, book, dynamics, pool, shadow, stats, store
-from .attack import lira_scores, rate_interval, vulnerability_plane
+from .attack import Scoring, lira_scores, rate_interval, vulnerability_plane
 from .book import rounded
 from .errors import UserError
 from .shadow import train
@@ -16,7 +16,7 @@ from .store import open_run, save_run, study_of
 from .study import PRESETS, Study
 
 __all__ = [
-    "PRESETS", "Study", "UserError", "attack", "book", "dynamics", "lira_scores", "null_planes", "null_summary",
-    "open_run", "pool", "rate_interval", "rounded", "save_run", "shadow", "stats", "store", "study_of", "summarise",
-    "train", "vulnerability_plane",
+    "PRESETS", "Scoring", "Study", "UserError", "attack", "book", "dynamics", "lira_scores", "null_planes",
+    "null_summary", "open_run", "pool", "rate_interval", "rounded", "save_run", "shadow", "stats", "store", "study_of",
+    "summarise", "train", "vulnerability_plane",
 ]  # fmt: skip

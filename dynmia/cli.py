@@ -10,11 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
+from .book.makers import maker, scripts
 from .errors import UserError, one_line, writable
 from .options import duration, pair_parameters, parse_duration, parse_models, parse_pairs, study_options
 from .study import DATASETS, MODELS, Study
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+PLAIN: dict[str, Any] = dict(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(**PLAIN)
 DataDir = Annotated[str | None, typer.Option(help="folder of <name>.npz files (default: DYNMIA_DATA)")]
 Out = Annotated[str | None, typer.Option(help="run folder (default: runs/<title>-<identity>)")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda if there is one)")]
@@ -29,6 +31,8 @@ Changes = Annotated[list[str] | None, typer.Option(
 Parameters = Annotated[list[str] | None, typer.Option(
     "--parameter", "-p", metavar="KEY VALUE", help="set a parameter; may be repeated"
 )]  # fmt: skip
+Mode = Annotated[str, typer.Option(help="on a GPU: fast, or deterministic to the bit as a CPU always is")]
+Folder = Annotated[str, typer.Argument(help="where the runs are and the table goes")]
 INTERRUPTED = 130
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
@@ -68,7 +72,7 @@ def plan(
     study: Study, data_dir: DataDir = None, device: Device = None, workers: Workers = None, as_json: AsJson = False
 ) -> None:
     """Say what a study costs before it starts, with the time on this machine from a short calibration."""
-    from .shadow.cost import plan as cost
+    from .shadow.plan import plan as cost
 
     result = cost(study, data_dir=data_dir, device=device, workers=workers)
     if as_json:
@@ -93,7 +97,7 @@ def train(
     data_dir: DataDir = None,
     device: Device = None,
     workers: Workers = None,
-    mode: Annotated[str, typer.Option(help="on a GPU: fast, or deterministic to the bit as a CPU always is")] = "fast",
+    mode: Mode = "fast",
     save: Annotated[str | None, typer.Option(help="also write the run as one released netCDF file")] = None,
     full_precision: Annotated[bool, typer.Option(help="keep float32 in --save instead of 16 bits")] = False,
     models: Annotated[str | None, typer.Option(help="just these shadow models, for example 0-4 or 0,3,7-9")] = None,
@@ -179,16 +183,16 @@ def summarise(
     as_json: AsJson = False,
 ) -> None:
     """Print every metric of a run with its interval over models and samples and its no-signal level."""
+    from .attack import Scoring
     from .book.cells import rounded
-    from .stats.intervals import every
+    from .stats.intervals import summarise as summary
     from .stats.resample import null_summary
     from .store.folder import write_atomic
     from .store.run import open_run
 
-    file, data = csv and writable(csv, ".csv"), open_run(run)
-    options: dict[str, Any] = {"attack": attack, "centre": centre, "variance": variance}
-    table = every(data, rule, draws=draws, **options)
-    noise = null_summary(data, rule, draws=null, value=table.value, **options) if null else None
+    scoring, file, data = Scoring(attack, rule, centre, variance), csv and writable(csv, ".csv"), open_run(run)
+    table = summary(data, scoring, draws=draws)
+    noise = null_summary(data, scoring, draws=null, value=table.value) if null else None
     whole = table if noise is None else table.join(noise.add_prefix("null_"))
     if file:
         write_atomic(file, whole.to_csv(float_format="%.9g").encode())
@@ -196,26 +200,6 @@ def summarise(
         typer.echo(whole.to_json(orient="index", indent=1))
     else:
         typer.echo(rounded(table, noise).to_string())
-
-
-@app.command()
-def complexity(
-    dataset: Annotated[
-        list[str] | None, typer.Argument(help="data sets of images (default: all of them but copies)")
-    ] = None,
-    pool_size: Annotated[int, typer.Option(help="samples of each (digits: by default as in the quick preset)")] = 4000,
-    data_dir: DataDir = None,
-    csv: Csv = None,
-) -> None:
-    """Measure how complex the pools are, without a network: 1-NN error, intrinsic dimension, overlap, compression."""
-    from .pool.complexity import IMAGES, pool_complexity
-    from .store.folder import write_atomic
-
-    file = csv and writable(csv, ".csv")
-    table = pool_complexity(dataset or IMAGES, pool_size, data_dir)
-    typer.echo(table.drop(columns="fingerprint").to_string(float_format="%.3f", na_rep=""))
-    if file:
-        write_atomic(file, table.to_csv(float_format="%.7g").encode())
 
 
 @app.command()
@@ -249,67 +233,29 @@ def notebooks(
         typer.echo(f"executed {path.name}")
 
 
-@app.command()
-def campaign(
-    scale: Annotated[str, typer.Option(help="cpu (the released runs), quick or paper: see data/campaign.yml")] = "cpu",
-    only: Annotated[str, typer.Option(help="just the runs of a chapter (02), or whose name contains this")] = "",
-    change: Changes = None,
-    out: Annotated[
-        str | None,
-        typer.Option(help="folder, for unfinished runs too (default: data, or runs/SCALE)"),
-    ] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="list the runs and what they cost here, and stop")] = False,
-    null: Annotated[int, typer.Option(help="draws of the permutation null in figures.csv; 0: no figures")] = 200,
-    time_budget: TimeBudget = None,
-    data_dir: DataDir = None,
-    device: Device = None,
-    workers: Workers = None,
-    quiet: Quiet = False,
-) -> None:
-    """Train the runs of data/campaign.yml that are missing, in order of value, and write the figures of all."""
-    from .book.campaign import plan_campaign, run_campaign
+class Scripts(typer.core.TyperGroup):
+    """The scripts of ``data`` as commands, each loaded when it is asked for: ``main`` of one is its command."""
 
-    budget = None if time_budget is None else parse_duration(time_budget)
-    common: dict[str, Any] = dict(
-        only=only, changes=parse_pairs(change, "--set"), folder=out, data_dir=data_dir, device=device, workers=workers
-    )
-    if plan:
-        total = 0.0
-        for name, state, seconds in plan_campaign(scale, **common):
-            total += seconds
-            typer.echo(f"{name:32} {state:10} {duration(seconds)}")
-        typer.echo(f"{'what is missing':32} {'':10} {duration(total)}")
-        return
-    for line in run_campaign(scale, time_budget=budget, null=null, progress=not quiet, **common):
-        typer.echo(line)
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: D102
+        return list(scripts())
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: D102
+        program = typer.Typer(**PLAIN)
+        program.command(cmd_name)(maker(cmd_name).main)
+        return typer.main.get_command(program)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: D102
+        with formatter.section("Scripts"):
+            formatter.write_dl(list(scripts().items()))
 
 
-@app.command()
-def bench(
-    seconds: Annotated[float, typer.Option(help="length of one measurement")] = 4.0,
-    repeats: Annotated[int, typer.Option(help="measurements of each")] = 3,
-    out: Annotated[str | None, typer.Option(help="also write the JSON to this file")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Measure training and scoring on this machine, as ratios against named baselines, beside their targets."""
-    from .shadow.bench import bench as measure
-    from .shadow.cost import entries, spread_text, target
-    from .store.folder import write_atomic
+def make(context: typer.Context) -> None:
+    """Make a released table again: run a script of the folder data; without a name, list them."""
+    if context.invoked_subcommand is None:
+        listed(scripts(), 20)
 
-    file = out and writable(out, ".json")
-    show = (lambda line: None) if as_json else (lambda line: typer.echo(line, err=True))
-    result = measure(seconds, repeats, show, f"dynmia bench --seconds {seconds:g} --repeats {repeats}")
-    text = json.dumps(result, indent=1)
-    if file:
-        write_atomic(file, text.encode())
-    if as_json:
-        typer.echo(text)
-        return
-    typer.echo(f"{result['hardware']}, {result['created']}")
-    for name, entry in entries(result).items():
-        goal = target(name, entry["median"])
-        verdict = f"  target {goal[0]}: {'met' if goal[1] else 'NOT met'}" if goal else ""
-        typer.echo(f"{name:45} {spread_text(entry)}{verdict}")
+
+app.add_typer(typer.Typer(callback=make, cls=Scripts, invoke_without_command=True), name="make")
 
 
 def main(arguments: list[str] | None = None) -> None:

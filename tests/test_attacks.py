@@ -8,11 +8,11 @@ from sklearn.metrics import roc_auc_score
 from test_plane import signal_run
 
 from dynmia import UserError, vulnerability_plane
-from dynmia.attack import lira
-from dynmia.attack.others import ATTACKS, LOG_ODDS, attack_scores, rmia, rmia_offline
+from dynmia.attack.others import OTHERS, attack_scores, rmia, rmia_offline
+from dynmia.attack.scoring import ATTACKS, LOG_ODDS, Scoring
 from dynmia.pool.pool import draw_keep
 
-every_attack = pytest.mark.parametrize("attack", ATTACKS)
+every_attack = pytest.mark.parametrize("attack", OTHERS)
 
 
 def sample_run(models=8, samples=24, signal=1.5, seed=0, design="bernoulli"):
@@ -82,7 +82,7 @@ def test_rmia_survives_confidences_that_round_to_zero_and_one():
 def test_non_members_of_one_target_score_uniformly(attack):
     # a non-member is ranked among the other non-members: each rank once
     phi, keep, labels = sample_run(samples=60)
-    scores = ATTACKS[attack](phi, keep, labels)
+    scores = OTHERS[attack](phi, keep, labels)
     for row, inside in zip(scores, keep):
         outside = int((~inside).sum())
         np.testing.assert_allclose(np.sort(row[~inside]), np.arange(outside) / (outside - 1), atol=1e-12)
@@ -94,7 +94,7 @@ def test_offline_attacks_ignore_what_members_do(attack):
     target = 0
     others = keep & (np.arange(len(phi)) != target)[:, None]
     changed = np.where(others, phi + 5, phi)
-    before, after = (attack_scores(x, keep, labels, attack=attack)[target] for x in (phi, changed))
+    before, after = (attack_scores(x, keep, labels, Scoring(attack))[target] for x in (phi, changed))
     np.testing.assert_array_equal(before, after)
 
 
@@ -105,7 +105,7 @@ def test_the_target_is_not_its_own_reference(attack):
     target, x = 2, int(np.flatnonzero(keep[2])[0])  # a member: not in the target's population
     moved = phi.copy()
     moved[target, x] += 0.5
-    before, after = (attack_scores(value, keep, labels, attack=attack)[target] for value in (phi, moved))
+    before, after = (attack_scores(value, keep, labels, Scoring(attack))[target] for value in (phi, moved))
     same = np.arange(phi.shape[1]) != x
     np.testing.assert_array_equal(before[same], after[same])
     assert after[x] >= before[x]
@@ -113,15 +113,15 @@ def test_the_target_is_not_its_own_reference(attack):
 
 def test_loss_is_the_cross_entropy():
     phi, keep, labels = sample_run()
-    scores = attack_scores(phi, keep, labels, attack="loss")
+    scores = attack_scores(phi, keep, labels, Scoring("loss"))
     np.testing.assert_allclose(scores, np.log(1 / (1 + np.exp(-phi))), rtol=1e-12)
-    far = attack_scores(np.array([[800.0, -800.0]]), np.ones((1, 2), bool), np.zeros(2), attack="loss")
+    far = attack_scores(np.array([[800.0, -800.0]]), np.ones((1, 2), bool), np.zeros(2), Scoring("loss"))
     assert far.tolist() == [[0.0, -800.0]]
 
 
 def test_shokri_equals_a_fit_on_the_records_of_the_other_half():
     phi, keep, labels = sample_run(models=8, samples=90, signal=2)
-    got = attack_scores(phi, keep, labels, attack="shokri")
+    got = attack_scores(phi, keep, labels, Scoring("shokri"))
     p = 1 / (1 + np.exp(-phi))
     for target in range(8):
         others = range(4, 8) if target < 4 else range(4)
@@ -142,7 +142,7 @@ def test_shokri_recovers_the_log_odds_of_beta_distributed_confidences():
     rng = np.random.default_rng(0)
     keep = draw_keep(20, 2000, "balanced")
     p = np.where(keep, rng.beta(4, 2, keep.shape), rng.beta(2, 2, keep.shape))
-    got = attack_scores(np.log(p / (1 - p)), keep, np.zeros(2000, int), attack="shokri")
+    got = attack_scores(np.log(p / (1 - p)), keep, np.zeros(2000, int), Scoring("shokri"))
     expected = 2 * np.log(p) - np.log((1 / 20) / (1 / 6))
     np.testing.assert_allclose(got, expected, rtol=0.1, atol=0.1)  # the slope has a standard error of 2 %
 
@@ -151,7 +151,7 @@ def test_shokri_without_members_of_a_class_is_a_clear_error():
     phi, keep, labels = sample_run()
     keep[:, labels == 1] = False
     with pytest.raises(UserError, match="only one side of class 1"):
-        attack_scores(phi, keep, labels, attack="shokri")
+        attack_scores(phi, keep, labels, Scoring("shokri"))
 
 
 def test_rmia_without_a_reference_model_is_a_clear_error():
@@ -167,46 +167,46 @@ def test_rmia_without_a_reference_model_is_a_clear_error():
 def test_scores_follow_a_permutation_of_samples(attack, seed):
     phi, keep, labels = sample_run(samples=45, seed=seed)
     order = np.random.default_rng(seed).permutation(45)
-    got = attack_scores(phi, keep, labels, attack=attack)
-    permuted = attack_scores(phi[:, order], keep[:, order], labels[order], attack=attack)
+    got = attack_scores(phi, keep, labels, Scoring(attack))
+    permuted = attack_scores(phi[:, order], keep[:, order], labels[order], Scoring(attack))
     np.testing.assert_allclose(permuted, got[:, order], rtol=1e-6, atol=1e-6)
 
 
 @every_attack
 def test_without_a_signal_the_attack_guesses(attack):
     phi, keep, labels = sample_run(models=20, samples=900, signal=0)
-    auc = roc_auc_score(keep.ravel(), attack_scores(phi, keep, labels, attack=attack).ravel())
+    auc = roc_auc_score(keep.ravel(), attack_scores(phi, keep, labels, Scoring(attack)).ravel())
     assert auc == pytest.approx(0.5, abs=0.02)
 
 
 @every_attack
 def test_a_strong_signal_is_found(attack):
     phi, keep, labels = sample_run(models=20, samples=300, signal=6)
-    assert roc_auc_score(keep.ravel(), attack_scores(phi, keep, labels, attack=attack).ravel()) > 0.85
+    assert roc_auc_score(keep.ravel(), attack_scores(phi, keep, labels, Scoring(attack)).ravel()) > 0.85
 
 
-@pytest.mark.parametrize("attack", [*lira.ATTACKS, *ATTACKS])
+@pytest.mark.parametrize("attack", ATTACKS)
 def test_the_plane_takes_every_attack_by_name(attack):
     run = signal_run(samples=200)
-    plane = vulnerability_plane(run, attack=attack)
+    plane = vulnerability_plane(run, Scoring(attack))
     assert plane.attrs["attack"] == attack
-    scores = attack_scores(run.phi.values[-1], run.keep.values, run.label.values, attack=attack)
+    scores = attack_scores(run.phi.values[-1], run.keep.values, run.label.values, Scoring(attack))
     np.testing.assert_array_equal(plane.tp[-1], ((scores > float(plane.threshold[-1])) & run.keep.values).sum(0))
 
 
 def test_the_plane_names_an_unknown_attack():
     with pytest.raises(UserError, match="did you mean 'rmia'"):
-        vulnerability_plane(signal_run(), attack="rima")
+        vulnerability_plane(signal_run(), Scoring("rima"))
 
 
-@pytest.mark.parametrize("attack", [*lira.ATTACKS, *ATTACKS])
+@pytest.mark.parametrize("attack", ATTACKS)
 def test_bayes_is_for_log_odds_only(attack):
     run = signal_run(samples=200)
     if attack in LOG_ODDS:
-        assert (vulnerability_plane(run, "bayes", attack=attack).threshold == 0).all()
+        assert (vulnerability_plane(run, Scoring(attack, "bayes")).threshold == 0).all()
     else:
         with pytest.raises(UserError, match="needs attack"):
-            vulnerability_plane(run, "bayes", attack=attack)
+            vulnerability_plane(run, Scoring(attack, "bayes"))
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int8, np.float64, object])
@@ -214,7 +214,7 @@ def test_bayes_is_for_log_odds_only(attack):
 def test_a_keep_mask_of_any_type_scores_as_bool(attack, kind):
     phi, keep, labels = sample_run()
     other = keep.astype(int).astype(kind)
-    np.testing.assert_array_equal(ATTACKS[attack](phi, other, labels), ATTACKS[attack](phi, keep, labels))
+    np.testing.assert_array_equal(OTHERS[attack](phi, other, labels), OTHERS[attack](phi, keep, labels))
 
 
 @every_attack
@@ -228,7 +228,7 @@ def test_arrays_that_cannot_be_scored_are_one_line(attack):
         ((phi, keep, labels[:3]), r"labels have shape \(3,\): they must be one a sample, \(24,\)"),
     ):
         with pytest.raises(UserError, match=line):
-            ATTACKS[attack](*arrays)
+            OTHERS[attack](*arrays)
 
 
 def test_options_of_rmia_out_of_range_are_named():
@@ -241,4 +241,4 @@ def test_shokri_says_how_many_models_there_are_and_how_many_a_fold_leaves():
     phi, keep, labels = sample_run(models=12)
     keep[6:, labels == 2] = True
     with pytest.raises(UserError, match="one side of class 2 in the half of 12 shadow models, 6, that one of"):
-        attack_scores(phi, keep, labels, attack="shokri")
+        attack_scores(phi, keep, labels, Scoring("shokri"))

@@ -50,11 +50,11 @@ def test_no_page_names_a_resource_elsewhere(site, page):
 
 def test_the_landing_page_shows_the_glued_figures(site):
     from dynmia import rounded
-    from dynmia.book import campaign
+    from dynmia.book import figures
 
     html = (site / "intro.html").read_text()
     for name in ("cifar10-baseline", "quick"):
-        table = rounded(campaign.figures(ROOT / "data").loc[name]).iloc[:, -1]
+        table = rounded(figures(ROOT / "data").loc[name]).iloc[:, -1]
         assert table["centre-of-mass displacement"] in html
 
 

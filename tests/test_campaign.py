@@ -15,13 +15,14 @@ from test_errors import assert_one_clear_line
 
 import dynmia
 from dynmia import cli
-from dynmia.book import campaign
+from dynmia.book import maker, makers, tables
 from dynmia.dynamics.metrics import METRICS
 from dynmia.errors import UserError
 from dynmia.shadow import engine
 from dynmia.stats import hardness, intervals
 from dynmia.stats.resample import p_values, quantiles
 
+campaign = maker("campaign")
 LIST = {
     "defaults": {"dataset": "digits", "epochs": 2, "checkpoint_every": 1, "shadow_models": 6, "pool_size": 240},
     "scales": {"cpu": {}, "quick": {"pool_share": 0.5, "epochs": 1}},
@@ -41,16 +42,17 @@ def listed(tmp_path, monkeypatch):
     (tmp_path / "data" / "campaign.yml").write_text(yaml.safe_dump(LIST))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(campaign, "project_root", lambda: tmp_path)
-    monkeypatch.setattr(campaign, "resolve", lambda path: tmp_path / path)
+    for module in (tables, makers):
+        monkeypatch.setattr(module, "resolve", lambda path: tmp_path / path)
     monkeypatch.setenv("DYNMIA_DATA", str(tmp_path))
     return tmp_path
 
 
 def test_a_scale_and_changes_replace_fields(listed):
-    assert [entry.name for entry in campaign.entries(only="03")] == ["first", "second"]
-    entry = campaign.entries("quick", "02", {"optimizer": "sgd"})[0]
+    assert [entry.name for entry in tables.entries(only="03")] == ["first", "second"]
+    entry = tables.entries("quick", "02", {"optimizer": "sgd"})[0]
     assert (entry.study.pool_size, entry.study.epochs, entry.study.optimizer) == (120, 1, "sgd")
-    assert campaign.entries("quick", "lost")[0].study.pool_size == 120
+    assert tables.entries("quick", "lost")[0].study.pool_size == 120
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,7 @@ def test_a_scale_and_changes_replace_fields(listed):
 )
 def test_bad_requests_are_named(listed, scale, only, message):
     with pytest.raises(UserError, match=message):
-        campaign.entries(scale, only)
+        tables.entries(scale, only)
 
 
 FIRST = ("runs", 0)
@@ -124,29 +126,29 @@ def test_a_bad_list_is_one_clear_line(listed, case):
             del holder[last]
         content = yaml.safe_dump(tree)
     (listed / "data" / "campaign.yml").write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert_one_clear_line(lambda: campaign.entries(only="first"), ["campaign.yml", *parts])
+    assert_one_clear_line(lambda: tables.entries(only="first"), ["campaign.yml", *parts])
 
 
 def test_a_list_that_is_no_file_says_where_it_comes_from(listed):
     (listed / "data" / "campaign.yml").unlink()
-    assert_one_clear_line(campaign.entries, ["campaign.yml is no file", "git checkout"])
+    assert_one_clear_line(tables.entries, ["campaign.yml is no file", "git checkout"])
     (listed / "data" / "campaign.yml").mkdir()
-    assert_one_clear_line(campaign.entries, ["campaign.yml is no file"])
+    assert_one_clear_line(tables.entries, ["campaign.yml is no file"])
 
 
 def test_a_number_in_words_is_a_number_and_a_plan_names_its_run(listed):
     tree = LIST | {"scales": {"cpu": {"pool_share": "5e-1"}}}
     (listed / "data" / "campaign.yml").write_text(yaml.safe_dump(tree))
-    assert campaign.entries(only="first")[0].study.pool_size == 120
+    assert tables.entries(only="first")[0].study.pool_size == 120
     with pytest.raises(UserError, match=r"^first: workers is -2: it must be at least 1"):
         list(campaign.plan_campaign(only="first", folder="x", device="cpu", workers=-2))
 
 
 def test_bad_changes_are_not_the_lists_fault(listed):
     with pytest.raises(UserError, match=r"^run first as changed: epochs is 'ten'"):
-        campaign.entries(changes={"epochs": "ten"})
+        tables.entries(changes={"epochs": "ten"})
     with pytest.raises(UserError, match=r"^run first as changed: epochs is \["):
-        campaign.entries(changes={"epochs": [3]})
+        tables.entries(changes={"epochs": [3]})
 
 
 @pytest.mark.parametrize(
@@ -195,7 +197,7 @@ def test_changed_studies_are_trained_in_folders_of_their_own(listed, placed):
 
 
 def test_a_run_begun_under_its_name_alone_goes_on(placed):
-    study = campaign.entries("quick", "first")[0].study
+    study = tables.entries("quick", "first")[0].study
     engine.open_store(study, out="runs/quick/first", device="cpu")
     assert placed("quick") == "runs/quick/first"
     assert placed("quick", changes={"seed": 1}).startswith("runs/quick/first-")
@@ -208,13 +210,13 @@ def test_a_campaign_trains_what_is_missing_skips_what_is_there_and_reports_what_
         lines.extend(campaign.run_campaign(null=3, progress=False, device="cpu"))
     assert [line.split(":")[0] for line in lines] == ["first", "first", "second", "second", "lost", "whole"]
     assert "has no mnist.npz" in lines[4]
-    assert set(campaign.released("03")) == {"first", "second"}
-    assert campaign.missing("03") == []
-    assert campaign.missing("04") == ["lost"]
-    table = campaign.figures("data", "bayes")
+    assert set(tables.released("03")) == {"first", "second"}
+    assert tables.missing("03") == []
+    assert tables.missing("04") == ["lost"]
+    table = tables.figures("data", "bayes")
     assert set(table.index) == {(run, metric) for run in ("first", "second") for metric in METRICS}
     assert ((table.p.dropna() > 0) & (table.p.dropna() <= 1)).all()
-    mine = intervals.summarise(campaign.released("02")["first"], "bayes")
+    mine = intervals.summarise(tables.released("02")["first"], "bayes")
     np.testing.assert_allclose(table.loc["first"].value, mine.value, rtol=1e-6)
     assert dynmia.rounded(table.loc["first"]).iloc[:, -1].tolist() == dynmia.rounded(mine).iloc[:, -1].tolist()
     before = (listed / "data" / "figures.csv").read_bytes()
@@ -233,12 +235,12 @@ def test_a_run_of_another_study_is_not_taken_for_the_listed_one(listed):
     lines = []
     with pytest.raises(UserError, match="1 runs failed: first"):
         lines.extend(campaign.run_campaign(only="02", progress=False))
-    assert campaign.missing("02") == []
+    assert tables.missing("02") == []
 
 
 def command(*words: str) -> None:
     with pytest.raises(SystemExit) as stop:
-        cli.main(["campaign", *words])
+        cli.main(["make", "campaign", *words])
     assert stop.value.code in (0, None)
 
 
@@ -254,8 +256,8 @@ def test_the_command_plans_and_stops_at_its_budget(listed, capsys):
 
 
 def test_the_released_list_and_the_released_runs_agree():
-    for entry in campaign.entries():
-        path = campaign.resolve(f"data/{entry.name}.nc")
+    for entry in tables.entries():
+        path = tables.resolve(f"data/{entry.name}.nc")
         if path.exists():
             assert campaign._differs(dynmia.study_of(dynmia.open_run(path)), entry.study) == ""
 

@@ -81,7 +81,7 @@ def test_plan_states_the_cost_before_anything_starts(capsys):
 
 @pytest.mark.slow
 def test_plan_of_sam_costs_twice_the_training_flops():
-    from dynmia.shadow.cost import plan
+    from dynmia.shadow.plan import plan
     from dynmia.study import Study
 
     study = Study.preset("quick")

@@ -1,7 +1,6 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from sklearn.feature_selection import f_classif
 from sklearn.metrics import euclidean_distances
@@ -9,10 +8,13 @@ from sklearn.model_selection import LeaveOneOut, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from dynmia import UserError, open_run, study_of
+from dynmia.book import maker, read_table
 from dynmia.cli import main
-from dynmia.pool.complexity import Images, complexity, intrinsic_dimension, pool_complexity
 from dynmia.pool.datasets import load_dataset
 
+script = maker("complexity")
+Images, complexity, intrinsic_dimension = script.Images, script.complexity, script.intrinsic_dimension
+pool_complexity = script.pool_complexity
 DATA = Path(__file__).parents[1] / "data"
 
 
@@ -103,13 +105,13 @@ def test_intervals_have_the_width_of_the_sampling_distribution():
 
 
 def test_the_command_writes_what_is_committed(tmp_path, capsys):
-    main_args = ["complexity", "digits", "--csv", str(tmp_path / "x.csv")]
+    main_args = ["make", "complexity", "digits", "--csv", str(tmp_path / "x.csv")]
     with pytest.raises(SystemExit) as stop:
         main(main_args)
     assert stop.value.code == 0
     assert "leave-one-out 1-NN error" in capsys.readouterr().out
     files = tmp_path / "x.csv", DATA / "complexity.csv"
-    mine, released = (pd.read_csv(file, index_col=["dataset", "measure"]) for file in files)
+    mine, released = (read_table(file, "complexity.csv") for file in files)
     numbers = ["value", "low", "high"]
     # PNG sizes depend a little on the version of zlib
     np.testing.assert_allclose(mine[numbers], released.loc[["digits"], numbers], rtol=0.02)
@@ -131,6 +133,6 @@ def test_digits_take_the_size_that_is_named():
 @pytest.mark.parametrize("name", ["cifar10-cnn-4000", "cinic10-cnn-4000", "fashion_mnist-cnn-4000"])
 def test_the_released_measures_are_of_the_pools_of_the_released_runs(name):
     run = open_run(DATA / f"{name}.nc")
-    released = pd.read_csv(DATA / "complexity.csv", index_col=["dataset", "measure"]).loc[study_of(run).dataset]
+    released = read_table(DATA / "complexity.csv").loc[study_of(run).dataset]
     assert (released.fingerprint == run.attrs["fingerprint"]).all()
     assert (released.samples == run.sizes["sample"]).all()

@@ -8,12 +8,15 @@ from test_cli import run
 from test_errors import assert_one_clear_line
 
 from dynmia import study
+from dynmia.book import maker
 from dynmia.errors import StoreError
 from dynmia.pool.datasets import load_dataset
 from dynmia.pool.pool import make_pool
-from dynmia.shadow import bench, cost
-from dynmia.shadow.cost import entries, measurements, met, rates, study_hours, target, targets
+from dynmia.shadow import plan
 
+bench, bench_gpu, agreement_gpu = maker("bench-cpu"), maker("bench-gpu"), maker("agreement-gpu")
+entries, measurements, met, rates = bench.entries, bench.measurements, bench.met, bench.rates
+study_hours, target, targets = bench.study_hours, bench.target, bench.targets
 PAPER = study.Study.preset("paper-baseline")
 
 
@@ -50,7 +53,7 @@ def gpu():
     ],
 )  # fmt: skip
 def test_a_target_is_met_at_its_value(name, median, is_met):
-    assert target(name, median) == (f"{cost.TARGETS[name][1]} {cost.TARGETS[name][2]:,g}", is_met)
+    assert target(name, median) == (f"{bench.TARGETS[name][1]} {bench.TARGETS[name][2]:,g}", is_met)
     assert target("sgemm", median) is None
 
 
@@ -70,12 +73,12 @@ def test_tables_show_what_was_measured_and_nothing_else(cpu, gpu):
 
 def test_targets_of_several_machines_in_one_table(cpu, gpu):
     slow = {"entries": {"busy_share": entry(0.9)}}
-    table = cost.target_table({"fast": cpu, "slow": slow, "gpu": gpu})
+    table = bench.target_table({"fast": cpu, "slow": slow, "gpu": gpu})
     assert table.columns.tolist() == ["target", "fast", "slow", "gpu"]
-    assert table.index.tolist() == [cost.TARGETS[name][0] for name in cost.TARGETS if name in (
+    assert table.index.tolist() == [bench.TARGETS[name][0] for name in bench.TARGETS if name in (
         "pool_of_processes / sgemm", "busy_share", "sam step / sgd step"
     )]  # fmt: skip
-    busy = table.loc[cost.TARGETS["busy_share"][0]]
+    busy = table.loc[bench.TARGETS["busy_share"][0]]
     assert busy.target == ">= 0.95"
     assert not busy.fast.endswith("missed")
     assert busy.slow.endswith("x – missed")
@@ -83,15 +86,15 @@ def test_targets_of_several_machines_in_one_table(cpu, gpu):
 
 
 def test_batch_sizes_side_by_side(gpu):
-    assert len(cost.batch_sizes(gpu)) == 0
+    assert len(bench_gpu.batch_sizes(gpu)) == 0
     rates_of = {"copy": 4.2e12, "eager_256": 30_000, "graph_256": 50_000, "compiled_graph_256_2_in_flight": 90_000}
     gpu["measures"] |= {name: entry(value) for name, value in rates_of.items()}
-    table = cost.batch_sizes(gpu)
-    assert cost.at_512(gpu) == "batches of 512: not yet measured."
+    table = bench_gpu.batch_sizes(gpu)
+    assert bench_gpu.at_512(gpu) == "batches of 512: not yet measured."
     more = {"graph_512": 84_000, "dataloader_loop_256": 21_000, "eager_512": 42_000}
     gpu["measures"] |= {name: entry(value) for name, value in more.items()}
-    assert cost.at_512(gpu).startswith("batches of 512: 0.30 of the ceiling, 4.0 times the `DataLoader` loop")
-    assert cost.at_512(gpu).endswith("2.0 times the eager loop.")
+    assert bench_gpu.at_512(gpu).startswith("batches of 512: 0.30 of the ceiling, 4.0 times the `DataLoader` loop")
+    assert bench_gpu.at_512(gpu).endswith("2.0 times the eager loop.")
     assert table.index.tolist() == [256]
     assert table.loc[256].to_dict() == {
         "eager": "30.0", "graph": "50.0", "compiled graph": "50.0", "2 in flight": "90.0", "best / eager": "3.0",
@@ -101,18 +104,18 @@ def test_batch_sizes_side_by_side(gpu):
 
 def test_what_bandwidth_gains(gpu):
     gpu["measures"]["copy"] = entry(2e12)
-    assert cost.bandwidth([]) == cost.bandwidth([gpu, gpu]) == ""
+    assert bench_gpu.bandwidth([]) == bench_gpu.bandwidth([gpu, gpu]) == ""
     other = {"hardware": "a wider GPU", "measures": {"best": "x", "x": entry(60_000), "copy": entry(3e12)}}
     line = "The a wider GPU copies 1.50 times as fast as the a GPU and trains 1.20 times as fast."
-    assert cost.bandwidth([other, gpu]) == line
+    assert bench_gpu.bandwidth([other, gpu]) == line
     del other["measures"]["copy"]
-    assert cost.bandwidth([other, gpu]) == ""
+    assert bench_gpu.bandwidth([other, gpu]) == ""
 
 
 def test_engines_beside_populations_of_other_seeds(tiny_run):
     found = {"auc": 0.6, "train_accuracy": 0.9, "test_accuracy": 0.5, "seconds": 2}
     measured = {"hardware": "a GPU", "agreement x": {"graph": found, "eager": "4 models are left"}}
-    table = cost.agreement(measured, "x", {"seed 0": tiny_run[1]})
+    table = agreement_gpu.agreement(measured, "x", {"seed 0": tiny_run[1]})
     assert table.index.tolist() == ["CPU, seed 0", "a GPU, graph"]
     assert table.loc["a GPU, graph"].tolist() == [0.9, 0.5, 0.6]
     assert table.loc["CPU, seed 0", "test_accuracy"] == pytest.approx(float(tiny_run[1].test_accuracy[-1].mean()))
@@ -128,10 +131,10 @@ def test_how_far_engines_lie_apart_beside_what_a_seed_changes():
         "eager: 0.0100 from the graph's AUC and 0.0100 from its held-out accuracy; the standard deviation over 3 seeds "
         "is 0.1000 and 0.1000."
     )
-    assert cost.apart(pd.DataFrame(rows).T) == [line]
+    assert agreement_gpu.apart(pd.DataFrame(rows).T) == [line]
     rows |= {"CPU, seed 0": row(0.6), "CPU, seed 1": row(0.6)}  # then the GPU's graph is of one of their seeds
     rows = {name: one for name, one in rows.items() if not name.startswith("a GPU, seed")}
-    assert cost.apart(pd.DataFrame(rows).T) == [line.replace("0.1000", "0.0000").replace("3 seeds", "2 seeds")]
+    assert agreement_gpu.apart(pd.DataFrame(rows).T) == [line.replace("0.1000", "0.0000").replace("3 seeds", "2 seeds")]
 
 
 def test_the_papers_study_from_committed_rates(cpu, gpu):
@@ -157,9 +160,9 @@ def test_the_papers_study_from_committed_rates(cpu, gpu):
     ],
 )
 def test_an_impossible_plan_is_the_line_of_training(monkeypatch, changes, workers, parts):
-    monkeypatch.setattr(cost, "calibrate", lambda *_: pytest.fail("calibrated"))
+    monkeypatch.setattr(plan, "calibrate", lambda *_: pytest.fail("calibrated"))
     planned = study.Study.preset("quick", **changes)
-    assert_one_clear_line(lambda: cost.plan(planned, device="cpu", workers=workers), parts)
+    assert_one_clear_line(lambda: plan.plan(planned, device="cpu", workers=workers), parts)
     if changes:  # the same line
         assert_one_clear_line(lambda: make_pool(planned, load_dataset("digits")), parts)
 
@@ -177,8 +180,8 @@ def test_an_impossible_measurement_is_one_clear_line(monkeypatch, options, part)
 
 
 def test_planning_and_the_committed_rates_count_the_same_work():
-    planned = cost.plan(study.Study.preset("quick"), device="cpu")
-    trained, queried = cost.work(study.Study.preset("quick"), 1200, 300)
+    planned = plan.plan(study.Study.preset("quick"), device="cpu")
+    trained, queried = plan.work(study.Study.preset("quick"), 1200, 300)
     assert (planned["training_samples"], planned["evaluations"]) == (20 * trained, 20 * queried)
 
 
@@ -193,7 +196,7 @@ def test_measurements_are_found_by_name(tmp_path, cpu):
                     '{"hardware": "a", "entries": {"x": {"median": "fast"}}}'):  # fmt: skip
         path.write_text(content)
         assert_one_clear_line(
-            lambda: measurements(tmp_path), [str(path), "no benchmark", "make it again", "gpu_session"]
+            lambda: measurements(tmp_path), [str(path), "no benchmark", "make it again", "dynmia make bench-gpu --out"]
         )
     path.unlink()
     path.mkdir()
@@ -217,12 +220,12 @@ def test_the_benchmark_has_every_cpu_target_and_what_it_ran_on(monkeypatch, caps
     monkeypatch.setattr(bench, "calibrate", lambda *_: (10.0, 40.0))
     process = type("Process", (), {"communicate": lambda self: (json.dumps(scored), None)})
     monkeypatch.setattr(bench, "_python", lambda *_: process())
-    words = ["bench", "--seconds", "0.1", "--repeats"]
+    words = ["make", "bench-cpu", "--seconds", "0.1", "--repeats"]
     _, out, _ = run(capsys, *words, "2", "--json", "--out", tmp_path / "bench-cpu.json")
     printed = json.loads(out)
     assert printed == json.loads((tmp_path / "bench-cpu.json").read_text())
     assert set(printed) >= {"hardware", "versions", "created", "command", "workers", "entries"}
-    assert printed["command"] == "dynmia bench --seconds 0.1 --repeats 2"
+    assert printed["command"] == "dynmia make bench-cpu --seconds 0.1 --repeats 2"
     for value in printed["entries"].values():
         assert set(value) == {"median", "min", "max", "unit"}
     table = targets(printed)

@@ -291,7 +291,7 @@ def test_integer_weights_equal_repeating_samples(seed):
         dyn.early_identification,
         lambda p, w=None: dyn.population_mean(dyn.encoding_speed(p), w),
         lambda p, w=None: dyn.population_mean(dyn.dynamic_vulnerability(p), w),
-        lambda p, w=None: dyn.ratio(dyn.vulnerable(p), p.tpr > 0.5, w),
+        lambda p, w=None: dyn.share_of(dyn.vulnerable(p), p.tpr > 0.5, w),
     ):
         xr.testing.assert_allclose(figure(plane, weights), figure(repeated), rtol=1e-12, atol=1e-12)
 

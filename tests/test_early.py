@@ -9,7 +9,7 @@ from test_plane import signal_run
 
 from dynmia import UserError, vulnerability_plane
 from dynmia import dynamics as dyn
-from dynmia.chapters.early import SCORES, average_precision, by_then, halves, prediction, recalls, stay
+from dynmia.chapters.early import SCORES, average_precision, by_then, disjoint_halves, prediction, recalls, stay
 
 
 def hard_run(samples=400, seed=0, models=20):
@@ -78,7 +78,7 @@ def test_average_precision_without_a_positive_is_nan():
 
 def test_halves_share_no_model_and_have_enough_on_both_sides():
     run = signal_run(samples=300)
-    first, second = halves(run)
+    first, second = disjoint_halves(run)
     assert not set(first.model.values) & set(second.model.values)
     assert first.sample.equals(second.sample)
     kept = set(first.sample.values)
@@ -93,7 +93,7 @@ def test_halves_share_no_model_and_have_enough_on_both_sides():
 
 def test_halves_of_too_few_models_is_a_clear_error():
     with pytest.raises(UserError, match="in both halves"):
-        halves(signal_run(models=4, design="balanced"))
+        disjoint_halves(signal_run(models=4, design="balanced"))
 
 
 def test_prediction_of_now_and_average_equals_scikit_learn():
@@ -151,7 +151,7 @@ def test_disjoint_halves_do_not_share_noise():
     # no signal: the same models predict their own noise above chance, other models' noise they do not
     run = signal_run(samples=1500, strengths=(0.0, 0.0))
     run.phi.values[1] = run.phi.values[0]  # the noise stays
-    first, second = (vulnerability_plane(part, "bayes") for part in halves(run))
+    first, second = (vulnerability_plane(part, "bayes") for part in disjoint_halves(run))
     outcomes = [dyn.vulnerable(plane).isel(epoch=-1) for plane in (first, second)]
     shared, disjoint = (prediction(first, outcome, epochs=[0], scores=["now"]) for outcome in outcomes)
     assert shared.low.item() > 0.8  # the advantage does not quite say which cell

@@ -625,7 +625,7 @@ def test_cuda_gives_the_attack_results_of_the_cpu(tiny, tiny_run, tmp_path, prec
     for epoch in tiny.checkpoints:
         pair = run.phi.sel(epoch=epoch).values.ravel(), tiny_run[1].phi.sel(epoch=epoch).values.ravel()
         assert np.corrcoef(*pair)[0, 1] > 0.98
-    planes = [dynmia.vulnerability_plane(each, rule="bayes") for each in (run, tiny_run[1])]
+    planes = [dynmia.vulnerability_plane(each, "bayes") for each in (run, tiny_run[1])]
     advantages = [float((plane.tpr - plane.fpr).sel(epoch=4).mean()) for plane in planes]
     assert advantages[0] == pytest.approx(advantages[1], abs=0.1)
 

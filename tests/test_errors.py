@@ -102,7 +102,7 @@ def test_nesterov_without_momentum_is_refused_before_training():
 
 
 def test_an_unknown_decision_rule_names_the_allowed_ones(tiny_run):
-    assert_one_clear_line(lambda: dynmia.vulnerability_plane(tiny_run[1], rule="bays"), ["'bays'", "bayes", "fpr@"])
+    assert_one_clear_line(lambda: dynmia.vulnerability_plane(tiny_run[1], "bays"), ["'bays'", "bayes", "fpr@"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -13,17 +13,19 @@ import pytest
 import torch
 
 from dynmia import Study
+from dynmia.book import maker
 from dynmia.errors import Diverged, UserError
-from dynmia.shadow import cost, engine, gpu, gpu_session, gpubench
-from dynmia.shadow.cost import random_pool
+from dynmia.shadow import engine, gpu
 from dynmia.shadow.engine import open_store, train_here
 from dynmia.shadow.models import build_model
 from dynmia.shadow.optim import sam_ascend, sam_return
+from dynmia.shadow.plan import random_pool
 from dynmia.shadow.shard import train_epoch
 from dynmia.shadow.step import DeviceData, arithmetic, crop, crop_and_flip, draw_crops, evaluate, new_state, unflatten
 from dynmia.store.merge import merge
 from dynmia.store.run import assemble
 
+bench_gpu, agreement_gpu = maker("bench-gpu"), maker("agreement-gpu")
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -382,13 +384,13 @@ def measured(monkeypatch):
         DEVICE="cpu", MODEL="wrn-10-1", SHAPE=(3, 8, 8), STEPS=1, WORKERS=0, rate=lambda work, seconds: (work(), 2.0)[1]
     )
     for name, value in small.items():
-        monkeypatch.setattr(gpubench, name, value)
+        monkeypatch.setattr(bench_gpu, name, value)
     monkeypatch.setattr(torch, "compile", lambda forward, **options: forward)
     keep = ("copy", "dataloader_loop_256", "plain_dataloader_loop_256", "deterministic_graph_256", "eager_256",
             "graph_256", "sam_graph_256", "evaluation", "compiled_graph_256_2_in_flight")  # fmt: skip
-    measures = {name: entry for name, entry in gpubench.measures().items() if name in keep}
-    monkeypatch.setattr(gpubench, "measures", lambda: measures)
-    return gpubench.measure(time.time() + 600, lambda name, value: None, repeats=2)
+    measures = {name: entry for name, entry in bench_gpu.measures().items() if name in keep}
+    monkeypatch.setattr(bench_gpu, "measures", lambda: measures)
+    return bench_gpu.measure(time.time() + 600, lambda name, value: None, repeats=2)
 
 
 def test_the_benchmark_names_rates_and_ratios_and_what_failed(measured):
@@ -401,63 +403,66 @@ def test_the_benchmark_names_rates_and_ratios_and_what_failed(measured):
     assert measured["evaluation / training"]["median"] == pytest.approx(41 * 60_000 / 1e7 * 1024 / 512)
     assert measured["copy"].startswith("error: ")  # it waits for a GPU
     assert measured["best / ceiling, high"] == "error: KeyError: 'copy'"
-    assert {name for name in cost.TARGETS if name.startswith(("best", "sam", "evaluation"))} <= set(measured)
+    assert {name for name in maker("bench-cpu").TARGETS if name.startswith(("best", "sam", "evaluation"))} <= set(
+        measured
+    )
     json.dumps(measured)
 
 
 def test_of_some_measurements_no_ratio_with_the_others(monkeypatch):
     entry = "fast", lambda: lambda: 2.0
-    monkeypatch.setattr(gpubench, "measures", lambda: dict.fromkeys(("copy", "eager_256", "graph_256"), entry))
-    some = gpubench.measure(time.time() + 60, lambda name, value: None, 1, only=["graph_256", "eager_256"])
+    monkeypatch.setattr(bench_gpu, "measures", lambda: dict.fromkeys(("copy", "eager_256", "graph_256"), entry))
+    some = bench_gpu.measure(time.time() + 60, lambda name, value: None, 1, only=["graph_256", "eager_256"])
     assert set(some) == {"model", "baselines", "best", "graph_256", "eager_256", "best / eager_256", "arithmetic"}
 
 
 def test_the_whole_list_of_measures():
-    names = set(gpubench.measures())
+    names = set(bench_gpu.measures())
     for batch in (128, 256, 512):
         assert {f"{kind}_{batch}" for kind in ("eager", "compiled", "graph", "compiled_graph")} <= names
         assert {f"compiled_graph_{batch}_{lanes}_in_flight" for lanes in (2, 3, 4)} <= names
     assert {f"cnn_graph_64_{lanes}_in_flight" for lanes in (1, 2, 4, 8)} <= names
 
 
-def test_studies_of_a_session():
-    assert gpu_session.parse_study("paper-sam") == Study.preset("paper-sam")
-    changed = gpu_session.parse_study("paper-sgd,pool_size=1000,model=cnn,augment=true")
+def test_studies_with_changes():
+    assert agreement_gpu.listed_study("paper-sam") == Study.preset("paper-sam")
+    changed = agreement_gpu.listed_study("paper-sgd,pool_size=1000,model=cnn,augment=true")
     assert changed == Study.preset("paper-sgd", pool_size=1000, model="cnn", augment=True)
-    with pytest.raises(UserError, match=r"write PRESET,field=value"):
-        gpu_session.parse_study("paper-sgd,epochs")
-    released = gpu_session.parse_study("cifar10-cnn-1000-seed1,epochs=3")
+    with pytest.raises(UserError, match="needs a name and a value"):
+        agreement_gpu.listed_study("paper-sgd,epochs")
+    released = agreement_gpu.listed_study("cifar10-cnn-1000-seed1,epochs=3")
     assert (released.pool_size, released.seed, released.epochs) == (1000, 1, 3)
-    with pytest.raises(UserError, match=r"unknown preset 'mnist-cnn'"):
-        gpu_session.parse_study("mnist-cnn")
+    with pytest.raises(UserError, match=r"unknown preset or run 'mnist-cnn'"):
+        agreement_gpu.listed_study("mnist-cnn")
 
 
 def test_the_engines_are_compared_on_one_study(tmp_path, monkeypatch, make_npz):
     text = f"quick,dataset={make_npz()},model=wrn-10-1,epochs=2,pool_size=60,shadow_models=6,batch_size=8"
     monkeypatch.setattr(engine, "pick_device", lambda device: "cpu")
     monkeypatch.setattr(torch, "compile", lambda forward, **options: forward)
-    monkeypatch.setattr(gpu_session, "DEVICE", "cpu")
-    found = gpu_session.agree(text, [1], tmp_path, None, time.time() + 60)
+    monkeypatch.setattr(agreement_gpu, "DEVICE", "cpu")
+    found = agreement_gpu.agree(text, [1], tmp_path, None, time.time() + 60)
     assert list(found) == ["graph", "compiled graph", "eager", "seed 1"]
-    for name in gpu_session.ENGINES:  # on a CPU, all of them are the same
+    for name in agreement_gpu.ENGINES:  # on a CPU, all of them are the same
         assert found[name] | {"seconds": 0} == found["graph"] | {"seconds": 0}
         assert 0 <= found[name]["auc"] <= 1
         assert found[name]["seconds"] > 0
     assert found["seed 1"] | {"seconds": 0} != found["graph"] | {"seconds": 0}
-    over = gpu_session.agree(text, [], tmp_path / "late", None, time.time() - 1)
+    over = agreement_gpu.agree(text, [], tmp_path / "late", None, time.time() - 1)
     assert over["eager"] == "6 models are left: the time was over"
 
 
-def test_a_session_without_a_gpu_is_refused_in_one_line(tmp_path):
+@pytest.mark.parametrize("script", ["bench-gpu", "agreement-gpu"])
+def test_what_needs_a_gpu_is_refused_in_one_line_without(tmp_path, script):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     done = subprocess.run(
-        [sys.executable, "-m", "dynmia.shadow.gpu_session", "--json", str(tmp_path / "x.json")],
-        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        [sys.executable, "-m", "dynmia.cli", "make", script, "--out", str(tmp_path / "x.json")],
+        cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr == (
-        "dynmia: torch finds no GPU here, and this session is for one; `dynmia bench` measures CPUs.\n"
+        "dynmia: torch finds no GPU here, and this is for one; `dynmia make bench-cpu` measures CPUs.\n"
     )
     assert not list(tmp_path.iterdir())
 

@@ -12,12 +12,14 @@ from scipy.stats import entropy, pearsonr, spearmanr
 from torch import nn
 
 from dynmia import vulnerability_plane
+from dynmia.attack.parts import halves, numbers_of_halves, part_of
+from dynmia.attack.scoring import Scoring
+from dynmia.chapters.figures_hardness import hardness_sentences
 from dynmia.dynamics.cloud import dynamic_vulnerability
 from dynmia.errors import StoreError
 from dynmia.shadow import engine, record
 from dynmia.shadow.models import build_model
 from dynmia.stats import correlations, hardness
-from dynmia.stats.intervals import halves, numbers_of_halves
 from dynmia.stats.resample import p_values
 from dynmia.stats.simulate import Simulator
 
@@ -129,7 +131,7 @@ def test_halves_use_their_own_models_only(recorded):
         np.testing.assert_allclose(
             found.loss_out.sel(part=part).values[-1][some], np.nanmean(mine[:, some], 0), rtol=1e-4, atol=1e-6
         )
-    half = hardness.half_of(run, hardness.halves(8)["b"])
+    half = part_of(run, hardness.numbers_of_parts(8)["b"])
     assert set(half.keep.sum("model").values) == {2}
     assert half.model.values.tolist() == [4, 5, 6, 7]
 
@@ -171,14 +173,14 @@ def test_relate_and_verdict(recorded):
     np.testing.assert_allclose(drawn, again, atol=1e-9)
     whole = table.sort_index().loc["epistemic_all", "all", "all models"]
     np.testing.assert_array_equal(whole.p, p_values(whole.value, drawn))
-    sentences = hardness.verdict(table)
+    sentences = hardness_sentences(table)
     assert len(sentences) == 4  # nothing is vulnerable after four epochs: no comparison of the two
     assert "not to be had from so few samples" in sentences[1]
     for name in ("epistemic_all", "epistemic_out"):
         table.loc[name, ["value", "low", "high"]] = [0.7, 0.6, 0.8]
     table.loc["gradient_in", ["value", "low", "high"]] = [0.1, 0.0, 0.2]
     table.loc[pd.IndexSlice[:, :, "no signal"], ["value", "low", "high"]] = [0.0, -0.1, 0.1]
-    sentences = hardness.verdict(table)
+    sentences = hardness_sentences(table)
     assert "0.70 [0.60, 0.80], outside the no-signal range of -0.10 to 0.10" in sentences[2]
     assert "0.10 [0.00, 0.20], not clear of the no-signal range" in sentences[3]
     assert sentences[4].startswith(
@@ -193,7 +195,7 @@ def loss_recorded(run):
         loss, out = np.logaddexp(0, -run.phi.values[-1, models].astype(float)), ~run.keep.values[models]
         return np.where(out, loss, 0).sum(0) / np.where(out.any(0), out.sum(0), np.nan)
 
-    parts, sizes = hardness.halves(run.sizes["model"]), (run.sizes["epoch"], run.sizes["sample"])
+    parts, sizes = hardness.numbers_of_parts(run.sizes["model"]), (run.sizes["epoch"], run.sizes["sample"])
     values = np.full((len(parts), *sizes), np.nan)
     values[:, -1] = [reduced(models) for models in parts.values()]
     half = [reduced(models) for models in numbers_of_halves(run.sizes["model"], correlations.HALVES)]
@@ -230,7 +232,7 @@ def test_the_interval_over_models_and_samples_is_that_of_the_halves():
         drawn[dim] = []
         for number, part in enumerate(halves(run, dim, correlations.HALVES)):
             x = found.half_loss_out[number] if dim == "model" else found.loss_out.sel(part="all").isel(epoch=-1)
-            y = dynamic_vulnerability(vulnerability_plane(part, variance="pooled"))
+            y = dynamic_vulnerability(vulnerability_plane(part, Scoring(variance="pooled")))
             drawn[dim].append(np.arctanh(pearsonr(x.sel(sample=y.sample), y)[0]))
     parts, free = [np.var(values) for values in drawn.values()], correlations.HALVES // 2
     freedom = free * sum(parts) ** 2 / sum(part**2 for part in parts)

@@ -5,19 +5,23 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dynmia import book
 from dynmia.attack.plane import vulnerability_planes
-from dynmia.book import campaign
+from dynmia.attack.scoring import Scoring
 from dynmia.chapters import figures_how_many, how_many
-from dynmia.stats import precision
-from dynmia.stats.retest import LABELS
+from dynmia.chapters.retest import LABELS
+
+precision = book.maker("precision")
 
 
 @pytest.fixture(scope="module")
 def chapter():
-    measured = precision.load()
+    measured = book.read_table("data/precision.csv")
     tables = {name: precision.precision_table(part.droplevel("run")) for name, part in measured.groupby(level="run")}
-    scored = {n: vulnerability_planes(r, campaign.RULES, variance="pooled") for n, r in campaign.released("14").items()}
-    planes = {rule: {name: both[rule] for name, both in scored.items()} for rule in campaign.RULES}
+    scored = {
+        n: vulnerability_planes(r, book.RULES, Scoring(variance="pooled")) for n, r in book.released("14").items()
+    }
+    planes = {rule: {name: both[rule] for name, both in scored.items()} for rule in book.RULES}
     return measured, tables, planes
 
 

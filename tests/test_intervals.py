@@ -8,12 +8,16 @@ import pytest
 import xarray as xr
 from scipy import stats
 
+from dynmia.attack.parts import halves, part_of
 from dynmia.attack.plane import rate_interval, vulnerability_plane
+from dynmia.book import maker
 from dynmia.chapters import holding
 from dynmia.dynamics.metrics import METRICS
 from dynmia.errors import UserError
-from dynmia.stats import coverage, intervals
+from dynmia.stats import intervals
 from dynmia.stats.simulate import Simulator
+
+coverage = maker("coverage")
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +26,7 @@ def run():
 
 
 def test_figures_of_many_planes_are_those_of_each(run):
-    planes = [vulnerability_plane(part, "fpr@0.05") for part in intervals.halves(run, "model", 4)]
+    planes = [vulnerability_plane(part, "fpr@0.05") for part in halves(run, "model", 4)]
     wanted = [name for name in METRICS if not name.startswith("tpr_")]
     table = intervals.figures(planes, [*wanted, "tpr_1pct"])
     for row, plane in zip(table.itertuples(), planes):
@@ -32,11 +36,11 @@ def test_figures_of_many_planes_are_those_of_each(run):
 
 def test_halves_are_complements_and_can_be_scored(run):
     for dim in ("model", "sample"):
-        parts = list(intervals.halves(run, dim, 20))
+        parts = list(halves(run, dim, 20))
         assert len(parts) == 20
         for a, b in zip(parts[::2], parts[1::2]):
             assert sorted([*a[dim].values, *b[dim].values]) == list(range(run.sizes[dim]))
-    for part in intervals.halves(run, "model", 20):
+    for part in halves(run, "model", 20):
         assert min(int(part.keep.sum("model").min()), int((~part.keep).sum("model").min())) >= 2
 
 
@@ -44,13 +48,13 @@ def test_variance_of_a_mean_is_exact_on_average():
     """Of a mean of x, delete-half over all halves gives s^2 / n with s^2 of divisor n - 1 (Shao and Wu 1989)."""
     x = np.random.default_rng(0).normal(size=8)
     run = xr.Dataset({"keep": (("model", "sample"), np.ones((2, 8), bool)), "x": ("sample", x)})
-    means = [float(part.x.mean()) for part in intervals.halves(run, "sample", 1500)]
+    means = [float(part.x.mean()) for part in halves(run, "sample", 1500)]
     assert np.var(means) == pytest.approx(x.var(ddof=1) / 8, rel=0.08)
 
 
 def test_interval_by_hand(run):
     table = intervals.interval(run, "fpr@0.05", "models", only=["advantage"], draws=20)
-    planes = [vulnerability_plane(part, "fpr@0.05") for part in intervals.halves(run, "model", 20)]
+    planes = [vulnerability_plane(part, "fpr@0.05") for part in halves(run, "model", 20)]
     error = np.std([1000 * float(plane.advantage[-1].mean()) for plane in planes])
     row = table.loc["advantage"]
     value = 1000 * float(vulnerability_plane(run, "fpr@0.05").advantage[-1].mean())
@@ -72,7 +76,7 @@ def test_every_metric_has_its_interval(run):
     assert (table.index.tolist(), table.attrs["over"]) == (list(METRICS), "both")
     both = intervals.interval(run, "fpr@0.05", "both", only=["displacement", "entropy_change"])
     pd.testing.assert_frame_equal(table.loc[both.index], both)
-    few = intervals.some_models(run, np.arange(8))  # too few to halve
+    few = part_of(run, np.arange(8))  # too few to halve
     alone = intervals.interval(few, "bayes", "samples", only=["auc"])
     every = intervals.summarise(few, "bayes")
     assert (every.error["auc"], every.attrs["over"]) == (alone.error["auc"], "samples")

@@ -8,11 +8,12 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from dynmia import UserError, lira_scores
-from dynmia.attack.lira import ATTACKS, BLOCK, _pooled_variance, leave_one_out
+from dynmia.attack.lira import BLOCK, _pooled_variance, leave_one_out
+from dynmia.attack.scoring import LIRA
 from dynmia.chapters.oracles import lira_loop
 from dynmia.pool.pool import draw_keep
 
-VARIANTS = list(itertools.product(ATTACKS, ["mean", "median"], ["pooled", "per-sample"]))
+VARIANTS = list(itertools.product(LIRA, ["mean", "median"], ["pooled", "per-sample"]))
 every_variant = pytest.mark.parametrize(("attack", "centre", "variance"), VARIANTS)
 
 
@@ -160,7 +161,7 @@ def test_unknown_options_are_errors(option):
 
 def test_constant_phi_gives_finite_scores():
     _, keep = noise()
-    for attack in ATTACKS:
+    for attack in LIRA:
         assert np.isfinite(lira_scores(np.zeros(keep.shape), keep, attack=attack)).all()
 
 

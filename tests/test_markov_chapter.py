@@ -3,12 +3,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dynmia import UserError, vulnerability_plane
+from dynmia import UserError, dynamics, vulnerability_plane
+from dynmia.book import maker, read_table
 from dynmia.chapters import markov as chapter
 from dynmia.chapters import markov_verdict
 from dynmia.dynamics import markov
 from dynmia.stats.simulate import Simulator
 
+made = maker("markov")
 RULE = "fpr@0.01"
 
 
@@ -19,7 +21,7 @@ def run():
 
 @pytest.fixture(scope="module")
 def table(run):
-    rows = [chapter.measure(run, [RULE], draws=49).reset_index().assign(run=name) for name in ("mnist-a", "cifar10-b")]
+    rows = [made.measure(run, [RULE], draws=49).reset_index().assign(run=name) for name in ("mnist-a", "cifar10-b")]
     return pd.concat(rows, ignore_index=True)
 
 
@@ -39,7 +41,7 @@ def test_measure_agrees_with_the_parts_it_is_made_of(run, table):
 def test_paths_of_the_fitted_chain_have_its_first_passage_and_pass_the_test(run):
     plane = vulnerability_plane(run.isel(epoch=slice(0, 6)), RULE)
     ever = np.mean([(chapter.chain_paths(plane, seed) == 6).any(0).mean() for seed in range(100)])
-    np.testing.assert_allclose(ever, markov.passage(chapter.dyn.states(plane)).ever.sel(source="chain"), atol=0.01)
+    np.testing.assert_allclose(ever, markov.passage(dynamics.states(plane)).ever.sel(source="chain"), atol=0.01)
     p = [markov.order_test(chapter.chain_paths(plane, seed), draws=39).p_lr for seed in range(40)]
     assert 0.3 < np.mean(p) < 0.75
 
@@ -52,13 +54,13 @@ def test_noise_leaves_states_alone_with_many_models_and_moves_them_with_few():
 
 def test_p_values_of_the_calibration_reject_what_has_memory():
     states = np.array([[0, 1, 0]] * 30 + [[2, 1, 2]] * 30).T
-    found = chapter._p_values(markov.step_counts(states, 3), 49, np.random.default_rng(0))
+    found = maker("markov-calibration")._p_values(markov.step_counts(states, 3), 49, np.random.default_rng(0))
     assert max(found.values()) <= 0.05
-    assert set(chapter.TESTS) == {test for _, test in found}
+    assert set(maker("markov-calibration").TESTS) == {test for _, test in found}
 
 
 def test_truth_starts_where_it_should():
-    tables = chapter.truth(np.eye(9)[2], np.stack([np.eye(9)] * 3), 50, 4, np.random.default_rng(0))
+    tables = maker("markov-calibration").truth(np.eye(9)[2], np.stack([np.eye(9)] * 3), 50, 4, np.random.default_rng(0))
     assert tables.shape == (4, 2, 9, 9, 9)
     assert (tables[:, :, 2, 2, 2] == 50).all()
 
@@ -69,8 +71,8 @@ def test_intervals_of_checkpoints_stop_before_too_few_are_left(run):
 
 
 def test_a_table_that_is_missing_names_the_command(tmp_path):
-    with pytest.raises(UserError, match=r"python -m dynmia\.chapters\.markov"):
-        chapter.read("markov.csv", tmp_path)
+    with pytest.raises(UserError, match=r"dynmia make markov"):
+        read_table(tmp_path / "markov.csv")
 
 
 @pytest.mark.parametrize(

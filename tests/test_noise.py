@@ -4,14 +4,15 @@ import pytest
 import xarray as xr
 from scipy.stats import spearmanr
 
+from dynmia import book
 from dynmia.attack.plane import vulnerability_planes
-from dynmia.book import campaign
 from dynmia.chapters import nosignal
 from dynmia.dynamics.cloud import spatial_entropy
 from dynmia.dynamics.metrics import METRICS
-from dynmia.stats import noise
 from dynmia.stats.resample import null_masks, null_table
 from dynmia.stats.simulate import Simulator
+
+null_bias, null_calibration = book.maker("null-bias"), book.maker("null-calibration")
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def run():
 @pytest.fixture(scope="module")
 def planes(run):
     masks = [run.keep.values, *null_masks(run, 3)]
-    return [vulnerability_planes(run, noise.RULES, keep=mask)["bayes"] for mask in masks]
+    return [vulnerability_planes(run, book.RULES, keep=mask)["bayes"] for mask in masks]
 
 
 def one(plane, population):
@@ -30,12 +31,12 @@ def one(plane, population):
 
 
 def test_metrics_of_many_planes_are_those_of_each(planes):
-    values = noise.metric_values(planes, 4)
-    assert list(values) == noise.CHEAP
+    values = null_bias.metric_values(planes, 4)
+    assert list(values) == null_bias.CHEAP
     assert values.sizes == {"draw": 4, "population": 2}
     for population in range(2):
-        alone = null_table([one(plane, population) for plane in planes], noise.CHEAP)
-        np.testing.assert_allclose(values.isel(population=population).to_dataframe()[noise.CHEAP], alone, rtol=1e-9)
+        alone = null_table([one(plane, population) for plane in planes], null_bias.CHEAP)
+        np.testing.assert_allclose(values.isel(population=population).to_dataframe()[null_bias.CHEAP], alone, rtol=1e-9)
 
 
 def test_entropies_come_out_the_same_in_any_block(planes):
@@ -43,13 +44,13 @@ def test_entropies_come_out_the_same_in_any_block(planes):
     whole = whole.drop_vars("epoch").coarsen(epoch=4).construct(epoch=("population", "epoch")).assign_coords(
         epoch=[0, 10, 20, 30]
     )  # fmt: skip
-    found = noise._entropy_change(whole, block=3)
+    found = null_bias._entropy_change(whole, block=3)
     entropy = spatial_entropy(one(planes[2], 1))
     assert found.values[2, 1] == pytest.approx(float(entropy[-1] - entropy[0]))
 
 
 def test_correlations_of_many_planes_are_those_of_each(run, planes):
-    found = noise.correlations(run, planes, 4)
+    found = null_calibration.correlations(run, planes, 4)
     prob = 1 / (1 + np.exp(-run.phi.values.astype(float)))
     for population in range(2):
         last = prob[4 * population + 3]
@@ -60,14 +61,14 @@ def test_correlations_of_many_planes_are_those_of_each(run, planes):
 
 
 def test_closed_form_is_the_arcsine_for_equal_sides():
-    tpr, fpr = noise.expected_rates(20, "bayes", "balanced")
+    tpr, fpr = null_bias.expected_rates(20, "bayes", "balanced")
     rho = (1 / 10 - 1 / 9) / np.sqrt((1 / 10 + 1 / 9) * (4 + 1 / 10 + 1 / 9))
     assert tpr == pytest.approx(0.5 + np.arcsin(rho) / np.pi, rel=1e-9)
     assert tpr + fpr == pytest.approx(1, rel=1e-9)
 
 
 def test_closed_form_falls_as_the_power_minus_three_halves():
-    tpr, fpr = noise.expected_rates(512, "bayes", "balanced")
+    tpr, fpr = null_bias.expected_rates(512, "bayes", "balanced")
     assert tpr - fpr == pytest.approx(-np.sqrt(2 / 256**3) / (2 * np.pi), rel=0.01)
 
 
@@ -80,28 +81,28 @@ def test_closed_form_against_scores_with_a_known_variance(rule):
     mean_in, mean_out = (total_in - phi * keep) / (6 - keep), (total_out - phi * ~keep) / (6 - ~keep)
     score = (phi - mean_out) ** 2 - (phi - mean_in) ** 2
     flag = score > (0 if rule == "bayes" else np.quantile(score[~keep], 0.95))
-    tpr, fpr = noise.expected_rates(12, rule, "balanced")
+    tpr, fpr = null_bias.expected_rates(12, rule, "balanced")
     drawn = (flag & keep).sum(0) / 6 - (flag & ~keep).sum(0) / 6
     assert drawn.mean() == pytest.approx(tpr - fpr, abs=4 * drawn.std() / 200)
     assert abs(tpr - fpr) > 6 * drawn.std() / 200  # so 0 would not pass
 
 
 def test_the_level_of_the_rule_is_that_of_the_pooled_out_scores():
-    assert noise.expected_rates(20, "fpr@0.1", "balanced")[1] == pytest.approx(0.1, rel=1e-9)
-    assert noise.expected_rates(20, "fpr@0.1")[1] > 0.1  # the mean over samples counts those with few out-models more
+    assert null_bias.expected_rates(20, "fpr@0.1", "balanced")[1] == pytest.approx(0.1, rel=1e-9)
+    assert null_bias.expected_rates(20, "fpr@0.1")[1] > 0.1  # it counts samples with few out-models more
 
 
 def test_bias_of_the_package_lies_on_the_closed_form():
-    found = noise.bias(8, "balanced", populations=30, samples=300)
-    for rule in noise.RULES:
-        tpr, fpr = noise.expected_rates(8, rule, "balanced")
+    found = null_bias.bias(8, "balanced", populations=30, samples=300)
+    for rule in book.RULES:
+        tpr, fpr = null_bias.expected_rates(8, rule, "balanced")
         row = found.loc[rule, "dynamic"]
         assert row.value == pytest.approx(1000 * (tpr - fpr), abs=1.5 * (row.high - row.low))
         assert row.high < 0
 
 
 def test_rejections_count_what_the_test_rejects():
-    found = noise.rejections(2, populations=2, draws=39)
+    found = null_calibration.rejections(2, populations=2, draws=39)
     assert found.index.names == ["batch", "rule", "metric"]
     smooth = found.xs((2, "bayes"), level=("batch", "rule")).loc[["auc", "dynamic", "displacement", "speed_mean"]]
     np.testing.assert_allclose(smooth.attainable, 2 * 2 / 40)  # 2 of 40 at 5 %, of two populations
@@ -112,15 +113,16 @@ def test_rejections_count_what_the_test_rejects():
 
 def test_a_signal_is_rejected(monkeypatch):
     strong = Simulator(65, 3, separation=3).run(20)
-    monkeypatch.setattr(noise.Simulator, "run", lambda *_: strong)
-    found = noise.rejections(0, populations=1, draws=39).xs("fpr@0.01", level="rule").rejected.droplevel("batch")
+    monkeypatch.setattr(Simulator, "run", lambda *_: strong)
+    table = null_calibration.rejections(0, populations=1, draws=39)
+    found = table.xs("fpr@0.01", level="rule").rejected.droplevel("batch")
     assert found[["auc", "advantage", "displacement", "entropy_change", "vulnerable"]].tolist() == [1] * 5
 
 
 def test_rates_and_their_interval_by_hand():
     index = pd.MultiIndex.from_product([[0, 1, 2], ["bayes"], ["auc"]], names=["batch", "rule", "metric"])
     table = pd.DataFrame({"rejected": [4, 3, 5], "defined": [20, 20, 20], "attainable": [1.0, 1.0, 1.0]}, index)
-    row = noise.rejection_rates(table).loc["bayes", "auc"]
+    row = null_calibration.rejection_rates(table).loc["bayes", "auc"]
     half = 1.96 * 100 * np.std([0.2, 0.15, 0.25], ddof=1) / np.sqrt(3)
     np.testing.assert_allclose(row[["value", "high", "attainable", "defined"]], [20, 20 + half, 5, 60])
     assert row.low == pytest.approx(20 - half)
@@ -159,9 +161,9 @@ def test_findings_follow_their_rule(row, words):
 
 
 def test_the_verdict_names_what_is_out_of_bounds():
-    tables = {rule: campaign.figures(rule=rule) for rule in noise.RULES}
-    bias = noise.read("null-bias", ["variance", "design", "models", "rule", "metric"])
-    index = pd.MultiIndex.from_product([noise.RULES, noise.CHEAP], names=["rule", "metric"])
+    tables = {rule: book.figures(rule=rule) for rule in book.RULES}
+    bias = book.read_table("data/null-bias.csv").sort_index()
+    index = pd.MultiIndex.from_product([book.RULES, null_bias.CHEAP], names=["rule", "metric"])
     rates = pd.DataFrame({"value": 5.0, "low": 4.5, "high": 5.5, "attainable": 5.0, "defined": 100}, index)
     assert any("all lie within 4 to 6 %" in line for line in nosignal.verdict(tables, bias, rates))
     rates.loc[("bayes", "auc"), ["value", "low", "high"]] = 7, 6.5, 7.5
@@ -173,7 +175,7 @@ def test_the_verdict_names_what_is_out_of_bounds():
 
 
 def test_the_released_calibration_keeps_its_level():
-    rates = noise.rejection_rates(noise.read("null-calibration", ["batch", "rule", "metric"]))
+    rates = null_calibration.rejection_rates(book.read_table("data/null-calibration.csv").sort_index())
     shared = rates.xs("r_out", level="metric")  # keeps the true mask, so it need not hold, and does not
     rates = rates.drop(index="r_out", level="metric")
     assert shared.value.max() > 6

@@ -9,9 +9,9 @@ import pytest
 import xarray as xr
 from scipy.stats import entropy
 
-from dynmia.attack import lira
-from dynmia.attack import others as attacks
+from dynmia.attack.others import OTHERS
 from dynmia.attack.plane import vulnerability_plane
+from dynmia.attack.scoring import LIRA, Scoring
 from dynmia.chapters import checked, oracles
 from dynmia.dynamics import cloud as dynamics
 from dynmia.dynamics.metrics import METRICS
@@ -36,8 +36,8 @@ def test_every_quantity_equals_its_oracle(table):
 def test_every_attack_and_every_metric_has_an_oracle(table):
     assert set(oracles.ORACLES) == set(METRICS)
     rows = " ".join(table.quantity)
-    assert all(f"LiRA {name}, 4 options" in rows for name in lira.ATTACKS)
-    assert all(f"attack {name}" in rows for name in attacks.ATTACKS)
+    assert all(f"LiRA {name}, 4 options" in rows for name in LIRA)
+    assert all(f"attack {name}" in rows for name in OTHERS)
 
 
 def test_wrong_results_are_seen(run, monkeypatch):
@@ -50,7 +50,7 @@ def test_wrong_results_are_seen(run, monkeypatch):
     shift(dynamics, "displacement")
     found = checked.comparisons(run.isel(sample=slice(0, 45)))
     wrong = found.quantity[found.difference > found.tolerance].tolist()
-    assert wrong == [f"LiRA {name}, 4 options" for name in lira.ATTACKS] + [
+    assert wrong == [f"LiRA {name}, 4 options" for name in LIRA] + [
         "centre-of-mass displacement (/1000)",
         "transition counts",
         "transition matrix, pooled",
@@ -108,7 +108,7 @@ def test_a_planes_hits_come_from_the_scores_of_the_published_lira_too(run, their
     phi, keep = run.phi.values[-1].astype(float), run.keep.values
     scores = oracles.published_scores(theirs, phi, keep, "online", "mean", "pooled", unbiased=True)
     cut = np.sort(scores[~keep])[::-1][int(0.01 * (~keep).sum())]  # what 1 % of the non-members exceed
-    plane = vulnerability_plane(run.isel(epoch=[-1]), variance="pooled")
+    plane = vulnerability_plane(run.isel(epoch=[-1]), Scoring(variance="pooled"))
     np.testing.assert_array_equal(plane.tp[0], ((scores > cut) & keep).sum(0))
     np.testing.assert_array_equal(plane.fp[0], ((scores > cut) & ~keep).sum(0))
 

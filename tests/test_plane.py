@@ -8,7 +8,8 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from dynmia import Study, UserError, lira_scores, rate_interval, vulnerability_plane
 from dynmia.attack import plane as plane_module
-from dynmia.attack.plane import LEVELS, parse_rule
+from dynmia.attack.plane import LEVELS
+from dynmia.attack.scoring import Scoring, level_of
 from dynmia.dynamics.cloud import auc, tpr_at_fpr
 from dynmia.pool.pool import draw_keep
 
@@ -44,7 +45,7 @@ def scores_of(run):
 @pytest.fixture
 def phi_as_score(monkeypatch):
     """Make the score of the plane phi itself, so that counts can be read off."""
-    monkeypatch.setattr(plane_module, "attack_scores", lambda phi, keep, labels, **options: phi)
+    monkeypatch.setattr(plane_module, "attack_scores", lambda phi, keep, labels, scoring: phi)
 
 
 KEEP = np.array([[1, 0], [1, 0], [0, 1], [0, 1]], bool)
@@ -145,7 +146,7 @@ def test_bad_rules_are_errors(rule):
     ("rule", "level"), [("bayes", None), ("fpr@0.01", 0.01), ("fpr@.05", 0.05), ("fpr@0.1e-2", 1e-3)]
 )
 def test_good_rules_are_read(rule, level):
-    assert parse_rule(rule) == level
+    assert level_of(rule) == level
 
 
 def test_a_phi_that_is_not_a_number_is_an_error():
@@ -158,7 +159,7 @@ def test_a_phi_that_is_not_a_number_is_an_error():
 @pytest.mark.parametrize("attack", ["offline-cdf", "offline-density"])
 def test_bayes_needs_the_online_attack(attack):
     with pytest.raises(UserError, match="needs attack 'online'"):
-        vulnerability_plane(signal_run(), "bayes", attack=attack)
+        vulnerability_plane(signal_run(), Scoring(attack, "bayes"))
 
 
 def test_auc_equals_scikit_learn():

@@ -9,11 +9,15 @@ from test_dynamics import plane_of
 
 from dynmia import UserError, open_run, vulnerability_plane
 from dynmia import dynamics as dyn
-from dynmia.stats import precision
-from dynmia.stats.precision import disjoint_parts, measure, precision_table, required_shadow_models, spread_law
+from dynmia.attack.scoring import Scoring
+from dynmia.book import maker, read_table
 from dynmia.stats.simulate import Simulator
 from dynmia.stats.trends import fit_law
 from dynmia.store.run import resolve
+
+precision = maker("precision")
+disjoint_parts, measure, precision_table = precision.disjoint_parts, precision.measure, precision.precision_table
+required_shadow_models, spread_law = precision.required_shadow_models, precision.spread_law
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +51,9 @@ def test_parts_are_disjoint_scorable_and_reproducible(population):
 
 def test_a_row_equals_a_second_computation(population, measured):
     first, second = list(disjoint_parts(population, 5, 2))[:2]
-    whole, a, b = (vulnerability_plane(run, "bayes", variance="pooled") for run in (population, first, second))
+    whole, a, b = (
+        vulnerability_plane(run, Scoring(reading="bayes", variance="pooled")) for run in (population, first, second)
+    )
     whole = whole.sel(sample=b.sample)
     row = measured.loc["bayes", 5, 2, 1]
     assert row.samples == b.sizes["sample"]
@@ -176,10 +182,10 @@ def test_sizes_must_be_subsets(population):
 
 
 def test_the_cached_table_is_of_the_released_runs():
-    table = precision.load()
+    table = read_table("data/precision.csv")
     header = resolve("data/precision.csv").read_text().split("\n", 1)[0]
     for name in table.index.unique("run"):
         assert open_run(resolve(f"data/{name}.nc")).attrs["sha256"][:12] in header
     assert set(table.index.unique("models")) == {*precision.SIZES, 128}
     with pytest.raises(UserError, match="does not exist"):
-        precision.load("nowhere.csv")
+        read_table("nowhere.csv", "precision.csv")

@@ -12,8 +12,7 @@ import pytest
 import yaml
 
 import dynmia
-from dynmia import open_run, rounded, study_of
-from dynmia.book import campaign
+from dynmia import book, open_run, rounded, study_of
 from dynmia.book import execute as notebooks
 from dynmia.dynamics.metrics import METRICS
 from dynmia.store.run import SEAL
@@ -68,7 +67,7 @@ def test_the_readme_table_is_what_the_released_figures_say():
     readme = (ROOT / "README.md").read_text()
     names = {"cifar10-baseline": 1, "quick": 2}
     for name, column in names.items():
-        table = campaign.figures(ROOT / "data").loc[name]
+        table = book.figures(ROOT / "data").loc[name]
         printed = rounded(table).iloc[:, -1]
         shown = 0
         for line in readme.splitlines():

@@ -8,8 +8,8 @@ import xarray as xr
 from scipy.stats import rankdata, spearmanr
 
 import dynmia
+from dynmia import book
 from dynmia import dynamics as dyn
-from dynmia.book import campaign
 from dynmia.chapters import rarity
 from dynmia.pool.datasets import WORDS
 from dynmia.pool.pool import draw_keep
@@ -17,12 +17,12 @@ from dynmia.pool.pool import draw_keep
 
 def test_the_rarest_feature_of_a_sample_is_the_one_that_the_fewest_have():
     features = np.array([[1, 0, 2], [1, 0, 0], [0, 3, 1], [0, 0, 0]])
-    np.testing.assert_array_equal(rarity.rarest(features), [2, 2, 1, np.nan])
+    np.testing.assert_array_equal(book.maker("rarity").rarest(features), [2, 2, 1, np.nan])
 
 
 @pytest.fixture(scope="module")
 def released():
-    runs = campaign.released("19")
+    runs = book.released("19")
     planes = {name: dynmia.vulnerability_plane(run) for name, run in runs.items()}
     return runs, planes, rarity.of_runs(planes)
 
@@ -42,8 +42,8 @@ def test_the_released_table_is_made_of_the_data(real_data, monkeypatch):
     for name in ("trec", "location30"):
         if not (real_data / f"{name}.npz").exists():
             pytest.skip(f"the data folder has no {name}.npz")
-    made = rarity.compute().set_index(["run", "sample"])
-    table = rarity.released("rarity.csv", "rarity", index=made.index.names)
+    made = book.maker("rarity").compute().set_index(["run", "sample"])
+    table = book.read_table("data/rarity.csv").sort_index()
     pd.testing.assert_frame_equal(made.sort_index(), table, check_dtype=False)
 
 
@@ -63,7 +63,7 @@ def planted(strength, samples=400):
             "label": ("sample", np.zeros(samples, int)), "train_accuracy": (("epoch", "model"), np.ones((2, 20))),
             "test_accuracy": (("epoch", "model"), np.ones((2, 20))),
         },
-        coords={"epoch": [0, 1], "sample": np.arange(samples)}, attrs=campaign.released("19")["trec-mlp-4000"].attrs,
+        coords={"epoch": [0, 1], "sample": np.arange(samples)}, attrs=book.released("19")["trec-mlp-4000"].attrs,
     )  # fmt: skip
     return run, counts.assign_coords(sample=run.sample)
 

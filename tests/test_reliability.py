@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dynmia.errors import UserError
-from dynmia.stats import calibration as rel
+from dynmia.stats import agreement as rel
 
 
 def second(confidence, right, edges):

@@ -9,7 +9,7 @@ from test_dynamics import path_of, random_plane
 
 from dynmia import UserError, vulnerability_plane
 from dynmia import dynamics as dyn
-from dynmia.stats.retest import LABELS, icc, kappa, redrawn, retest, statistics
+from dynmia.chapters.retest import LABELS, icc, kappa, redrawn, retest, statistics
 from dynmia.stats.simulate import Simulator
 
 # Shrout and Fleiss (1979), table 2: six targets, four judges

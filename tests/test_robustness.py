@@ -9,17 +9,21 @@ import xarray as xr
 from test_summary import run_with
 
 from dynmia import dynamics, study_of, vulnerability_plane
-from dynmia.attack import lira
-from dynmia.attack import others as attacks
-from dynmia.book import campaign
+from dynmia.attack.scoring import ATTACKS, Scoring
+from dynmia.book import maker
 from dynmia.chapters import early, figures_attacks, figures_early, robustness
-from dynmia.chapters.robustness import ALONG_THE_WAY, AT_THE_ENDS, NAMES, ends, final, measure, order, survival, verdict
+from dynmia.chapters.robustness import NAMES, order, survival, verdict
 from dynmia.dynamics.metrics import EARLY
 from dynmia.stats import intervals
 from dynmia.stats.agreement import agreement, overlap, rank_agreement
 from dynmia.stats.intervals import summarise
 from dynmia.stats.resample import null_planes
 from dynmia.stats.simulate import Simulator
+
+script = maker("attacks")
+ALONG_THE_WAY, AT_THE_ENDS, ends, final, measure = (
+    script.ALONG_THE_WAY, script.AT_THE_ENDS, script.ends, script.final, script.measure
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +34,7 @@ def run():
 
 
 def test_every_attack_has_a_name():
-    assert set(NAMES) == {*lira.ATTACKS, *attacks.ATTACKS}
+    assert set(NAMES) == set(ATTACKS)
 
 
 def test_the_ends_are_all_that_the_metrics_there_need(run):
@@ -42,10 +46,10 @@ def test_the_ends_are_all_that_the_metrics_there_need(run):
 
 def test_measure_sets_the_null_of_the_same_attack_beside(run):
     table = measure(run, "rmia", null=2)
-    planes = list(null_planes(run, draws=2, attack="rmia"))
+    planes = list(null_planes(run, Scoring("rmia"), draws=2))
     assert planes[0].attrs["attack"] == "rmia"
     pd.testing.assert_frame_equal(table, measure(run, "rmia", null=planes))
-    ours = intervals.interval(run, over="both", only=["displacement"], attack="rmia").loc["displacement"]
+    ours = intervals.interval(run, Scoring("rmia"), "both", only=["displacement"]).loc["displacement"]
     assert table.loc["displacement", ["value", "low", "high"]].tolist() == ours[["value", "low", "high"]].tolist()
     values = [float(dynamics.displacement(p)[-1]) for p in planes]
     assert table.null_low["displacement"] == min(values)
@@ -54,17 +58,18 @@ def test_measure_sets_the_null_of_the_same_attack_beside(run):
 
 def test_what_is_kept_of_a_plane_is_all_that_agreement_reads():
     run = Simulator(samples=80, checkpoints=3, separation=3).run()
-    planes = [vulnerability_plane(run, attack=attack) for attack in ("online", "offline-density")]
+    planes = [vulnerability_plane(run, Scoring(attack)) for attack in ("online", "offline-density")]
     assert 0 < float(rank_agreement(*planes)) == float(rank_agreement(*map(final, planes))) < 1
     assert 0 < float(overlap(*planes)) == float(overlap(*map(final, planes))) < 1
 
 
 def test_the_released_table_is_made_of_measure(run, monkeypatch):
     other = run.isel(sample=slice(100))
-    monkeypatch.setattr(campaign, "released", lambda *_: {"one": run, "two": other})
-    monkeypatch.setattr(robustness, "NAMES", {"online": "LiRA", "loss": "loss threshold"})
-    table = robustness.compute(null=3)
-    nulls = [list(null_planes(run, draws=3, attack=attack)) for attack in ("online", "loss")]
+    monkeypatch.setattr(script, "released", lambda *_: {"one": run, "two": other})
+    for module in (script, robustness):
+        monkeypatch.setattr(module, "NAMES", {"online": "LiRA", "loss": "loss threshold"})
+    table = script.compute(null=3)
+    nulls = [list(null_planes(run, Scoring(attack), draws=3)) for attack in ("online", "loss")]
     table, whole = table.sort_index(), measure(run, "loss", only=ALONG_THE_WAY, null=nulls[1])
     found = table.loc["one", "loss"].loc[list(ALONG_THE_WAY)]
     pd.testing.assert_frame_equal(found, whole.astype(float), check_names=False)
@@ -113,8 +118,8 @@ def test_survival_by_hand():
 
 def test_the_verdict_names_what_survives(run):
     names = ["online", "rmia", "loss"]
-    planes = {a: vulnerability_plane(run, attack=a) for a in names}
-    nulls = {a: list(null_planes(run, draws=2, attack=a)) for a in names}
+    planes = {a: vulnerability_plane(run, Scoring(a)) for a in names}
+    nulls = {a: list(null_planes(run, Scoring(a), draws=2)) for a in names}
     tables = {a: {"x": measure(run, a, only=ALONG_THE_WAY, null=nulls[a])} for a in names}
     agree = pd.concat({("online", a): agreement(planes["online"], planes[a], draws=20) for a in names[1:]})
     noise = pd.Series({a: max(float(rank_agreement(*p)) for p in zip(nulls["online"], nulls[a])) for a in names[1:]})
@@ -155,7 +160,7 @@ def test_control_is_the_mean_of_both_ways(run):
 
 
 def test_figures_show_every_run_and_attack(run):
-    planes = {a: vulnerability_plane(run, attack=a) for a in ("online", "rmia", "loss")}
+    planes = {a: vulnerability_plane(run, Scoring(a)) for a in ("online", "rmia", "loss")}
     runs = {"one": run, "two": run.assign_attrs(study=run.attrs["study"].replace('"cnn"', '"mlp"'))}
     looks = figures_early.looks(runs)
     assert looks["one"]["color"] == looks["two"]["color"]

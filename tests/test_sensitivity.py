@@ -8,12 +8,17 @@ from test_dynamics import plane_of, signal_run
 
 from dynmia import UserError, vulnerability_plane
 from dynmia import dynamics as dyn
+from dynmia.attack.scoring import Scoring
+from dynmia.book import maker, read_table
 from dynmia.chapters import definitions, sensitivity
-from dynmia.chapters.definitions import BALANCED, DEPENDS, MAIN, REFERENCE, SMALL, Choice, choices, interval, measure
-from dynmia.chapters.sensitivity import CLAIMS, Claim, margin_name, outcomes
+from dynmia.chapters.definitions import BALANCED, DEPENDS, MAIN, REFERENCE, SMALL
+from dynmia.chapters.sensitivity import CLAIMS, margin_name, outcomes
 from dynmia.dynamics.metrics import METRICS
 from dynmia.stats.resample import bootstrap_weights, null_masks
+from dynmia.store.run import resolve
 
+made = maker("sensitivity")
+Choice, Claim, choices, interval, measure = made.Choice, made.Claim, made.choices, made.interval, made.measure
 RUN = signal_run()
 
 
@@ -67,7 +72,7 @@ def test_the_reference_has_the_bootstrap_interval_over_samples():
 ])  # fmt: skip
 def test_a_choice_changes_what_it_says(choice, metric):
     run = RUN.assign_coords(epoch=[0, 1, 3, 6])  # uneven, so that an interval shows
-    plane = vulnerability_plane(run, choice.rule, centre=choice.centre, variance=choice.variance)
+    plane = vulnerability_plane(run, Scoring("online", choice.rule, choice.centre, choice.variance))
     if choice.kind == "cuts":
         value = 100 * ((plane.fpr < 0.05) & (plane.tpr > 0.95)).values[-1].mean()
     elif choice.kind == "grid":
@@ -85,7 +90,7 @@ def test_a_choice_changes_what_it_says(choice, metric):
 def test_choices_change_only_what_they_are_said_to_change():
     got = measure(RUN, choices(RUN), 0)
     for choice in [c for c in choices(RUN) if not c.run]:
-        plane = vulnerability_plane(RUN, choice.rule, centre=choice.centre, variance=choice.variance)
+        plane = vulnerability_plane(RUN, Scoring("online", choice.rule, choice.centre, choice.variance))
         plane = plane.isel(epoch=slice(None, None, choice.step))
         plane = plane.assign(state=dyn.states(plane, choice.cuts))
         for metric in set(DEPENDS["reference"]) - set(DEPENDS[choice.kind]):
@@ -170,20 +175,20 @@ def test_every_reason_is_of_a_claim():
 
 def test_a_folder_without_runs_is_a_clear_error(tmp_path):
     with pytest.raises(UserError, match="lacks mnist-cnn-4000"):
-        sensitivity.compute(tmp_path)
+        made.compute(tmp_path)
     with pytest.raises(UserError, match="makes it"):
-        sensitivity.read(tmp_path)
+        read_table(tmp_path / "sensitivity.csv").sort_index()
 
 
 def test_the_table_of_equal_runs(monkeypatch, tmp_path):
     for name in (*definitions.RUNS.values(), SMALL, BALANCED):
         (tmp_path / f"{name}.nc").touch()
-    monkeypatch.setattr(sensitivity, "open_run", lambda path: RUN)
+    monkeypatch.setattr(made, "open_run", lambda path: RUN)
     few = [REFERENCE, Choice("rule", "bayes", rule="bayes"), Choice("design", "balanced", run=BALANCED)]
-    monkeypatch.setattr(sensitivity, "choices", lambda run: few)
-    monkeypatch.setattr(sensitivity, "compute", partial(sensitivity.compute, null=10))
-    sensitivity.main(str(tmp_path))
-    table = sensitivity.read(tmp_path)
+    monkeypatch.setattr(made, "choices", lambda run: few)
+    monkeypatch.setattr(made, "compute", partial(made.compute, null=10))
+    made.main(str(tmp_path))
+    table = read_table(tmp_path / "sensitivity.csv").sort_index()
     drawn, noise = measure(RUN, few, 400), [measure(RUN, few, 0, keep=keep) for keep in null_masks(RUN, 10)]
     for label, run in ((REFERENCE.label, MAIN), ("bayes", MAIN), ("balanced", BALANCED)):
         key = (few[label == "bayes"].label, "entropy_change")
@@ -191,20 +196,17 @@ def test_the_table_of_equal_runs(monkeypatch, tmp_path):
         bound = max(0.0, *(one[key].item() for one in noise))
         assert value == pytest.approx(drawn[key].iloc[0] - bound, rel=1e-5)
     words = outcomes(table, few)
-    assert set(words.loc[f"displacement: {sensitivity._ORDER}"]) == {"not resolved", "does not apply"}  # ties
+    assert set(words.loc[f"displacement: {made._ORDER}"]) == {"not resolved", "does not apply"}  # ties
     assert words.loc["mean speed: CINIC-10 above twice MNIST", "bayes"] == "does not hold"
     assert words.loc["displacement: deeper CNN above shallow", "bayes"] == "does not apply"  # no run of it
 
 
 def test_the_released_table_is_complete_and_says_how_it_was_made():
-    path = definitions_path()
-    assert path.read_text().startswith("# made by: python -m dynmia.chapters.sensitivity data; ")
-    table = sensitivity.read()
+    made_by = resolve("data/sensitivity.csv").read_text().partition("\n")[0]
+    assert made_by.startswith("# made by: ")
+    assert "sensitivity" in made_by
+    table = read_table("data/sensitivity.csv").sort_index()
     assert table.index.is_unique
     assert (table.low <= table.high).where(table.low.notna(), True).all()
     margins = {(margin_name(m, claim.noise), claim.metric) for claim in CLAIMS for m in claim.margins}
     assert margins <= set(zip(table.index.get_level_values("run"), table.index.get_level_values("metric")))
-
-
-def definitions_path():
-    return sensitivity.resolve("data") / sensitivity.PATH

@@ -6,6 +6,7 @@ import xarray as xr
 
 from dynmia import dynamics as dyn
 from dynmia.attack.plane import vulnerability_plane
+from dynmia.attack.scoring import Scoring
 from dynmia.attack.smooth import ESTIMATES, _expected, _rates, smooth
 from dynmia.dynamics.metrics import METRICS
 from dynmia.errors import UserError
@@ -55,7 +56,7 @@ def test_it_has_the_mean_of_the_counts_and_less_variance(rule, variance):
     counted, smoothed = [], []
     for seed in range(150):
         run = simulator.run(12, seed)
-        plane = vulnerability_plane(run, rule, variance=variance)
+        plane = vulnerability_plane(run, Scoring(reading=rule, variance=variance))
         counted.append(plane.advantage)
         smoothed.append(smooth(plane, run).advantage)
     counted, smoothed = (np.stack(part)[:, 1:] for part in (counted, smoothed))
@@ -70,7 +71,7 @@ def test_it_has_the_mean_of_the_counts_and_less_variance(rule, variance):
 def test_a_large_population_comes_close_to_the_truth(estimate, variance):
     simulator = Simulator(samples=60, checkpoints=1)
     run, truth = simulator.run(1500, 1), simulator.truth("fpr@0.05")
-    plane = smooth(vulnerability_plane(run, "fpr@0.05", variance=variance), run, estimate)
+    plane = smooth(vulnerability_plane(run, Scoring(reading="fpr@0.05", variance=variance)), run, estimate)
     for name in ("tpr", "fpr"):
         assert np.sqrt(((plane[name] - truth[name])[1] ** 2).mean()) < 0.04
 
@@ -105,6 +106,6 @@ def test_bad_input_is_named():
     with pytest.raises(UserError, match="unknown estimate 'smooth'"):
         smooth(plane, run, "smooth")
     with pytest.raises(UserError, match="centre 'mean'"):
-        smooth(vulnerability_plane(run, centre="median"), run)
+        smooth(vulnerability_plane(run, Scoring(centre="median")), run)
     with pytest.raises(UserError, match="another keep mask"):
         smooth(plane, run, keep=~run.keep.values)

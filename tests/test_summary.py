@@ -7,10 +7,10 @@ import pytest
 import xarray as xr
 
 from dynmia import Study, UserError, null_summary, open_run, rounded, save_run, summarise, vulnerability_plane
+from dynmia.book import maker
 from dynmia.dynamics.cloud import early_identification, spatial_entropy
 from dynmia.dynamics.metrics import METRICS
 from dynmia.pool.pool import draw_keep
-from dynmia.stats import coverage
 from dynmia.stats.intervals import interval
 from dynmia.stats.resample import bootstrap_weights, null_planes, null_table, p_values
 from dynmia.store.run import STEPS
@@ -133,7 +133,7 @@ def test_bootstrap_weights_are_draws_with_replacement(plane):
 
 
 def test_the_bootstrap_over_samples_has_quantiles_for_ends(plane):
-    table, weights = coverage.bootstrap_samples(plane, 100), bootstrap_weights(plane, 100)
+    table, weights = maker("coverage").bootstrap_samples(plane, 100), bootstrap_weights(plane, 100)
     for name, row in table.iterrows():
         metric = METRICS[name]
         low, high = np.quantile(metric.of(plane, weights).values, [0.025, 0.975])

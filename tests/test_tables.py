@@ -1,32 +1,22 @@
 """Released tables are read whole, or refused in one line; what makes them checks its words and its place first."""
 
-import sys
-
 import pytest
 import torch
 from test_errors import assert_one_clear_line
 
-from dynmia.book import campaign, tables
-from dynmia.chapters import comparison, holding, markov, robustness, sensitivity, smoothing
-from dynmia.chapters._shared import released
-from dynmia.errors import UserError
-from dynmia.shadow import gpu_session
-from dynmia.stats import precision
+from dynmia import cli
+from dynmia.book import makers, tables
+from dynmia.chapters import comparison, holding
 from dynmia.store.run import project_root
 
 READERS = {  # what reads a table, given its path
-    "figures.csv": (lambda path: campaign.figures(path.parent), "dynmia campaign"),
-    "attacks.csv": (
-        lambda path: released(path.name, "robustness", path.parent, robustness.INDEX), "dynmia.chapters.robustness"
-    ),
-    "coverage.csv": (lambda path: holding.load(path.parent), "dynmia.stats.coverage"),
-    "markov.csv": (lambda path: markov.read(path.name, path.parent), "dynmia.chapters.markov"),
-    "markov-calibration.csv": (lambda path: markov.read(path.name, path.parent), "dynmia.chapters.markov"),
+    **{
+        name: (tables.read_table, f"dynmia make {name.removesuffix('.csv')} ")
+        for name in tables.TABLES if name != "paper.csv"
+    },
+    "figures.csv": (lambda path: tables.figures(path.parent), "dynmia make figures "),
+    "coverage.csv": (lambda path: holding.load(path.parent), "dynmia make coverage "),
     "paper.csv": (lambda path: comparison.paper_table({}, {}, path), "git checkout data/paper.csv"),
-    "plane-error.csv": (lambda path: smoothing.table(path.parent), "dynmia.chapters.smoothing"),
-    "precision.csv": (precision.load, "dynmia.stats.precision"),
-    "rarity.csv": (lambda path: released(path.name, "rarity", path.parent), "dynmia.chapters.rarity"),
-    "sensitivity.csv": (lambda path: sensitivity.read(path.parent), "dynmia.chapters.sensitivity"),
 }  # fmt: skip
 DAMAGES = {  # what happened to the header and three lines of the table -> the file's content, a part of the line
     "empty": (lambda lines: b"", "has no rows"),
@@ -74,92 +64,102 @@ def test_a_damaged_table_is_one_clear_line(name, tmp_path):
 def test_a_byte_order_mark_and_comments_change_nothing(name, tmp_path):
     path = tmp_path / name
     path.write_bytes(b"".join(small(name)))
-    plain = tables.read_table(path, "x")
+    plain = tables.read_table(path)
     path.write_bytes(b"\xef\xbb\xbf# made by a person\n# twice\n" + b"\n# more\n".join(small(name)))
-    assert tables.read_table(path, "x").equals(plain)
+    assert tables.read_table(path).equals(plain)
     assert len(plain) == 3
 
 
 @pytest.mark.parametrize("name", tables.TABLES)
 def test_every_released_table_is_as_listed(name):
     keys, words, numbers = (part.split() for part in tables.TABLES[name])
-    table = tables.read_table(project_root() / "data" / name, "x")
+    table = tables.read_table(project_root() / "data" / name)
     assert list(table.index.names) == keys
     assert {*words, *numbers} <= set(table.columns)
 
 
-def one_line(capsys, work, *words):
-    """What a script prints when it ends with 2: the last line is the one that counts."""
+def refused(capsys, *words):
+    """The one line of a command that ends with 2."""
     with pytest.raises(SystemExit) as stop:
-        work()
+        cli.main(["make", *map(str, words)])
     assert stop.value.code == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert [word for word in words if word not in err.splitlines()[-1]] == []
+    assert err.count("\n") == 1
     return err
 
 
-def test_a_script_checks_its_place_before_it_works(tmp_path, monkeypatch, capsys):
-    def work(folder="data"):
-        """Write ``x.csv``."""
-        done.append(folder)
+TABLES = [name for name in makers.scripts() if f"{name}.csv" in tables.TABLES]
 
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["script", *map(str, words)])
-        tables.script(work, "x.csv", "y.csv")
 
-    done = []
-    (tmp_path / "y.csv").mkdir()
+@pytest.mark.parametrize("name", [name for name in TABLES if name != "complexity"])
+def test_a_maker_checks_its_place_before_it_works(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(makers, "write_table", None)
+    (tmp_path / f"{name}.csv").mkdir()
     for words, parts in {
-        ("--bad",): ["unrecognized arguments: --bad"], ("a", "b"): ["unrecognized arguments: b"],
-        (tmp_path / "none",): ["none is no folder"], (tmp_path,): ["cannot write", "y.csv", "a folder has that name"],
+        ("--bad",): ["No such option: --bad"], ("a", "b"): ["unexpected extra argument"],
+        (tmp_path / "none",): ["none is no folder"], (tmp_path,): ["cannot write", f"{name}.csv", "a folder has that"],
     }.items():  # fmt: skip
-        one_line(capsys, lambda words=words: run(*words), *parts)
-    assert not (tmp_path / "none").exists()
-    assert done == []
-    (tmp_path / "y.csv").rmdir()
-    run(tmp_path)
-    assert done == [str(tmp_path)]
+        line = refused(capsys, name, *words)
+        assert [part for part in parts if part not in line] == [], line
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.csv"]
 
 
-def test_a_script_that_fails_says_why_in_one_line(monkeypatch, capsys):
-    def work():
-        raise UserError("no\nruns")
-
-    monkeypatch.setattr(sys, "argv", ["script"])
-    assert one_line(capsys, lambda: tables.script(work)) == "dynmia: no runs\n"
+def test_every_table_has_a_maker_and_every_maker_a_word_of_itself():
+    released = {path.stem for path in (project_root() / "data").glob("*.csv")} - {"paper", "scorecard"}
+    assert released <= set(makers.scripts())
+    assert all(1 < len(line) <= 120 for line in makers.scripts().values())
 
 
-def test_a_script_that_is_interrupted_ends_without_a_traceback(monkeypatch):
-    def work():
+def test_the_list_of_makers_and_their_names(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["make"])
+    assert stop.value.code in (0, None)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(makers.scripts())
+    assert makers.maker("null_bias") is makers.maker("null-bias")
+    assert "did you mean 'null-bias'" in refused(capsys, "null-bais")
+
+
+def test_a_made_table_says_how_and_is_read_again(tmp_path):
+    whole = tables.read_table("data/rarity.csv").head(9)
+    makers.write_table(whole, makers.table_place(tmp_path, "rarity.csv"), "seed 0")
+    first, header, *_ = (tmp_path / "rarity.csv").read_text().splitlines()
+    assert first == f"# made by: dynmia make rarity {tmp_path}; seed 0"
+    assert header == "run,sample,rarest,features"
+    assert tables.read_table(tmp_path / "rarity.csv").equals(whole)
+
+
+def test_a_maker_that_is_interrupted_ends_without_a_traceback(monkeypatch, capsys):
+    def interrupted(**_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys, "argv", ["script"])
+    monkeypatch.setattr(makers.maker("rarity"), "compute", lambda *_: interrupted())
     with pytest.raises(SystemExit) as stop:
-        tables.script(work)
+        cli.main(["make", "rarity"])
     assert stop.value.code == 130
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["--part", "training2"], "'training2'"), (["--study", "paper-bad"], "'paper-bad'"),
-        (["--budget", "0"], "more than 0"),
-        (["--lanes", "0"], "lanes is 0"), (["--mode", "slow"], "'slow'"), (["--out", "file/x"], "is no folder"),
-        (["--json", "folder"], "a folder has that name"),
+        (["bench-gpu", "--repeats", "0"], "repeats is 0"), (["bench-gpu", "--measurement", "graph_255"], "'graph_255'"),
+        (["bench-gpu", "--time-budget", "0"], "more than 0"), (["bench-gpu", "--out", "file/x.json"], "is no folder"),
+        (["agreement-gpu", "--time-budget", "0"], "more than 0"),
+        (["agreement-gpu", "--runs", "file/x"], "is no folder"),
+        (["agreement-gpu", "--out", "folder.json"], "a folder has that name"),
     ],
 )  # fmt: skip
-def test_a_bad_gpu_session_stops_before_it_starts(tmp_path, monkeypatch, capsys, words, part):
+def test_a_bad_measurement_of_a_gpu_stops_before_it_starts(tmp_path, monkeypatch, capsys, words, part):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     (tmp_path / "file").touch()
-    (tmp_path / "folder").mkdir()
-    monkeypatch.setattr(sys, "argv", ["session", *([] if "--json" in words else ["--json", "x.json"]), *words])
-    assert one_line(capsys, gpu_session.main, part).count("\n") == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+    (tmp_path / "folder.json").mkdir()
+    assert part in refused(capsys, *words)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.json"]
 
 
 def test_a_metric_that_this_version_has_not_is_named(tmp_path):
     lines = small("figures.csv")
     (tmp_path / "figures.csv").write_bytes(b"".join(lines).replace(b",tpr_1pct,", b",tpr_2pct,"))
-    assert_one_clear_line(lambda: campaign.figures(tmp_path), ["metric in", "figures.csv", "'tpr_2pct'", "tpr_1pct"])
+    assert_one_clear_line(lambda: tables.figures(tmp_path), ["metric in", "figures.csv", "'tpr_2pct'", "tpr_1pct"])

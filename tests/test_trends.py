@@ -4,7 +4,7 @@ import pytest
 from scipy import stats
 
 from dynmia import UserError
-from dynmia.stats.trends import best_law, fit_law, ordered, rank_trend
+from dynmia.stats.trends import best_law, directions, fit_law, rank_trend
 
 SIZES = np.array([500.0, 1000, 2000, 4000, 8000])
 
@@ -17,7 +17,7 @@ def simulated(rng, scatter, error, sizes=SIZES):
 
 def test_a_step_is_open_where_the_intervals_overlap():
     table = pd.DataFrame({"value": [1, 3, 3.5, 1], "low": [0, 2, 3, 0.5], "high": [1, 3.2, 4, 1.5]})
-    assert ordered(table) == ["rises", "open", "falls"]
+    assert directions(table) == ["rises", "open", "falls"]
 
 
 def test_perfect_agreement_of_four_is_one_in_24():

@@ -9,6 +9,7 @@ import xarray as xr
 from scipy.special import expit
 
 import dynmia
+from dynmia.attack.parts import part_of
 from dynmia.chapters import calibrated, uncertainty
 from dynmia.errors import UserError
 from dynmia.pool.pool import draw_keep
@@ -96,7 +97,7 @@ def test_estimators_and_their_correlations(populations):
     np.testing.assert_array_equal(found.mc_mi, recorded["dropout"].mc_information)
     np.testing.assert_allclose(found.deep_variance.sel(part="all"), expit(runs["deep"].phi.values).var(1), atol=1e-12)
     table = uncertainty.relate(found[["mi_all", "deep_mi"]], runs["base"], "bayes", null=2)
-    vulnerability = correlations.target(hardness.half_of(runs["base"], np.arange(4, 8)), "bayes")[0]
+    vulnerability = correlations.target(part_of(runs["base"], np.arange(4, 8)), "bayes")[0]
     by_hand = correlations.correlation(found.deep_mi.sel(part="all")[-1], vulnerability).loc["pearson"]
     row = table.loc["deep_mi", "all", "other half", "pearson"]
     pd.testing.assert_series_equal(row.drop(["p", "draws"]), by_hand, check_names=False, check_dtype=False)
@@ -164,9 +165,7 @@ def test_calibrations_pairs_and_figures(populations):
     assert errors.loc["deep ensemble"].accuracy.iloc[-1] == pytest.approx(right.mean())
     found = calibrated.pairs(errors, related(0.3))
     assert found.index[found.mixed].tolist() == ["mi_all", "dropout_all"]
-    assert found.loc["deep_mi", "ece"] == pytest.approx(
-        dynmia.stats.calibration.expected_calibration_error(p, right, 10)
-    )
+    assert found.loc["deep_mi", "ece"] == pytest.approx(dynmia.stats.agreement.expected_calibration_error(p, right, 10))
     assert len(calibrated.diagrams(recorded, 10).axes) == len(calibrated.PREDICTORS)
     assert len(calibrated.calibration_and_correlation(errors, found).axes) == 2
 

@@ -11,6 +11,7 @@ import pytest
 import typer
 
 from dynmia import cli
+from dynmia.book import makers
 
 ROOT = Path(__file__).resolve().parents[1]
 DIGITS, LONG = "9" * 5000, "x" * 300
@@ -21,17 +22,18 @@ BASE = {  # words that would be right, to which one bad value is added
     "status": [],
     "merge": ["{tmp}/into", "{run}"],
     "summarise": ["data/quick.nc", "--null", "0"],
-    "complexity": ["digits"],
     "notebook": ["01-population"],
     "notebooks": ["--only", "digits"],
-    "campaign": ["--scale", "quick", "--only", "quick"],
-    "bench": [],
+    "make complexity": ["digits"],
+    "make campaign": ["--scale", "quick", "--only", "quick"],
+    "make bench-cpu": [],
+    **{f"make {name}": [] for name in makers.scripts() if name not in ("complexity", "campaign", "bench-cpu")},
     # where a value is not read otherwise
     "plan data_dir": [*TINY, "--dataset", "mnist"],
     "train data_dir": [*TINY, "--dataset", "mnist"],
     "train address": [*TINY, "--engine", "ray"],
-    "complexity data_dir": ["mnist"],
-    "campaign data_dir": ["--scale", "quick", "--only", "mnist-cnn-500", "--null", "0"],
+    "make complexity data_dir": ["mnist"],
+    "make campaign data_dir": ["--scale", "quick", "--only", "mnist-cnn-500", "--null", "0"],
 }
 NAME = ["", " ", "zzz", "é", LONG * 20, "../x", "1", "None", "a\nb", "--", "*"]
 WHOLE = ["", "ten", "1.5", "-1", "nan", "inf", DIGITS, "-" + DIGITS, "1,000", "0x10", "²", "[1]"]
@@ -65,7 +67,7 @@ BAD = {  # by option or argument; `command option` goes before `option`
     "beta2": [*REAL, "1"],
     "seconds": [*REAL, "0"],
     "dataset": DATASET,
-    "complexity dataset": [*DATASET, "trec"],
+    "make complexity dataset": [*DATASET, "trec"],
     "model": [*NAME, "wrn-28", "wrn-11-1", "wrn-28-0", "wrn-6000004-1", "wrn-10-100000", f"wrn-{DIGITS}-1", "wrn-D-K",
               "no_such:net", "json:dumps", "json:no_such", ":", "a:", ":b", "a:b:c", "os:getcwd", "leaves:net",
               "broken:net"],
@@ -77,7 +79,9 @@ BAD = {  # by option or argument; `command option` goes before `option`
     "address": [*NAME[1:], "localhost:1"],
     "out": FOLDER,
     "notebook out": OUTPUT,
-    "bench out": OUTPUT,
+    "make bench-cpu out": OUTPUT,
+    "make bench-gpu out": OUTPUT,
+    "make agreement-gpu out": OUTPUT,
     "save": OUTPUT,
     "csv": OUTPUT,
     "rule": [*NAME, "fpr", "fpr@", "fpr@0", "fpr@1", "fpr@nan", "fpr@-1", "fpr@0.1x"],
@@ -91,8 +95,17 @@ BAD = {  # by option or argument; `command option` goes before `option`
     "sources": RUN,
     "name": [*NAME, "01-populatoin", "01-population.ipynb", LONG],
 }  # fmt: skip
-SUFFIX = {"save": ".nc", "csv": ".csv", "notebook out": ".ipynb", "bench out": ".json"}
+SUFFIX = {
+    "save": ".nc",
+    "csv": ".csv",
+    "notebook out": ".ipynb",
+    "make bench-cpu out": ".json",
+    "make bench-gpu out": ".json",
+    "make agreement-gpu out": ".json",
+}
 COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+COMMANDS |= {f"make {name}": COMMANDS["make"].get_command(None, name) for name in makers.scripts()}
+del COMMANDS["make"]
 OPTIONS = [
     (command, parameter.name, next((name for name in parameter.opts if name.startswith("--")), None))
     for command, entry in COMMANDS.items()
@@ -185,11 +198,11 @@ def test_walk(command, name, option, inputs, capsys, monkeypatch, tmp_path):
     for template in values:
         value = template.format(**places, suffix=SUFFIX.get(key, SUFFIX.get(name, "")))
         if option:
-            words = [command, *base, f"{option}={value}"] if value else [command, *base, option, ""]
+            words = [*command.split(), *base, f"{option}={value}"] if value else [*command.split(), *base, option, ""]
         elif name == "into":
-            words = [command, "--", value, base[1]]
+            words = [*command.split(), "--", value, base[1]]
         else:  # the last argument
-            words = [command, *base[: 1 if name == "sources" else 0], "--", value]
+            words = [*command.split(), *base[: 1 if name == "sources" else 0], "--", value]
         if line := complaint(capsys, words):
             bad[value[:60]] = line
     assert not bad, f"{len(bad)} of {len(values)}: {bad}"

@@ -18,12 +18,8 @@ from scipy.stats import norm
 
 from ..errors import UserError, choose
 from ..store.run import boolean, must_be_finite
+from .scoring import LIRA, Scoring
 
-ATTACKS = {
-    "online": "log N(phi; in) - log N(phi; out)",
-    "offline-cdf": "log P(Z <= phi), Z ~ out: the one-sided test of the paper by Carlini et al.",
-    "offline-density": "-log N(phi; out): the two-sided density of their code",
-}
 FLOOR = 1e-12  # of a variance
 BLOCK = 2048  # samples at once: their arrays stay in the cache, and memory does not grow with the pool
 
@@ -36,10 +32,8 @@ def lira_scores(
     Args:
         phi: (N, n) logit-scaled confidences, finite.
         keep: (N, n), True or 1 where the model trained on the sample.
-        attack: one of ``ATTACKS``.
-        centre: ``mean`` or ``median`` of the other models.
-        variance: ``pooled`` over samples (in and out separately), ``per-sample`` (unbiased, c' - 1 degrees of freedom),
-            or ``auto``: pooled below 64 models.
+        attack: one of ``LIRA``.
+        centre, variance: see :class:`dynmia.attack.scoring.Scoring`.
 
     Returns:
         float64 (N, n).
@@ -48,11 +42,8 @@ def lira_scores(
         UserError: an option is unknown, a sample has too few in- or out-models, or the arrays cannot be scored.
     """
     phi, keep = checked(phi, keep)
-    choose(attack, ATTACKS, "attack")
-    choose(centre, ["mean", "median"], "centre")
-    choose(variance, ["auto", "pooled", "per-sample"], "variance")
-    if variance == "auto":
-        variance = "pooled" if len(phi) < 64 else "per-sample"
+    choose(attack, LIRA, "attack")
+    variance = Scoring(attack, centre=centre, variance=variance).for_models(len(phi)).variance
     scores = np.empty(phi.shape)
     blocks = [slice(start, start + BLOCK) for start in range(0, phi.shape[1], BLOCK)]
     pooled = {side: None if variance == "per-sample" else _pooled_variance(phi, keep == side, blocks)

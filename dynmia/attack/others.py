@@ -15,39 +15,30 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, log_expit
 
-from ..errors import UserError, bounded, choose
+from ..errors import UserError, bounded
 from . import lira
+from .scoring import STUDY, Scoring
 
 OFFLINE_A = 0.3  # p_in = a p_out + 1 - a: the default of the authors' code
 
 
-def attack_scores(
-    phi: np.ndarray,
-    keep: np.ndarray,
-    labels: np.ndarray,
-    *,
-    attack: str = "online",
-    centre: str = "mean",
-    variance: str = "auto",
-) -> np.ndarray:
-    """Score every (target model, sample) pair of one checkpoint by the attack of that name.
+def attack_scores(phi: np.ndarray, keep: np.ndarray, labels: np.ndarray, scoring: Scoring = STUDY) -> np.ndarray:
+    """Score every (target model, sample) pair of one checkpoint by the attack of ``scoring``.
 
     Args:
         phi: (N, n) logit-scaled confidences; keep: (N, n), True or 1 where the model trained on the sample.
         labels: (n,) true classes.
-        attack: one of ``ATTACKS`` here or in :mod:`dynmia.attack.lira`.
-        centre, variance: of LiRA (:func:`dynmia.attack.lira.lira_scores`).
+        scoring: its reading plays no part.
 
     Returns:
         float64 (N, n), larger for members.
 
     Raises:
-        UserError: an unknown name or option, too few models, or arrays that cannot be scored.
+        UserError: too few models, or arrays that cannot be scored.
     """
-    choose(attack, [*lira.ATTACKS, *ATTACKS], "attack")
-    if attack in lira.ATTACKS:
-        return lira.lira_scores(phi, keep, attack=attack, centre=centre, variance=variance)
-    return ATTACKS[attack](phi, keep, labels)
+    if scoring.attack in OTHERS:
+        return OTHERS[scoring.attack](phi, keep, labels)
+    return lira.lira_scores(phi, keep, attack=scoring.attack, centre=scoring.centre, variance=scoring.variance)
 
 
 def _of_checked_arrays(attack: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
@@ -148,10 +139,9 @@ def _dominated(log_ratio: np.ndarray, keep: np.ndarray, gamma: float) -> np.ndar
     return scores
 
 
-ATTACKS: dict[str, Callable[..., np.ndarray]] = {
+OTHERS: dict[str, Callable[..., np.ndarray]] = {
     "loss": loss_threshold,
     "shokri": shadow_classifier,
     "rmia": rmia,
     "rmia-offline": rmia_offline,
 }
-LOG_ODDS = ("online", "shokri")  # attacks whose score is a log-odds, so that 0 is a threshold

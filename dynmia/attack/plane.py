@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import xarray as xr
@@ -11,80 +11,69 @@ from scipy.stats import beta, norm
 
 from ..errors import UserError, bounded, choose
 from ..store.run import boolean, checked_run
-from .others import LOG_ODDS, attack_scores
+from .others import attack_scores
+from .scoring import STUDY, Scoring, level_of
 
+CUTS = (1 / 3, 2 / 3)  # of a rate, between low, middle and high
 LEVELS = (0.001, 0.01, 0.1)  # pooled false-positive rates at which the attack's true-positive rate is reported
 
 
 def vulnerability_plane(
-    run: xr.Dataset,
-    rule: str = "fpr@0.01",
-    *,
-    attack: str = "online",
-    centre: str = "mean",
-    variance: str = "auto",
-    keep: np.ndarray | None = None,
-    roc: bool = True,
+    run: xr.Dataset, scoring: Scoring | str = "fpr@0.01", *, keep: np.ndarray | None = None, roc: bool = True
 ) -> xr.Dataset:
     """Run an attack (leave-one-out LiRA) at every checkpoint of ``run`` and place every sample on the plane.
 
     Args:
         run: a run (:mod:`dynmia.store.run`).
-        rule: ``fpr@a``, one threshold a checkpoint so that the false-positive rate pooled over all models and samples
-            is a; or ``bayes``, score > 0 (attacks ``online`` and ``shokri``, whose score is a log-odds).
-        attack, centre, variance: see :func:`dynmia.attack.others.attack_scores`.
+        scoring: a :class:`dynmia.attack.scoring.Scoring`, or the name of a reading of the study's own attack.
         keep: another inclusion mask (N, n), of True and False or 1 and 0, for permutation nulls; default the run's own.
         roc: with hits and places; without them the plane takes half the time.
 
     Returns:
         A data set with dims epoch, sample and level. Its variables are tp, fp (counts), n_in, n_out, tpr, fpr,
-        advantage = tpr - fpr; per epoch threshold, test_accuracy, train_accuracy; hits (level, epoch, sample), the
-        in-models that flag the sample at the pooled FPR ``level``; place_in, place_out (epoch, sample), the sums over
-        the sample's in-models (out-models) of the share of all out-scores below (in-scores above) theirs, from which
-        the AUC follows.
+        advantage = tpr - fpr; state, of :func:`state_of` with the cuts in its attribute; per epoch threshold,
+        test_accuracy, train_accuracy; hits (level, epoch, sample), the in-models that flag the sample at the pooled FPR
+        ``level``; place_in, place_out (epoch, sample), the sums over the sample's in-models (out-models) of the share
+        of all out-scores below (in-scores above) theirs, from which the AUC follows.
 
     Raises:
-        UserError: an unknown rule or option, or a run that cannot be scored.
+        UserError: an unknown name, or a run that cannot be scored.
     """
-    return vulnerability_planes(run, [rule], attack=attack, centre=centre, variance=variance, keep=keep, roc=roc)[rule]
+    scoring = Scoring.of(scoring)
+    return vulnerability_planes(run, [scoring.reading], scoring, keep=keep, roc=roc)[scoring.reading]
 
 
 def vulnerability_planes(
     run: xr.Dataset,
-    rules: Iterable[str],
+    readings: Iterable[str],
+    scoring: Scoring = STUDY,
     *,
-    attack: str = "online",
-    centre: str = "mean",
-    variance: str = "auto",
     keep: np.ndarray | None = None,
     roc: bool = True,
 ) -> dict[str, xr.Dataset]:
-    """The planes of several decision rules from one scoring, by rule; see :func:`vulnerability_plane`."""
-    levels = {rule: parse_rule(rule) for rule in rules}
-    if None in levels.values() and attack not in LOG_ODDS:
-        raise UserError(f"rule 'bayes' needs attack {' or '.join(map(repr, LOG_ODDS))}, not {attack!r}: use fpr@0.01.")
+    """The planes of several readings of one scoring, by reading; see :func:`vulnerability_plane`."""
+    scorings = {reading: replace(scoring, reading=reading) for reading in readings}
+    levels = {reading: level_of(reading) for reading in scorings}
     run = checked_run(run)
     mask = run.keep.values if keep is None else boolean(keep)
     if mask.shape != run.keep.shape:
         raise UserError(f"keep has shape {mask.shape}: the run has (models, samples) {run.keep.shape}.")
     epochs, (models, samples) = run.sizes["epoch"], mask.shape
-    counts = {rule: {name: np.zeros((epochs, samples), np.int32) for name in ("tp", "fp")} for rule in levels}
+    counts = {reading: {name: np.zeros((epochs, samples), np.int32) for name in ("tp", "fp")} for reading in levels}
     places = {name: np.zeros((epochs, samples)) for name in ("place_in", "place_out")} if roc else {}
     hits = np.zeros((len(LEVELS), epochs, samples), np.int32)
-    thresholds = {rule: np.zeros(epochs) for rule in levels}
+    thresholds = {reading: np.zeros(epochs) for reading in levels}
     for t in range(epochs):  # one checkpoint at a time bounds the memory
-        scores = attack_scores(
-            run.phi.values[t], mask, run.label.values, attack=attack, centre=centre, variance=variance
-        )
+        scores = attack_scores(run.phi.values[t], mask, run.label.values, scoring)
         if roc:
             outside, places["place_in"][t], places["place_out"][t] = _placements(scores, mask)
         else:  # the thresholds stand where they would after sorting
             outside = scores[~mask]
             outside.partition([_position(outside, level) for level in levels.values() if level is not None] or [0])
-        for rule, level in levels.items():
-            thresholds[rule][t] = 0.0 if level is None else _threshold(outside, level)
-            flagged = scores > thresholds[rule][t]
-            counts[rule]["tp"][t], counts[rule]["fp"][t] = (flagged & mask).sum(0), (flagged & ~mask).sum(0)
+        for reading, level in levels.items():
+            thresholds[reading][t] = 0.0 if level is None else _threshold(outside, level)
+            flagged = scores > thresholds[reading][t]
+            counts[reading]["tp"][t], counts[reading]["fp"][t] = (flagged & mask).sum(0), (flagged & ~mask).sum(0)
         if not roc:
             continue
         for number, a in enumerate(LEVELS):
@@ -93,32 +82,34 @@ def vulnerability_planes(
     n_out = models - n_in
     dims = ("epoch", "sample")
     planes = {}
-    for rule in levels:
-        tpr, fpr = counts[rule]["tp"] / n_in, counts[rule]["fp"] / n_out
-        planes[rule] = xr.Dataset(  # of bare arrays, in one go: labels that are compared cost more than the scoring
-            {name: (dims, value) for name, value in (counts[rule] | places).items()}
+    for reading in levels:
+        tpr, fpr = counts[reading]["tp"] / n_in, counts[reading]["fp"] / n_out
+        planes[reading] = xr.Dataset(  # of bare arrays, in one go: labels that are compared cost more than the scoring
+            {name: (dims, value) for name, value in (counts[reading] | places).items()}
             | ({"hits": (("level", *dims), hits)} if roc else {})
             | {
                 "n_in": ("sample", n_in), "n_out": ("sample", n_out),
-                "threshold": ("epoch", thresholds[rule]),
+                "threshold": ("epoch", thresholds[reading]),
                 **{name: run[name].variable for name in ("train_accuracy", "test_accuracy", "label")},
                 "tpr": (dims, tpr), "fpr": (dims, fpr), "advantage": (dims, tpr - fpr),
+                "state": (dims, state_of(tpr, fpr), {"cuts": CUTS}),
             },
             coords={"level": list(LEVELS)} | {name: run[name].variable for name in run.sizes if name in run.coords},
-            attrs=run.attrs | {"rule": rule, "attack": attack, "centre": centre, "variance": variance},
+            attrs=run.attrs
+            | {"rule": reading, "attack": scoring.attack, "centre": scoring.centre, "variance": scoring.variance},
         )  # fmt: skip
     return planes
 
 
-def parse_rule(rule: str) -> float | None:
-    """The level a of ``fpr@a``; None for ``bayes``."""
-    if rule == "bayes":
-        return None
-    match = re.fullmatch(r"fpr@(\d*\.?\d+(?:e-?\d+)?)", str(rule))
-    level = float(match[1]) if match else 0.0
-    if not 0 < level < 1:
-        raise UserError(f"unknown decision rule {rule!r}: use bayes, or fpr@a with a between 0 and 1, like fpr@0.01.")
-    return level
+def state_of(tpr: np.ndarray, fpr: np.ndarray, cuts: tuple[float, float] = CUTS) -> np.ndarray:
+    """The 3 x 3 state of each pair of rates, 3 * (third of TPR) + third of FPR.
+
+    A rate is low below the first of ``cuts``, high above the second, and in the middle on and between them. Equal
+    ratios of counts divide to equal floats, so a rate of exactly 2/3 is never counted as above it.
+    """
+    low, high = cuts
+    third_of_tpr, third_of_fpr = (np.add(rate >= low, rate > high, dtype=np.int8) for rate in (tpr, fpr))
+    return (3 * third_of_tpr + third_of_fpr).astype(np.int64)  # of few bytes up to here, for speed
 
 
 def rate_interval(count: xr.DataArray, trials: xr.DataArray, level: float = 0.95, method: str = "wilson") -> xr.Dataset:

@@ -19,6 +19,8 @@ from scipy.stats import beta, norm
 from ..errors import UserError, choose
 from ..store.run import boolean
 from .lira import FLOOR, centred, flagged_share
+from .plane import CUTS, state_of
+from .scoring import Scoring
 
 ESTIMATES = {
     "rao-blackwell": "expectation of the leave-one-out count, given the sample's means (and variances)",
@@ -56,7 +58,7 @@ def smooth(
     mask = boolean(run.keep.values if keep is None else keep)
     if not np.array_equal(mask.sum(0), plane.n_in):
         raise UserError("the plane was computed for another keep mask than this one: give smooth() the same.")
-    per_sample = plane.attrs["variance"] == "per-sample" or (plane.attrs["variance"] == "auto" and len(mask) >= 64)
+    per_sample = Scoring(variance=plane.attrs["variance"]).for_models(len(mask)).variance == "per-sample"
     rates = np.empty((2, *plane.tpr.shape))
     for t, threshold in enumerate(plane.threshold.values):
         phi = np.asarray(run.phi.values[t], np.float64)
@@ -65,10 +67,12 @@ def smooth(
             rates[:, t] = _expected(inside, outside, 1, threshold), _expected(outside, inside, -1, threshold)
         else:
             rates[:, t] = _rates(inside, outside, float(threshold), estimate)
+    variables = {"tpr": rates[0], "fpr": rates[1], "advantage": rates[0] - rates[1], "state": state_of(*rates)}
     smoothed = plane.drop_vars(["tp", "fp"]).assign(
-        {name: (("epoch", "sample"), rate) for name, rate in zip(("tpr", "fpr"), rates)}
+        {name: (("epoch", "sample"), value) for name, value in variables.items()}
     )
-    return smoothed.assign(advantage=smoothed.tpr - smoothed.fpr).assign_attrs(estimate=estimate)
+    smoothed.state.attrs["cuts"] = CUTS
+    return smoothed.assign_attrs(estimate=estimate)
 
 
 def _moments(phi: np.ndarray, mask: np.ndarray, per_sample: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

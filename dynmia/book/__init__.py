@@ -1,5 +1,10 @@
-"""What pages need: released runs and tables, figures, numbers in print, and the execution of notebooks."""
+"""What pages need: released runs and tables and their makers, numbers in print, and the execution of notebooks."""
 
 from .cells import band, cell, decimals, resolved, rounded
+from .makers import maker
+from .tables import RULES, entries, figures, missing, no_signal, read_table, released
 
-__all__ = ["band", "cell", "decimals", "resolved", "rounded"]
+__all__ = [
+    "RULES", "band", "cell", "decimals", "entries", "figures", "maker", "missing", "no_signal", "read_table",
+    "released", "resolved", "rounded",
+]  # fmt: skip

@@ -1,33 +1,40 @@
-"""The project's own lists (YAML) and released tables (CSV): read whole, or refused in one line that says the mend.
+"""What is released: the runs of ``data/campaign.yml`` and the tables (CSV); and the reader of the lists (YAML).
 
-Also what the scripts have in common that make the tables.
+Each is read whole, or refused in one line that says the mend.
 """
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import csv
-import inspect
 import io
 import itertools
+import math
+import os
 import re
-import sys
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import xarray as xr
 import yaml
 
-from ..errors import UserError, choose, reason, shown, writable
-from ..store.run import resolve
+from ..dynamics.metrics import METRICS
+from ..errors import UserError, choose, reason, shown
+from ..pool.datasets import SIZES
+from ..store.run import open_run, resolve
+from ..study import Study
+from .makers import made_by
 
+RULES = ("fpr@0.01", "bayes")  # under which figures.csv holds every run
 RANGE = "value low high"
 # name of a released table -> the columns that tell its rows apart, further columns of text, and what must be there of
 # numbers; every other column holds numbers too
 TABLES = {
     "figures.csv": (
-        "run rule metric", "run_sha256 clipped", f"{RANGE} error carrier null_value null_low null_high p null_defined null_draws"
+        "run rule metric", "run_sha256 clipped",
+        f"{RANGE} error carrier null_value null_low null_high p null_defined null_draws",
     ),
     "attacks.csv": ("run attack metric", "", f"{RANGE} null_value null_low null_high p"),
     "complexity.csv": ("dataset measure", "label unit fingerprint", f"{RANGE} null_low null_high samples"),
@@ -50,17 +57,17 @@ LARGEST = 10**6  # characters of a list that a person writes
 KINDS: dict[type, str] = {dict: "a mapping of names to values", list: "a list", str: "a text in quotes"}
 
 
-def read_table(path: Path, maker: str, name: str = "") -> pd.DataFrame:
+def read_table(path: str | os.PathLike[str], name: str = "") -> pd.DataFrame:
     """The released table in ``path``, indexed by what tells its rows apart, in the file's order.
 
     Args:
         path: of a CSV file; lines that are empty or begin with # are left out.
-        maker: the command that makes the file.
         name: in ``TABLES``; default that of the file.
 
     Raises:
         UserError: it is missing, cut off, of other columns, or holds a row twice or text for a number.
     """
+    maker = made_by(path := resolve(path), name)
     if not path.exists():
         raise UserError(f"{path} does not exist: {maker} makes it.")
     keys, words, numbers = (part.split() for part in TABLES[name or path.name])
@@ -89,26 +96,6 @@ def read_table(path: Path, maker: str, name: str = "") -> pd.DataFrame:
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} is damaged ({reason(error)}): delete it, and {maker} makes it again.") from error
     return table.set_index(keys)
-
-
-def script(work: Callable[..., None], *names: str) -> None:
-    """The command line of what makes the tables ``names``: of ``data``, or of another folder if ``work`` takes one."""
-    parser = argparse.ArgumentParser(description=work.__doc__)
-    if inspect.signature(work).parameters:
-        parser.add_argument("folder", nargs="?", default="data", help="where the runs are and the tables go")
-    options = vars(parser.parse_args())
-    try:
-        folder = resolve(options.get("folder", "data"))
-        if not folder.is_dir():
-            raise UserError(f"{folder} is no folder: name the one that holds the runs.")
-        for name in names:
-            writable(folder / name)
-        work(**options)
-    except (UserError, OSError) as error:
-        print(f"dynmia: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 class _Loader(yaml.SafeLoader):
@@ -174,9 +161,102 @@ def named(holder: object, key: str, before: list[str], where: object) -> str:
     return name
 
 
-def scalars(values: dict[Any, Any]) -> dict[str, Any]:
-    """``values`` if each is a single number, text, truth value or nothing."""
-    for key, value in values.items():
-        if not isinstance(value, (str, int, float, bool, type(None))):
-            raise UserError(f"{key} is {shown(value)}: it must be one number or word.")
-    return values
+@dataclass(frozen=True)
+class Entry:
+    """One run of the list: its name, the chapters that show it, and its study."""
+
+    name: str
+    chapters: tuple[str, ...]
+    study: Study
+
+
+def entries(scale: str = "cpu", only: str = "", changes: dict[str, Any] | None = None) -> list[Entry]:
+    """The list in ``data/campaign.yml``, in order of value.
+
+    Args:
+        scale: a name under ``scales``: fields that replace those of every run, and ``pool_share``, by which the
+            pool size is multiplied, up to the whole training split.
+        only: a chapter (``02``), or a part of a run's name; empty takes all.
+        changes: fields of the study, or ``pool_share``, that replace all others.
+    """
+    path = resolve("data/campaign.yml")
+    content = read_list(path, ("defaults", "scales", "runs"))
+    defaults, scales = (member(content, part, dict, path) for part in ("defaults", "scales"))
+    listed: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {}
+    for run in member(content, "runs", list, path):
+        name = named(run, "name", list(listed), path)
+        chapters = member(run, "chapters", list, f"{path}: run {name}")
+        if not all(isinstance(chapter, str) for chapter in chapters):
+            raise UserError(f'{path}: run {name}: chapters must be texts in quotes, for example ["02", "03"].')
+        listed[name] = tuple(chapters), defaults | {k: v for k, v in run.items() if k not in ("name", "chapters")}
+        for other in scales:  # all, so that a fault shows before anything is trained
+            _study(listed[name][1], member(scales, other, dict, f"{path}: scales"), f"{path}: run {name}, {other}")
+    fields = scales[choose(scale, map(str, scales), "scale")]
+    names = [name for name, (chapters, _) in listed.items() if only in ("", *chapters)]
+    names = names or [name for name in listed if only in name]
+    if not names:
+        raise UserError(f"no run matches {only!r}: name a chapter, like 02, or a part of a name, like mnist.")
+    return [
+        Entry(name, listed[name][0], _study(listed[name][1], fields | (changes or {}), f"run {name} as changed"))
+        for name in names
+    ]
+
+
+def _study(run: dict[str, Any], fields: dict[str, Any], where: str) -> Study:
+    """The study of a run of the list, with ``fields`` changed; ``pool_share`` stops at the whole training split."""
+    fields = dict(fields)
+    share = fields.pop("pool_share", 1)
+    with contextlib.suppress(ValueError):
+        share = float(share) if isinstance(share, str) else share  # YAML 1.1 reads 1e-1 as a text
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < math.inf:
+        raise UserError(f"{where}: pool_share is {shown(share)}: it must be a number above 0.")
+    try:
+        for key, value in (values := run | fields).items():
+            if not isinstance(value, (str, int, float, bool, type(None))):
+                raise UserError(f"{key} is {shown(value)}: it must be one number or word.")
+        study = Study.from_dict(values)
+        if share != 1 and study.pool_size and "pool_size" not in fields:
+            size, largest = study.pool_size * share, SIZES[study.dataset][1] if study.dataset in SIZES else math.inf
+            study = study.replace(pool_size=int(min(size, largest)))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    return study
+
+
+def released(chapter: str, folder: str | os.PathLike[str] = "data") -> dict[str, xr.Dataset]:
+    """The runs of ``chapter`` that lie in ``folder``, by name, in the order of the list."""
+    paths = {entry.name: resolve(folder) / f"{entry.name}.nc" for entry in entries(only=chapter)}
+    runs = {name: open_run(path) for name, path in paths.items() if path.exists()}
+    if not runs:
+        raise UserError(
+            f"{folder} holds no run of chapter {chapter}: train them by dynmia make campaign --only {chapter}."
+        )
+    return runs
+
+
+def missing(chapter: str, folder: str | os.PathLike[str] = "data") -> list[str]:
+    """Names of the runs of ``chapter`` that are not in ``folder``."""
+    return [e.name for e in entries(only=chapter) if not (resolve(folder) / f"{e.name}.nc").exists()]
+
+
+def figures(folder: str | os.PathLike[str] = "data", rule: str = "fpr@0.01") -> pd.DataFrame:
+    """Every metric of every run in ``folder`` under ``rule``, from ``figures.csv``.
+
+    Returns:
+        Index (run, metric); columns label, unit; value, low, high, error from :func:`dynmia.stats.intervals.every`;
+        null_value, null_low, null_high (the no-signal level) and p, from :func:`dynmia.stats.resample.p_values`.
+    """
+    path = resolve(folder) / "figures.csv"
+    table = read_table(path)
+    choose(rule, sorted(set(table.index.get_level_values("rule"))), "decision rule in figures.csv")
+    table = table.xs(rule, level="rule").drop(columns=["null_draws", "null_defined", "run_sha256"])
+    metrics = [choose(name, METRICS, f"metric in {path}:") for name in table.index.get_level_values("metric")]
+    table.insert(0, "label", [METRICS[name].label for name in metrics])
+    table.insert(1, "unit", [METRICS[name].unit for name in metrics])
+    return table
+
+
+def no_signal(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns of the no-signal level of :func:`figures`, named as by :func:`dynmia.stats.resample.null_summary`."""
+    names = {"null_value": "value", "null_low": "low", "null_high": "high", "p": "p"}
+    return table[list(names)].rename(columns=names)

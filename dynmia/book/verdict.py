@@ -66,7 +66,7 @@ def beside_paper(table: pd.DataFrame, paper: str | Path, dataset: str) -> pd.Dat
 
     The two are at different scale (see the setting column), so this is a comparison of direction and size, not a test.
     """
-    values = read_table(Path(paper), "git checkout data/paper.csv", "paper.csv").reset_index()
+    values = read_table(paper, "paper.csv").reset_index()
     rows = []
     for _, entry in values[(values.dataset == dataset) & values.metric.isin(list(METRICS))].iterrows():
         row, metric = table.loc[entry.metric], METRICS[entry.metric]

@@ -1,8 +1,7 @@
-"""What several chapters need: panels in the style of the study, labels with units, and the released tables."""
+"""What several chapters need: panels in the style of the study, and labels with units."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,10 +13,7 @@ from matplotlib.axes import Axes
 
 from ..book.cells import cell
 from ..book.plots import STYLE
-from ..book.tables import read_table
 from ..dynamics.metrics import METRICS
-from ..store.folder import write_atomic
-from ..store.run import resolve
 
 
 @contextmanager
@@ -55,24 +51,3 @@ def titled(metric: str) -> str:
     """Label of a metric of :data:`dynmia.dynamics.metrics.METRICS`, with its unit if it has one."""
     label, unit = METRICS[metric].label, METRICS[metric].unit
     return f"{label} ({unit})" if unit else label
-
-
-def released(
-    name: str, maker: str, folder: str | os.PathLike[str] = "data", index: Sequence[str] | None = None
-) -> pd.DataFrame:
-    """The table ``name`` in ``folder``, sorted by ``index`` if that is given.
-
-    Raises:
-        UserError: it is missing or damaged; the message names the command, ``python -m dynmia.chapters.MAKER``.
-    """
-    path = resolve(folder) / name
-    table = read_table(path, f"python -m dynmia.chapters.{maker}", name).reset_index()
-    return table.set_index(list(index)).sort_index() if index else table
-
-
-def release(
-    table: pd.DataFrame, name: str, made: str, folder: str | os.PathLike[str] = "data", digits: int = 7
-) -> None:
-    """Write ``table`` into ``folder`` under a first line that says how it was made; its index only if that is named."""
-    text = table.to_csv(index=any(table.index.names), float_format=f"%.{digits}g")
-    write_atomic(resolve(folder) / name, f"# made by: python -m dynmia.chapters.{made}\n{text}".encode())

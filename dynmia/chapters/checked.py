@@ -11,14 +11,16 @@ import xarray as xr
 from scipy import stats
 from sklearn import metrics as sk
 
-from ..attack.lira import ATTACKS, lira_scores
+from ..attack.lira import lira_scores
 from ..attack.others import attack_scores
+from ..attack.parts import halves
 from ..attack.plane import LEVELS, rate_interval, vulnerability_plane
+from ..attack.scoring import LIRA, Scoring
 from ..dynamics import cloud as dyn
 from ..dynamics.markov import passage
 from ..dynamics.metrics import METRICS
 from ..stats.agreement import overlap, rank_agreement
-from ..stats.intervals import halves, interval
+from ..stats.intervals import interval
 from ..stats.resample import p_values
 from . import oracles
 from ._shared import titled
@@ -42,7 +44,7 @@ def comparisons(run: xr.Dataset) -> pd.DataFrame:
         difference = float(np.max(np.abs(np.asarray(got, float) - np.asarray(expected, float))))
         rows.append([quantity, ours, oracle, difference, tolerance])
 
-    for attack in ATTACKS:
+    for attack in LIRA:
         row(f"LiRA {attack}, {len(OPTIONS)} options", "lira_scores", "loop, scipy.stats.norm",
             [lira_scores(phi, keep, attack=attack, centre=c, variance=v) for c, v in OPTIONS],
             [oracles.lira_loop(phi, keep, attack, c, v) for c, v in OPTIONS])  # fmt: skip
@@ -52,9 +54,9 @@ def comparisons(run: xr.Dataset) -> pd.DataFrame:
         ("rmia", "loop over pairs", oracles.rmia_loop(phi, keep), TOLERANCE),
         ("rmia-offline", "loop over pairs", oracles.rmia_loop(phi, keep, 0.3), TOLERANCE),
     ):
-        got = attack_scores(phi, keep, labels, attack=attack)
-        row(f"attack {attack}", f'attack_scores(attack="{attack}")', oracle, got, expected, tolerance)
-    plane, second = vulnerability_plane(run, variance="pooled"), oracles.Second(paths, keep, run.epoch.values)
+        got = attack_scores(phi, keep, labels, Scoring(attack))
+        row(f"attack {attack}", f'Scoring("{attack}")', oracle, got, expected, tolerance)
+    plane, second = vulnerability_plane(run, Scoring(variance="pooled")), oracles.Second(paths, keep, run.epoch.values)
     row("FPR and TPR of each sample", "vulnerability_plane", "sklearn roc_curve, fractions",
         np.stack([plane.fpr, plane.tpr], -1), second.place)  # fmt: skip
     for name, (oracle, of) in oracles.ORACLES.items():
@@ -71,7 +73,7 @@ def comparisons(run: xr.Dataset) -> pd.DataFrame:
         dyn.spatial_entropy(plane), [oracles.entropy(place) for place in second.place])  # fmt: skip
 
     coarse = run.assign(phi=run.phi.isel(epoch=[-1]).round())  # whole numbers: many ties
-    tied, values = vulnerability_plane(coarse.isel(epoch=[-1]), attack="loss"), np.round(phi).ravel()
+    tied, values = vulnerability_plane(coarse.isel(epoch=[-1]), Scoring("loss")), np.round(phi).ravel()
     fpr, tpr, _ = sk.roc_curve(keep.ravel(), values)
     row("AUC, tied scores", "dynamics.auc", "sklearn roc_auc_score", dyn.auc(tied),
         sk.roc_auc_score(keep.ravel(), values))  # fmt: skip
@@ -94,7 +96,7 @@ def comparisons(run: xr.Dataset) -> pd.DataFrame:
     row("Wilson interval, 0 to 10 of 10", "rate_interval", "scipy binomtest",
         rate_interval(hits, xr.DataArray(10)).to_array().T, [[ci.low, ci.high] for ci in exact])  # fmt: skip
 
-    other = vulnerability_plane(run, attack="offline-cdf")
+    other = vulnerability_plane(run, Scoring("offline-cdf"))
     average = [p.advantage.values.mean(0) for p in (plane, other)]
     row("Spearman's correlation of two planes", "rank_agreement", "scipy spearmanr", rank_agreement(plane, other),
         stats.spearmanr(*average).statistic)  # fmt: skip

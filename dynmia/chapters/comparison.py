@@ -12,14 +12,13 @@ import pandas as pd
 import xarray as xr
 from scipy import stats
 
-from ..book.campaign import no_signal
+from ..book import maker
 from ..book.cells import band, cell
 from ..book.compare import DATASETS, labels
-from ..book.tables import read_table
+from ..book.tables import no_signal, read_table
 from ..book.verdict import CLAIMS, compare
 from ..dynamics.metrics import METRICS
-from ..pool.complexity import DIGITS
-from ..stats.trends import ordered, rank_trend
+from ..stats.trends import directions, rank_trend
 
 
 def accuracy(run: xr.Dataset, gap: bool = False) -> tuple[float, float, float]:
@@ -55,7 +54,7 @@ def side_by_side(
     """One table: for each metric a row a run, for each decision rule ``value [interval]`` and the no-signal level.
 
     Args:
-        figures: rule to the table of :func:`dynmia.book.campaign.figures`.
+        figures: rule to the table of :func:`dynmia.book.tables.figures`.
         runs: by name; the accuracy on the held-out set is added from them, its no-signal level is that of guessing.
         metrics: of ``METRICS``.
     """
@@ -82,7 +81,8 @@ def orders(
     """For each metric, whether it rises from each run to the next, and the order."""
     steps = [f"{words[a]} to {words[b]}" for a, b in itertools.pairwise(runs)]
     table = pd.DataFrame(
-        {METRICS[m].label: ordered(pd.DataFrame([figures.loc[(run, m)] for run in runs])) for m in metrics}, index=steps
+        {METRICS[m].label: directions(pd.DataFrame([figures.loc[(run, m)] for run in runs])) for m in metrics},
+        index=steps,
     ).T.rename_axis("metric")
     falls, opens = (table == "falls").any(axis=1), (table == "open").any(axis=1)
     return table.assign(order=np.where(falls, "broken", np.where(opens, "not decided", "holds")))
@@ -141,7 +141,7 @@ def complexity_table(complexity: pd.DataFrame) -> pd.DataFrame:
     """The measures of every pool as printed: ``value [interval]`` and the no-signal level, one column a data set."""
     columns: dict[str, dict[str, str]] = {}
     for (data, measure), row in complexity.iterrows():  # type: ignore[misc]
-        line, digits = f"{row.label} ({row.unit})".replace(" ()", ""), DIGITS[measure]
+        line, digits = f"{row.label} ({row.unit})".replace(" ()", ""), maker("complexity").DIGITS[measure]
         column = columns.setdefault(f"{DATASETS[data]}, n = {row.samples:,}", {})
         column[line] = cell(row.value, row.low, row.high, digits)
         if np.isfinite(row.null_low):
@@ -178,7 +178,7 @@ def rank_sentence(figures: pd.DataFrame, complexity: pd.DataFrame, measures: Seq
 
 def paper_table(figures: Mapping[str, pd.DataFrame], runs: Mapping[str, str], path: str | Path) -> pd.DataFrame:
     """The paper's values for the data sets of ``runs`` (data set to run name) beside ours under each rule."""
-    values, rows = read_table(Path(path), "git checkout data/paper.csv", "paper.csv").reset_index(), {}
+    values, rows = read_table(path, "paper.csv").reset_index(), {}
     for _, entry in values[
         values.metric.isin(["displacement", "entropy_change", "transition_peak", "speed_mean"])
     ].iterrows():

@@ -1,7 +1,7 @@
 """Early warning: who will be vulnerable at the end, told from the plane up to a checkpoint, by honest prediction.
 
 Scores that need fitting are fitted on one half of the samples and judged on the other. "Now" and "at the end" come
-from the same models, so part of what looks like foresight is shared noise: :func:`halves` makes them disjoint.
+from the same models, so part of what looks like foresight is shared noise: :func:`disjoint_halves` takes it away.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from ..attack.parts import part_of
 from ..attack.plane import vulnerability_plane
 from ..dynamics import cloud as dyn
 from ..dynamics.cloud import Weights
@@ -39,7 +40,7 @@ def stay(plane: xr.Dataset, weights: Weights = None) -> xr.DataArray:
     now = dyn.vulnerable(plane)
     entered = xr.apply_ufunc(np.maximum.accumulate, now, kwargs={"axis": now.get_axis_num("epoch")})
     stays = (now == entered).all("epoch") & entered.isel(epoch=-1, drop=True)
-    return dyn.ratio(entered & stays, entered, weights)
+    return dyn.share_of(entered & stays, entered, weights)
 
 
 def first_reach(plane: xr.Dataset, weights: Weights = None, share: float = 0.7) -> xr.DataArray:
@@ -68,14 +69,14 @@ def by_then(table: pd.DataFrame, wanted: float, share: float = EARLY) -> str:
     return "not reached" if len(after) and after.high.iloc[0] < wanted else "open"
 
 
-def halves(run: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
-    """Runs of disjoint halves of the models, on the samples that :func:`~dynmia.stats.hardness.half_of` keeps in both.
+def disjoint_halves(run: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
+    """Runs of disjoint halves of the models, on the samples that :func:`~dynmia.stats.part_of` keeps in both.
 
     Raises:
         UserError: it keeps none.
     """
-    models = hardness.halves(run.sizes["model"])
-    parts = [hardness.half_of(run, models[name]) for name in ("a", "b")]
+    models = hardness.numbers_of_parts(run.sizes["model"])
+    parts = [part_of(run, models[name]) for name in ("a", "b")]
     common = parts[0].sample[parts[0].sample.isin(parts[1].sample)]
     if not common.size:
         raise UserError("no sample has in- and out-models enough in both halves: use more shadow models.")
@@ -131,7 +132,7 @@ def control(run: xr.Dataset, rule: str = "fpr@0.01", *, score: str = "average", 
         As :func:`prediction`, with dim kind (``KINDS``) instead of score. Values, bounds and chance are means over both
         ways to choose the half that predicts, so the interval is, if anything, wide.
     """
-    planes = [vulnerability_plane(part, rule) for part in halves(run)]
+    planes = [vulnerability_plane(part, rule) for part in disjoint_halves(run)]
     outcomes = [dyn.vulnerable(plane).isel(epoch=-1, drop=True) for plane in planes]
     kinds = []
     for ends in (outcomes, outcomes[::-1]):

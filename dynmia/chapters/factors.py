@@ -73,10 +73,9 @@ def contrasts(
             chance = [at_epochs(one, epochs).isel(draw=0) for one in noise]
             for metric in STATE:
                 first, second = both[metric]
-                found = contrast(second, first, metric, how)
                 values = [float(one[metric][1] - one[metric][0]) for one in chance] or [np.nan]
                 rows[run, matching, metric] = {
-                    **found, "null_low": min(values), "null_high": max(values),
+                    **contrast(second, first, metric, how), "null_low": min(values), "null_high": max(values),
                     "epoch": epochs[run], "reference_epoch": epochs[reference],
                     "run_value": float(both[metric][1, 0]), "reference_value": float(both[metric][0, 0]),
                 }  # fmt: skip

@@ -116,3 +116,38 @@ def gallery(plane: xr.Dataset, images: np.ndarray, count: int = 6) -> Figure:
             axis.set(xlabel="FPR", ylabel="TPR" if column == 0 else "")
             axis.tick_params(labelsize=7)
     return figure
+
+
+def hardness_sentences(table: pd.DataFrame) -> list[str]:
+    """Sentences on a table of relations: the strongest measure, the paper's two claims, what the control leaves."""
+    rows = table.xs("spearman", level="kind")
+    strongest = rows.xs(("all", "other half"), level=("samples", "models")).value.abs().idxmax()
+
+    def said(measure: str, subset: str, models: str, kind: str = "spearman") -> str:
+        row, noise = table.loc[measure, subset, models, kind], table.loc[measure, subset, "no signal", kind]
+        if not np.isfinite(row.value):
+            return "not to be had from so few samples"
+        side = "outside" if row.low > noise.high or row.high < noise.low else "not clear of"
+        return (
+            f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}], {side} the no-signal range of "
+            f"{noise.low:.2f} to {noise.high:.2f}" + (f" (p = {row.p:.2g})" if np.isfinite(row.p) else "")
+        )
+
+    sentences = [
+        f"Across disjoint halves the strongest measure on all samples is {MEASURES[str(strongest)].split(' (')[0]}: "
+        f"Spearman correlation {said(str(strongest), 'all', 'other half')}."
+    ]
+    for name in ("epistemic_all", "epistemic_out", "gradient_in"):
+        if name in rows.index.get_level_values("measure"):
+            word = MEASURES[name].split(" (")[0].capitalize()
+            same, other = (said(name, "vulnerable", models, "pearson") for models in ("all models", "other half"))
+            sentences.append(f"{word} among the vulnerable samples: Pearson correlation {same}; across halves {other}.")
+    weak = rows.loc["gradient_in", "vulnerable", "all models"].value if "gradient_in" in rows.index else np.nan
+    strong = rows.loc["epistemic_all", "vulnerable", "all models"].value
+    if np.isfinite(weak):
+        better = "epistemic uncertainty" if abs(strong) > abs(weak) else "the gradient norm"
+        sentences.append(
+            f"{better[0].upper()}{better[1:]} ranks the vulnerable samples better: Spearman correlation {strong:.2f} "
+            f"for epistemic uncertainty of all models, {weak:.2f} for the gradient norm of the in-models."
+        )
+    return sentences

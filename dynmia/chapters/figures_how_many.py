@@ -9,13 +9,15 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
+from ..book import maker
 from ..book.plots import INK, NULL
 from ..dynamics.metrics import METRICS
-from ..stats.precision import AGREEMENT, WANTED, required_shadow_models, spread_law
-from ..stats.retest import LABELS
 from ._shared import log_axis, panels
 from .how_many import CHECK, Z, effect, looks
+from .retest import LABELS
 
+precision = maker("precision")
+AGREEMENT, WANTED = precision.AGREEMENT, precision.WANTED
 SHADES = {"fpr@0.01": "#D55E00", "bayes": "#0072B2"}
 
 
@@ -71,14 +73,14 @@ def required_panels(
         for run, look in looks(tables).items():
             deff = effect(measured, run, rule)[1]
             # invert the function at a half-width of 0.02: N grows with its inverse square
-            needed = [required_shadow_models(0.02, plane=planes[run], design_effect=d) for d in (1.0, deff)]
+            needed = [precision.required_shadow_models(0.02, plane=planes[run], design_effect=d) for d in (1.0, deff)]
             scale = 0.02 * np.sqrt(needed)
             noise = (measured.loc[run, rule].noise_disjoint.dropna() ** 2).groupby(level="models").mean() ** 0.5
             axes[0].plot(grid, scale[0] / np.sqrt(grid), color=look["color"], ls="--", lw=1)
             axes[0].plot(grid, scale[1] / np.sqrt(grid), **look)
             axes[0].plot(noise.index, Z * noise, "o", color=look["color"], ms=5)
             for axis, name in zip(axes[1:], ("advantage", "vulnerable")):
-                value, low, high = Z * spread_law(tables[run], rule, name).predict(grid)
+                value, low, high = Z * precision.spread_law(tables[run], rule, name).predict(grid)
                 axis.fill_between(grid, low, high, color=look["color"], alpha=0.18, lw=0)
                 axis.plot(grid, value, **look)
                 for corrected, part in tables[run].loc[rule, name, :].groupby("corrected"):

@@ -13,11 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from ..book import maker
 from ..book.compare import DATASETS, MARKERS, curves, errors, grid, shaded
 from ..book.plots import COLOURS, INK, NULL, STYLE
 from ..dynamics import cloud as dyn
 from ..dynamics.metrics import METRICS
-from ..pool.complexity import MEASURES
 from ..stats.matching import Nulls, Planes
 from ..stats.trends import Law, rank_trend
 
@@ -46,7 +46,7 @@ def against_complexity(
             axis.errorbar(a.value, b.value, xerr=errors(a), yerr=errors(b), **look)
         rho, p = rank_trend(x.value.to_numpy(), y.value.to_numpy())
         axis.set_title(f"rank correlation {rho:.1f}, p = {p:.3f}", fontsize=8)
-        label, unit, _ = MEASURES[measure]
+        label, unit, _ = maker("complexity").MEASURES[measure]
         axis.set(xlabel=f"{label}\n({unit})".replace("\n()", ""), ylabel=_name(metric))
         axis.label_outer(remove_inner_ticks=False)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(names))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,7 +17,7 @@ from ..book.compare import MARKERS
 from ..book.plots import COLOURS, INK, NULL
 from ..dynamics import cloud as dyn
 from ._shared import bars, legend_outside, panels, titled
-from .definitions import RUNS, SETS, Choice
+from .definitions import RUNS, SETS
 from .sensitivity import OUTCOMES
 
 SHADES = ["#F4F4F4", "#D55E00", "#F0E442", "#56B4E9"]  # of OUTCOMES, in their order
@@ -24,7 +25,7 @@ SIGNS = ["", "–", "?", "+"]
 LINES = ["-", "--", "-.", ":"]
 
 
-def matrix(words: pd.DataFrame, among: Sequence[Choice]) -> Figure:
+def matrix(words: pd.DataFrame, among: Sequence[Any]) -> Figure:
     """Conclusions (rows) against choices (columns): which hold, from :func:`dynmia.chapters.sensitivity.outcomes`."""
     codes = words.map(OUTCOMES.index).to_numpy()
     with panels(1, 1, (10.5, 0.32 * len(words) + 2.4), grid=False) as (figure, [[axis]]):
@@ -45,7 +46,7 @@ def matrix(words: pd.DataFrame, among: Sequence[Choice]) -> Figure:
     return figure
 
 
-def values(table: pd.DataFrame, among: Sequence[Choice], metrics: Sequence[str], noise: str) -> Figure:
+def values(table: pd.DataFrame, among: Sequence[Any], metrics: Sequence[str], noise: str) -> Figure:
     """One panel a metric: its value and interval under each choice, one colour a data set; grey is no signal.
 
     Args:

@@ -12,13 +12,14 @@ import xarray as xr
 from matplotlib.figure import Figure
 from scipy import stats
 
+from ..attack.parts import part_of
 from ..attack.plane import vulnerability_plane
 from ..book.cells import cell
 from ..book.compare import MARKERS
 from ..book.plots import INK, NULL
 from ..book.tables import read_table
 from ..dynamics.metrics import METRICS
-from ..stats.intervals import figures, interval, some_models
+from ..stats.intervals import figures, interval
 from ..store.run import resolve
 from ._shared import legend_outside, panels, said, titled
 
@@ -28,8 +29,8 @@ OVERS = ("samples", "models", "both")
 
 
 def load(folder: str | os.PathLike[str] = "data") -> pd.DataFrame:
-    """The released table of :mod:`dynmia.stats.coverage`, index (scenario, over, method, metric)."""
-    return read_table(resolve(folder) / "coverage.csv", "python -m dynmia.stats.coverage")
+    """The released table ``coverage.csv``, index (scenario, over, method, metric)."""
+    return read_table(resolve(folder) / "coverage.csv")
 
 
 def judge(row: pd.Series) -> str:
@@ -104,7 +105,7 @@ def one_model(runs: Mapping[str, xr.Dataset], rule: str, only: Sequence[str]) ->
         fit = run.train_accuracy.values[-1]
         worst = int(fit.argmin())
         others = np.delete(np.arange(len(fit)), worst)
-        parts = {"all": (run, fit[worst]), f"without number {worst}": (some_models(run, others), fit[others].mean())}
+        parts = {"all": (run, fit[worst]), f"without number {worst}": (part_of(run, others), fit[others].mean())}
         for word, (part, accuracy) in parts.items():
             table = interval(part, rule, "both", only=only)
             cells = {titled(metric): said(table.loc[metric], METRICS[metric].digits) for metric in only}
@@ -122,7 +123,7 @@ def regrouped(runs: Sequence[xr.Dataset], rule: str = "fpr@0.01", partitions: in
     rng, variance = np.random.default_rng(0), []
     for _ in range(partitions):
         parts = np.array_split(rng.permutation(pool.sizes["model"]), len(runs))
-        planes = [vulnerability_plane(some_models(pool, np.sort(part)), rule) for part in parts]
+        planes = [vulnerability_plane(part_of(pool, np.sort(part), least=3), rule) for part in parts]
         variance.append(figures(planes).var())
     return pd.DataFrame(variance).mean() ** 0.5
 

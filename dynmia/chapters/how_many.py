@@ -8,15 +8,18 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from ..book import maker
 from ..book.cells import cell
 from ..book.compare import DATASETS
 from ..book.plots import COLOURS
 from ..dynamics import cloud as dyn
 from ..dynamics.metrics import METRICS
-from ..stats.precision import AGREEMENT, WANTED, design_effects, required_shadow_models, spread_law
-from ..stats.retest import LEAK
 from ._shared import said, titled
+from .retest import LEAK
 
+precision = maker("precision")
+required = precision.required_shadow_models
+AGREEMENT, WANTED = precision.AGREEMENT, precision.WANTED
 Z = 1.96
 CHECK = 0.15  # the paper's: coefficient of variation of advantage over populations
 
@@ -33,7 +36,7 @@ def looks(names: Iterable[str]) -> dict[str, dict]:
 
 def effect(measured: pd.DataFrame, run: str, rule: str) -> tuple[int, float]:
     """The largest number of models with a measured design effect, and the effect (at least 1)."""
-    found = design_effects(measured.loc[run])[rule]
+    found = precision.design_effects(measured.loc[run])[rule]
     return int(found.index[-1]), max(1.0, float(found.iloc[-1]))
 
 
@@ -54,7 +57,7 @@ def agreement_table(measured: pd.DataFrame) -> pd.DataFrame:
     """Means over subsets: scored share, agreement with the whole and between disjoint subsets, design effect."""
     rows = {}
     for run, here in measured.groupby(level="run", sort=False):
-        effects = design_effects(here.droplevel("run"))
+        effects = precision.design_effects(here.droplevel("run"))
         for (rule, models), part in here.groupby(level=["rule", "models"], sort=False):
             mean = part.mean()
             if np.isnan(mean.rank_full):  # the whole itself, which comes first
@@ -78,7 +81,7 @@ def required_table(measured: pd.DataFrame, planes: Mapping[str, Mapping[str, xr.
     """Models for a half-width of a sample's advantage: at the rates of all, and of the leaking, samples.
 
     Args:
-        measured: of :func:`dynmia.stats.precision.load`.
+        measured: ``precision.csv``.
         planes: by rule, then run, with all models.
     """
     rows = {}
@@ -88,11 +91,11 @@ def required_table(measured: pd.DataFrame, planes: Mapping[str, Mapping[str, xr.
             leaking = plane.isel(sample=np.flatnonzero(plane.advantage[-1] >= LEAK))
             for width in (0.3, 0.2, 0.1):
                 rows[rule, label(run), f"{width:g}"] = {
-                    "worst case": required_shadow_models(width),
-                    "all samples": required_shadow_models(width, plane=plane),
-                    "all samples, design effect": required_shadow_models(width, plane=plane, design_effect=deff),
-                    "leaking samples, design effect": required_shadow_models(width, plane=leaking, design_effect=deff),
-                    "worst case, design effect": required_shadow_models(width, design_effect=deff),
+                    "worst case": required(width),
+                    "all samples": required(width, plane=plane),
+                    "all samples, design effect": required(width, plane=plane, design_effect=deff),
+                    "leaking samples, design effect": required(width, plane=leaking, design_effect=deff),
+                    "worst case, design effect": required(width, design_effect=deff),
                 }
     return pd.DataFrame.from_dict(rows, "index").rename_axis(["rule", "run", "half-width"])
 
@@ -106,7 +109,7 @@ def held_back(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     for run, table in tables.items():
         for (rule, metric), part in table.groupby(level=["rule", "metric"], sort=False):
             for (_, _, models), row in (part if (part.spread > 0).all() else part.iloc[:0]).iterrows():
-                value, low, high = spread_law(table, rule, metric, leave_out=models).predict(models)[:, 0]
+                value, low, high = precision.spread_law(table, rule, metric, leave_out=models).predict(models)[:, 0]
                 rows[run, rule, metric, models] = {"ratio": row.spread / value, "inside": low <= row.spread <= high}
     return pd.DataFrame.from_dict(rows, "index").rename_axis(["run", "rule", "metric", "models"])
 
@@ -140,7 +143,7 @@ def verdict(
                 f"'vulnerable' labels are not shared; labels at random would lose {100 - 100 * share:.0f} %."
             )
             size, deff = effect(measured, run, rule)
-            alone, needed = (required_shadow_models(width, plane=plane, design_effect=d) for d in (1.0, deff))
+            alone, needed = (required(width, plane=plane, design_effect=d) for d in (1.0, deff))
             sentences.append(
                 f"{name}: a sample's advantage varies {deff:.1f} times as much between disjoint sets as independent "
                 f"trials would (N = {size}), so a half-width of {width:g} takes {needed} models instead of {alone}."
@@ -158,7 +161,7 @@ def verdict(
 
 
 def retest_verdict(found: Mapping[str, pd.DataFrame]) -> list[str]:
-    """The paper's check, and agreement against sampling noise, from each rule's :func:`dynmia.stats.retest.retest`.
+    """The paper's check, and agreement against sampling noise, from each rule's :func:`dynmia.chapters.retest.retest`.
 
     The check holds if the whole interval over populations lies below ``CHECK``, fails if it lies above, else is open.
     """

@@ -8,11 +8,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ..book import maker
 from ..book.cells import cell
 from ..book.plots import COLOURS, INK, NULL
 from ._shared import log_axis, panels
-from .markov import COSTLY, HIDDEN, LEVEL, MATTERS, NULLS, TESTS
+from .markov import COSTLY, HIDDEN, MATTERS
 
+NULLS = maker("markov").NULLS
+LEVEL, TESTS = maker("markov-calibration").LEVEL, maker("markov-calibration").TESTS
 DASH = "–"
 TIMES = {"ever": "ever vulnerable (%)", "entry": "first entry (epoch)", "stay": "first stay (epochs)"}
 READINGS = {

@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ..book import maker
 from ..book.plots import COLOURS, INK, NULL
 from ..dynamics.metrics import METRICS
-from ..stats.noise import CALIBRATED, LEVEL, expected_rates
 from ._shared import bars, log_axis, panels, said
 
+CALIBRATED, LEVEL = maker("null-calibration").CALIBRATED, maker("null-calibration").LEVEL
+expected_rates = maker("null-bias").expected_rates
 BIAS = {  # the columns of figure and table, in the order in which they are shown
     "dynamic": "mean advantage (thousandths)", "displacement": "displacement (thousandths)",
     "entropy_change": "entropy change (bits)", "vulnerable": "vulnerable at the end (%)",
@@ -35,7 +37,7 @@ def explained(table: pd.DataFrame) -> pd.DataFrame:
     NaN for metrics that are an epoch: a date has no share.
 
     Args:
-        table: from :func:`dynmia.book.campaign.figures`, index (run, metric).
+        table: from :func:`dynmia.book.tables.figures`, index (run, metric).
 
     Returns:
         Index (run, metric), columns value, low, high, the mean and the 95 % range of the no-signal populations.
@@ -113,9 +115,9 @@ def verdict(tables: Mapping[str, pd.DataFrame], bias: pd.DataFrame, rates: pd.Da
     """Sentences, computed: what the no-signal level explains, the bias at ``models``, whether the test keeps its level.
 
     Args:
-        tables: for each rule, from :func:`dynmia.book.campaign.figures`.
-        bias: index (variance, design, models, rule, metric), from :func:`dynmia.stats.noise.bias`.
-        rates: from :func:`dynmia.stats.noise.rejection_rates`.
+        tables: for each rule, from :func:`dynmia.book.tables.figures`.
+        bias: index (variance, design, models, rule, metric), from ``null-bias.csv``.
+        rates: from :func:`rejection_rates` of ``data/null-calibration.py``.
     """
     sentences = []
     for rule, table in tables.items():

@@ -1,8 +1,6 @@
 """Rare features: are those feature vectors and texts memorised that have one, such as a word, that few others have.
 
 The rarest feature of a sample is told from the pool alone, so it shares no noise with the models.
-
-    python -m dynmia.chapters.rarity        # rarity.csv: needs the data sets
 """
 
 from __future__ import annotations
@@ -14,56 +12,27 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
-from ..book.campaign import entries
 from ..book.cells import cell
 from ..book.compare import grid, shaded
 from ..book.plots import STYLE, band
-from ..book.tables import script
+from ..book.tables import read_table
 from ..dynamics import cloud as dyn
-from ..pool.datasets import load_dataset
-from ..pool.pool import make_pool
 from ..stats.correlations import correlation, halved_targets, null_correlations, null_vulnerability, over_both
 from ..stats.matching import Planes
 from ..stats.resample import bootstrap_weights, p_values, quantiles
 from ..store.run import resolve
-from ._shared import release, released, said
+from ._shared import said
 
 PATH = "rarity.csv"
 GROUPS = {"no other": (1, 1), "one other": (2, 2), "2 to 4": (3, 5), "5 to 9": (6, 10), "10 or more": (11, np.inf)}
 SHADES = ("#440154", "#3b528b", "#21918c", "#5ec962", "#bddf26")  # viridis, dark: rare
 
 
-def rarest(features: np.ndarray) -> np.ndarray:
-    """How many samples have the rarest of a sample's features, itself included, (n,); NaN for a sample without any.
-
-    Args:
-        features: (n, D); a feature is there if it is not 0.
-    """
-    there = features != 0
-    least = np.where(there, there.sum(0), np.inf).min(1)
-    return np.where(there.any(1), least, np.nan)
-
-
-def compute() -> pd.DataFrame:
-    """Of every sample in the pools of chapter 19 that hold no images: columns run, sample, rarest, features.
-
-    :func:`rarest`, and how many features a sample has (of a text: how many different words).
-    """
-    tables = []
-    for entry in entries(only="19"):
-        pool = make_pool(entry.study, load_dataset(entry.study.dataset))
-        if pool.shape[1:] == (1, 1):
-            values = pool.images[:, 0, 0]
-            found = {"rarest": rarest(values), "features": (values != 0).sum(1)}
-            tables.append(pd.DataFrame({"run": entry.name, "sample": pool.sample_id} | found))
-    return pd.concat(tables).reset_index(drop=True)
-
-
 def of_runs(planes: Planes, folder: str = "data", column: str = "rarest") -> dict[str, xr.DataArray]:
-    """A released ``column`` of :func:`compute` for the runs in ``planes`` that have one; empty without a table."""
+    """A ``column`` of ``rarity.csv`` for the runs in ``planes`` that have one; empty without a table."""
     if not (resolve(folder) / PATH).exists():
         return {}
-    table = released(PATH, "rarity", folder, index=["run", "sample"])[column]
+    table = read_table(resolve(folder) / PATH)[column].sort_index()
     there = [run for run in planes if run in table.index.unique("run")]
     return {run: table.loc[run].to_xarray().reindex(sample=planes[run].sample) for run in there}
 
@@ -76,7 +45,7 @@ def relate(
     draws: int = 50,
     given: xr.DataArray | None = None,
 ) -> pd.Series:
-    """Spearman correlation of dynamic vulnerability with :func:`rarest`: value, low, high, null_low, null_high, p, n.
+    """Spearman correlation of dynamic vulnerability with a value a sample: value, low, high, null_low, null_high, p, n.
 
     The interval is over models and samples; the no-signal level over ``draws`` redrawn keep masks. With ``given``, a
     value a sample, it is the partial rank correlation, where ``given`` is held fixed.
@@ -161,12 +130,3 @@ def panels(found: dict[str, dict[str, tuple[int, xr.DataArray, np.ndarray]]]) ->
         )
     axes[0, 0].set(ylabel="vulnerable (%)", ylim=(0, None))
     return figure
-
-
-def main() -> None:
-    """Write ``data/rarity.csv``."""
-    release(compute(), PATH, "rarity")
-
-
-if __name__ == "__main__":
-    script(main, PATH)

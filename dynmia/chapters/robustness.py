@@ -1,122 +1,22 @@
-"""Which conclusions of the study survive another attack: every attack's figures, beside its own no-signal level.
-
-``python -m dynmia.chapters.robustness [folder]`` makes ``attacks.csv`` from the runs in ``folder``.
-"""
+"""Which conclusions of the study survive another attack: every attack's figures, beside its own no-signal level."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from itertools import pairwise, product
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
-import numpy as np
 import pandas as pd
-import xarray as xr
 
-from ..book import campaign
-from ..book.tables import script
+from ..book import maker
 from ..book.verdict import compare
-from ..dynamics.cloud import dynamic_vulnerability, states
-from ..dynamics.metrics import EARLY, METRICS
-from ..stats.agreement import overlap, rank_agreement
-from ..stats.intervals import every
-from ..stats.resample import null_planes, null_table, p_values, quantiles
-from ._shared import release
+from ..dynamics.metrics import METRICS
 
 Tables = Mapping[str, Mapping[str, pd.DataFrame]]
-NAMES = {  # in the order of what the attacker knows about each sample
-    "online": "LiRA",
-    "offline-cdf": "offline LiRA, one-sided",
-    "offline-density": "offline LiRA, two-sided",
-    "rmia": "RMIA",
-    "rmia-offline": "offline RMIA",
-    "shokri": "shadow classifier",
-    "loss": "loss threshold",
-}
-PATH, INDEX = "attacks.csv", ["run", "attack", "metric"]
-AT_THE_ENDS = ("auc", "tpr_1pct", "tpr_01pct", "displacement", "entropy_change", "vulnerable", "early_recall")
-ALONG_THE_WAY = (*AT_THE_ENDS, "transition_peak", "transition_peak_epoch", "dynamic")
-
-
-def ends(run: xr.Dataset) -> xr.Dataset:
-    """The run at its first and last checkpoint and at 3/8 of training: all that ``AT_THE_ENDS`` needs."""
-    early = run.epoch.sel(epoch=EARLY * float(run.epoch[-1]), method="pad")
-    return run.sel(epoch=np.unique([int(run.epoch[0]), int(early), int(run.epoch[-1])]))
-
-
-def measure(
-    run: xr.Dataset, attack: str, rule: str = "fpr@0.01", *, only: Sequence[str] = AT_THE_ENDS,
-    null: int | Iterable[xr.Dataset] = 5,
-) -> pd.DataFrame:  # fmt: skip
-    """The figures of one run under one attack.
-
-    Args:
-        run, rule: as for :func:`dynmia.attack.plane.vulnerability_plane`.
-        attack: its name.
-        only: metrics.
-        null: draws of the permutation null, or its planes.
-
-    Returns:
-        Index metric; columns value, low, high (:func:`dynmia.stats.intervals.every`), null_value, null_low,
-        null_high, p.
-    """
-    planes = null_planes(run, rule, draws=null, attack=attack) if isinstance(null, int) else null
-    drawn, table = null_table(planes, only), every(run, rule, only=only, attack=attack)[["value", "low", "high"]]
-    return table.join(quantiles(drawn).add_prefix("null_")).assign(p=p_values(table.value, drawn))
-
-
-def final(plane: xr.Dataset) -> xr.Dataset:
-    """All that :mod:`dynmia.stats.agreement` reads of a plane: dynamic vulnerability, and the states at the end."""
-    advantage = dynamic_vulnerability(plane).expand_dims("epoch")
-    return xr.Dataset({"advantage": advantage, "state": states(plane).isel(epoch=[-1]).drop_vars("epoch")})
-
-
-def _job(job: tuple[xr.Dataset, str, str, int, bool]) -> tuple[pd.DataFrame, list[xr.Dataset]]:
-    """One run under one attack; of the main run with metrics along the way and the end of every redrawn plane."""
-    run, attack, rule, null, main = job
-    finals = []
-
-    def planes() -> Iterator[xr.Dataset]:  # one at a time: two hundred would fill the memory
-        for plane in null_planes(run, rule, draws=null, attack=attack):
-            if main:
-                finals.append(final(plane))
-            yield plane
-
-    only = ALONG_THE_WAY if main else AT_THE_ENDS
-    return measure(run, attack, rule, only=only, null=planes()), finals
-
-
-def compute(folder: str | os.PathLike[str] = "data", rule: str = "fpr@0.01", null: int = 200) -> pd.DataFrame:
-    """:func:`measure` of every run of chapter 08 in ``folder`` under every attack, two processes at once.
-
-    The first run is followed over all checkpoints. For it the redrawn populations also tell how far two attacks on the
-    same models agree without a signal: rows ``spearman`` and ``jaccard`` of each attack with the first one.
-
-    Returns:
-        Index (run, attack, metric).
-    """
-    runs = campaign.released("08", folder)
-    main, rows, noise = next(iter(runs)), {}, {}
-    jobs = [
-        (run if name == main else ends(run), a, rule, null, name == main) for name, run in runs.items() for a in NAMES
-    ]
-    with ProcessPoolExecutor(2) as pool:
-        for (name, attack), (table, planes) in zip(product(runs, NAMES), pool.map(_job, jobs)):
-            rows[name, attack] = table
-            if name == main:
-                noise[attack] = planes
-    first, *others = NAMES
-    for attack in others:
-        pairs = list(zip(noise[first], noise[attack]))
-        drawn = {"spearman": [float(rank_agreement(*pair)) for pair in pairs]}
-        drawn["jaccard"] = [float(overlap(*pair)) for pair in pairs]
-        rows[main, attack] = pd.concat([rows[main, attack], quantiles(pd.DataFrame(drawn)).add_prefix("null_")])
-    return pd.concat(rows, names=INDEX).astype(float)
+NAMES: dict[str, str] = maker("attacks").NAMES
 
 
 def tables_of(table: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
-    """What :func:`compute` found, by attack and run, without the rows of agreement and with labels and units."""
+    """The table ``attacks.csv``, by attack and run, without the rows of agreement and with labels and units."""
     found: dict[str, dict[str, pd.DataFrame]] = {attack: {} for attack in NAMES}
     for (run, attack), part in table.groupby(level=["run", "attack"], sort=False):
         part = part.droplevel(["run", "attack"])
@@ -143,7 +43,7 @@ def survival(tables: Tables, main: str, alike: Sequence[str], step: float) -> pd
     more samples end vulnerable than by chance, peak and recall are not asked for.
 
     Args:
-        tables: for each attack, for each run, the table of :func:`measure`; ``main`` is the run with ``ALONG_THE_WAY``.
+        tables: for each attack, for each run, the table of :func:`tables_of`; ``main`` is the run that has all metrics.
         main: name of that run.
         alike: runs that differ in the data set only.
         step: epochs between its checkpoints.
@@ -216,12 +116,3 @@ def verdict(
 def _side(row: pd.Series) -> str:
     """:func:`dynmia.book.verdict.compare` with the no-signal level of the same row."""
     return compare(row, pd.Series({"low": row.null_low, "high": row.null_high}))
-
-
-def main(folder: str = "data") -> None:
-    """Write ``attacks.csv`` into ``folder``."""
-    release(compute(folder), PATH, f"robustness {folder}; 200 redrawn masks, seed 0", folder)
-
-
-if __name__ == "__main__":
-    script(main, PATH)

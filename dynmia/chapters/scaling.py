@@ -12,7 +12,7 @@ from ..book.cells import cell
 from ..book.compare import DATASETS
 from ..dynamics import cloud as dyn
 from ..stats.resample import bootstrap_weights
-from ..stats.trends import Law, best_law, ordered
+from ..stats.trends import Law, best_law, directions
 from ..store.run import study_of
 
 CEILINGS = {"displacement": 1000.0, "vulnerable": 100.0, "auc_excess": 0.5}  # what no population can exceed
@@ -183,7 +183,7 @@ def pool_sentences(
         if len(table) < 2:
             sentences.append(f"{DATASETS[data]}: one pool size, nothing to compare.")
             continue
-        steps = ordered(table)
+        steps = directions(table)
         falls = steps.count("falls")
         text = f"{DATASETS[data]}: the displacement falls at {falls} of {len(steps)} steps between pool sizes"
         if data in laws:
@@ -192,7 +192,7 @@ def pool_sentences(
             text += (
                 f"; exponent {law.exponent:.2f} (95 % interval {law.low:.2f} to {law.high:.2f}, {law.form}), {side} 0"
             )
-        ends = {by: ordered(one.iloc[[0, -1]])[0] for by, one in equal[data].items()}
+        ends = {by: directions(one.iloc[[0, -1]])[0] for by, one in equal[data].items()}
         fitted = equal[data]["epochs"].train_accuracy
         words = {"falls": "falls", "rises": "rises", "open": "is not decided"}
         sentences.append(

@@ -24,12 +24,12 @@ import pandas as pd
 import xarray as xr
 
 from ..attack.plane import vulnerability_plane
-from ..book import campaign
+from ..book import tables as campaign
 from ..book.cells import band, cell, resolved
 from ..errors import UserError
 from ..stats import hardness, intervals
-from ..stats.retest import retest
 from ..store.run import open_run, resolve, study_of
+from .retest import retest
 
 VERDICTS = ("reproduced", "direction reproduced", "not reproduced", "not yet measured at this scale")
 ENDS = ("displacement", "entropy_change")  # metrics of which claims take ratios: of two checkpoints, the first and last
@@ -96,7 +96,7 @@ class Released:
 
     @functools.cached_property
     def figures(self) -> pd.DataFrame:
-        """The table of :func:`dynmia.book.campaign.figures`."""
+        """The table of :func:`dynmia.book.tables.figures`."""
         return campaign.figures(self.folder, self.rule)
 
     def figure(self, run: str, metric: str, rule: str = "") -> Measured:

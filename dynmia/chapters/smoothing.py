@@ -1,172 +1,25 @@
-"""How wrong are counts, and how wrong the smoothed planes? Bias, variance and mean squared error, and a recommendation.
-
-``python -m dynmia.chapters.smoothing`` measures all populations again and writes ``data/plane-error.csv``.
-"""
+"""How wrong are counts, and how wrong the smoothed planes? A rule, and what it recommends."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from platform import python_version
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy
 import xarray as xr
 from matplotlib.figure import Figure
 
-from ..attack.plane import vulnerability_planes
-from ..attack.smooth import ESTIMATES, smooth
+from ..attack.smooth import ESTIMATES
+from ..book import RULES, maker
 from ..book.plots import INK
-from ..book.tables import script
 from ..dynamics.metrics import METRICS
-from ..stats.simulate import Simulator
-from ..store.run import open_run, resolve
-from ._shared import bars, panels, release, released
+from ._shared import bars, panels
 
-RULES = ("fpr@0.01", "bayes")
-COUNTS = "counts"
-NOTHING = "no signal"
-SCENARIOS = {noise: Simulator(samples=200, checkpoints=2, noise=noise) for noise in ("normal", "heavy", "skewed")} | {
-    NOTHING: Simulator(samples=200, checkpoints=2, separation=0.0, spread_in=1.0)
-}
-POPULATIONS = {10: 100, 20: 100, 40: 100, 128: 24}  # how many are drawn, by their size N
-REAL = ("digits-cnn-600-n128", "mnist-cnn-500-n128")
-GROUPS = (10, 20, 40)  # models a group of a real population; the variance is pooled
-GROUP = 20  # the N that the tables show
-RATES = ("tpr", "fpr", "advantage")  # of a sample
-FIGURES = ("advantage", "displacement", "entropy_change", "vulnerable")  # of METRICS, of a population
-INDEX = ["population", "models", "rule", "of", "quantity", "truth", "estimate"]
-COLUMNS = ["bias", "sd", "mse", "ratio", "low", "high"]
+plane_error = maker("plane-error")
+COUNTS, NOTHING, GROUP = plane_error.COUNTS, plane_error.NOTHING, plane_error.GROUP
 SHADES = {"plug-in": "#D55E00", "shrunken": "#E69F00", "rao-blackwell": "#0072B2", COUNTS: "#9A9A9A"}
 SAFE = 0.01  # the most by which an estimate may shift the mean advantage where there is no signal
-
-
-def estimates(run: xr.Dataset, rules: Sequence[str] = RULES) -> dict[str, dict[str, xr.Dataset]]:
-    """For each rule the plane of counts and every smoothed plane."""
-    planes = vulnerability_planes(run, rules)
-    return {
-        rule: {COUNTS: plane} | {name: smooth(plane, run, name) for name in ESTIMATES} for rule, plane in planes.items()
-    }
-
-
-def simulated(name: str, models: int, populations: int, rules: Sequence[str] = RULES) -> pd.DataFrame:
-    """Errors in populations of ``SCENARIOS[name]``, against two truths.
-
-    ``attack``: what the leave-one-out attack with N models attains in expectation, that is the mean of the counts over
-    the R populations. An estimate's bias is its mean difference to them, and the square of it is freed from its own
-    sampling variance s^2(estimate - counts) / R. ``ideal``: :meth:`dynmia.stats.simulate.Simulator.truth`, likewise
-    with s^2(estimate) / R; without a signal no attack is ideal. Rates of a sample are averaged over samples and trained
-    checkpoints; figures of a population are compared with those of the true plane.
-
-    Returns:
-        Index ``INDEX``; columns ``COLUMNS``: ratio is that of the mean squared error to the one of the counts, with its
-        95 % bootstrap interval over samples (rates) or populations (figures).
-    """
-    simulator = SCENARIOS[name]
-    drawn = [estimates(simulator.run(models, seed), rules) for seed in range(populations)]
-    parts = {}
-    for rule in rules:
-        planes = _together(drawn, rule)
-        rates, figures = _rates(planes), _figures(planes)
-        counts = planes.sel(estimate=COUNTS, drop=True)
-        truths = {"attack": counts.mean("population")}
-        if name != NOTHING:
-            truths["ideal"] = simulator.truth(rule)
-        for truth, exact in truths.items():
-            noisy = rates - _rates(counts) if truth == "attack" else rates
-            bias, variance = (rates - _rates(exact)).mean("population"), rates.var("population", ddof=1)
-            square = bias**2 + variance - noisy.var("population", ddof=1) / populations
-            parts[name, models, rule, "sample", truth] = _compared(bias, variance, square)
-            bias = figures - _figures(exact.assign(n_in=counts.n_in.isel(population=0)))
-            variance = (figures - figures.mean("population")) ** 2
-            parts[name, models, rule, "population", truth] = _compared(bias, variance, bias**2)
-    return _table(parts)
-
-
-def measured(name: str, run: xr.Dataset, rules: Sequence[str] = RULES, size: int = GROUP) -> pd.DataFrame:
-    """Errors in disjoint groups of ``size`` models of one large real population, against the other groups' counts.
-
-    With r_h the rate that group h counts, and s^2 its variance over the G - 1 groups other than g, the mean squared
-    error of estimate e is the mean over g of (e_g - mean r_h)^2 - s^2 / (G - 1): the sampling variance of the reference
-    is subtracted. Samples with fewer than 2 in- or out-models in any group are left out.
-
-    Returns:
-        As :func:`simulated`, with truth ``others``; rates of a sample only.
-    """
-    order = np.random.default_rng(0).permutation(run.sizes["model"])
-    groups = order[: len(order) // size * size].reshape(-1, size)
-    inside = np.stack([run.keep.values[group].sum(0) for group in groups])
-    enough = ((inside >= 2) & (size - inside >= 2)).all(0)
-    drawn = [estimates(run.isel(model=group, sample=enough), rules) for group in groups]
-    parts, many = {}, len(groups)
-    for rule in rules:
-        rates, squares = _rates(_together(drawn, rule)), []
-        counts = rates.sel(estimate=COUNTS, drop=True)
-        for g in range(many):
-            others = counts.isel(population=[h for h in range(many) if h != g])
-            error = rates.isel(population=g) - others.mean("population")
-            squares.append(error**2 - others.var("population", ddof=1) / (many - 1))
-        bias, variance = (rates - counts).mean("population"), rates.var("population", ddof=1)
-        square = xr.concat(squares, "population").mean("population")
-        parts[name, size, rule, "sample", "others"] = _compared(bias, variance, square)
-    return _table(parts)
-
-
-def _together(drawn: Sequence[Mapping[str, Mapping[str, xr.Dataset]]], rule: str) -> xr.Dataset:
-    """Planes of all populations under one rule: rates on dims estimate, population, epoch, sample."""
-    same: Any = {"coords": "minimal", "compat": "override", "join": "override", "combine_attrs": "drop"}
-    names = [COUNTS, *ESTIMATES]
-    each = [xr.concat([planes[rule][e][[*RATES, "n_in"]] for planes in drawn], "population", **same) for e in names]
-    return xr.concat(each, pd.Index(names, name="estimate"), **same)
-
-
-def _rates(plane: xr.Dataset) -> xr.DataArray:
-    """``RATES`` at the trained checkpoints, on a dim quantity."""
-    return plane[[*RATES]].isel(epoch=slice(1, None)).to_array("quantity")
-
-
-def _figures(plane: xr.Dataset) -> xr.DataArray:
-    """``FIGURES`` of one plane, or of all planes along estimate and population, on a dim quantity."""
-    found = {name: METRICS[name].of(plane, None) for name in FIGURES if name != "entropy_change"}
-    entropy = METRICS["entropy_change"].of
-    if "population" in plane.dims:  # an entropy is of one plane at a time
-        each = [
-            [float(entropy(plane.isel(estimate=e, population=k), None)) for k in range(plane.sizes["population"])]
-            for e in range(plane.sizes["estimate"])
-        ]
-        found["entropy_change"] = xr.DataArray(each, dims=("estimate", "population"))
-    else:
-        found["entropy_change"] = entropy(plane, None)
-    return xr.Dataset(found).to_array("quantity")
-
-
-def _compared(bias: xr.DataArray, variance: xr.DataArray, square: xr.DataArray) -> pd.DataFrame:
-    """``COLUMNS`` by quantity and estimate: means over samples or populations, and ratios to the counts' square."""
-    unit = "sample" if "sample" in square.dims else "population"
-
-    def mean(values: xr.DataArray, *but: str) -> xr.DataArray:
-        return values.mean([dim for dim in values.dims if dim not in ("quantity", "estimate", *but)])
-
-    square, size = mean(square, unit), square.sizes[unit]
-    times = np.random.default_rng(0).multinomial(size, np.full(size, 1 / size), 500)
-    mse, drawn = mean(square), xr.dot(square, xr.DataArray(times, dims=("draw", unit)), dim=unit) / size
-    below, drawn_below = (x.sel(estimate=COUNTS, drop=True) for x in (mse, drawn))
-    known = (below > 0) & (drawn_below.min("draw") > 0)
-    low, high = (drawn / drawn_below.where(known)).quantile([0.025, 0.975], "draw", skipna=False)
-    columns = mean(bias), mean(variance) ** 0.5, mse, mse / below.where(known), low, high
-    return pd.DataFrame({name: x.to_series() for name, x in zip(COLUMNS, columns)})
-
-
-def _table(parts: Mapping[tuple, pd.DataFrame]) -> pd.DataFrame:
-    keys = ["population", "models", "rule", "of", "truth"]
-    return pd.concat(parts, names=keys).reorder_levels(INDEX).sort_index()
-
-
-def table(folder: str | os.PathLike[str] = "data") -> pd.DataFrame:
-    """The released errors, ``plane-error.csv`` in ``folder``."""
-    return released("plane-error.csv", "smoothing", folder, INDEX)
 
 
 def _own(errors: pd.DataFrame) -> pd.DataFrame:
@@ -238,7 +91,7 @@ def verdict(errors: pd.DataFrame) -> list[str]:
 def ratios(errors: pd.DataFrame, rules: Sequence[str] = RULES) -> Figure:
     """Mean squared error of a sample's advantage as a share of the counts', one row a population and N."""
     own = _own(errors).droplevel("truth")
-    cases = [(name, n) for name in (*SCENARIOS, *REAL) for n in POPULATIONS]
+    cases = [(name, n) for name in (*plane_error.SCENARIOS, *plane_error.REAL) for n in plane_error.POPULATIONS]
     wanted = [case for case in cases if case in own.index.droplevel(["rule", "estimate"])]
     with panels(1, len(rules), (9.6, 0.26 * len(wanted) + 1.4), sharey=True) as (figure, axes):
         for axis, rule in zip(axes.flat, rules):
@@ -271,16 +124,3 @@ def clouds(planes: Mapping[str, Mapping[str, xr.Dataset]]) -> Figure:
         for axis in axes[-1]:
             axis.set_xlabel("FPR")
     return figure
-
-
-def main() -> None:
-    """Measure and write all errors; two minutes on one core."""
-    parts = [simulated(name, n, many) for name in SCENARIOS for n, many in POPULATIONS.items()]
-    parts += [measured(name, open_run(resolve(f"data/{name}.nc")), size=size) for name in REAL for size in GROUPS]
-    seeds = f"seeds 0 to {max(POPULATIONS.values()) - 1} (populations), 0 (groups, bootstrap)"
-    versions = f"Python {python_version()}, numpy {np.__version__}, scipy {scipy.__version__}"
-    release(pd.concat(parts), "plane-error.csv", f"smoothing; {seeds}; {versions}", digits=5)
-
-
-if __name__ == "__main__":
-    script(main, "plane-error.csv")

@@ -13,6 +13,7 @@ import pandas as pd
 import xarray as xr
 from scipy.special import expit
 
+from ..attack.parts import part_of
 from ..book.cells import cell
 from ..errors import UserError
 from ..stats import hardness
@@ -58,7 +59,7 @@ def variance_split(run: xr.Dataset) -> xr.Dataset:
     """
     prob = xr.apply_ufunc(expit, run.phi.astype(float))
     rows = []
-    for models in hardness.halves(run.sizes["model"]).values():
+    for models in hardness.numbers_of_parts(run.sizes["model"]).values():
         p, keep = prob.isel(model=models), run.keep.isel(model=models)
         share = keep.mean("model")
         gap = p.where(keep).mean("model") - p.where(~keep).mean("model")
@@ -94,7 +95,7 @@ def relate(
     """
     table = hardness.relate(estimated, run, rule, null)
     for part, models in (("a", "same half"), ("b", "other half")):
-        vulnerability, final = target(hardness.half_of(run, hardness.halves(run.sizes["model"])[part]), rule)
+        vulnerability, final = target(part_of(run, hardness.numbers_of_parts(run.sizes["model"])[part]), rule)
         for name in (name for name in estimated.data_vars if str(name).startswith("deep")):
             for subset, y in (("all", vulnerability), ("vulnerable", vulnerability.where(final))):
                 rows = correlation(estimated[name].sel(part="all").isel(epoch=-1), y)
@@ -112,8 +113,8 @@ def ceiling(run: xr.Dataset, rule: str = "fpr@0.01") -> pd.DataFrame:
     Returns:
         Index ``all``, ``vulnerable`` (those of the whole population); columns value, low, high.
     """
-    models = hardness.halves(run.sizes["model"])
-    first, second = (target(hardness.half_of(run, models[part]), rule)[0] for part in ("a", "b"))
+    models = hardness.numbers_of_parts(run.sizes["model"])
+    first, second = (target(part_of(run, models[part]), rule)[0] for part in ("a", "b"))
     final = target(run, rule)[1]
     rows = {}
     for subset, x in (("all", first), ("vulnerable", first.where(final))):

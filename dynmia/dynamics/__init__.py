@@ -11,7 +11,7 @@ from .cloud import (
     early_identification,
     encoding_speed,
     population_mean,
-    ratio,
+    share_of,
     signed_speed,
     silhouette,
     spatial_entropy,
@@ -21,12 +21,12 @@ from .cloud import (
     transition_matrix,
     transition_to_vulnerable,
     vulnerable,
-)
+)  # fmt: skip
 from .metrics import METRICS, Metric
 
 __all__ = [
-    "CUTS", "METRICS", "STATES", "VULNERABLE", "Metric", "auc", "centre_of_mass", "displacement", "dynamic_vulnerability",
-    "early_identification", "encoding_speed", "population_mean", "ratio", "signed_speed", "silhouette",
-    "spatial_entropy", "states", "tpr_at_fpr", "transition_counts", "transition_matrix", "transition_to_vulnerable",
-    "vulnerable",
+    "CUTS", "METRICS", "STATES", "VULNERABLE", "Metric", "auc", "centre_of_mass", "displacement",
+    "dynamic_vulnerability", "early_identification", "encoding_speed", "population_mean", "share_of", "signed_speed",
+    "silhouette", "spatial_entropy", "states", "tpr_at_fpr", "transition_counts", "transition_matrix",
+    "transition_to_vulnerable", "vulnerable",
 ]  # fmt: skip

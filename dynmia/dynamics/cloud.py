@@ -11,12 +11,12 @@ import numpy as np
 import xarray as xr
 from scipy import sparse
 
+from ..attack.plane import CUTS, state_of
 from ..errors import UserError, bounded
 from ..store.run import listed, ordered
 
 Weights = xr.DataArray | None
 VULNERABLE = 6  # state 3 * (TPR third) + (FPR third): high TPR, low FPR
-CUTS = (1 / 3, 2 / 3)
 STATES = [f"TPR {tpr}, FPR {fpr}" for tpr in ("low", "mid", "high") for fpr in ("low", "mid", "high")]
 
 
@@ -35,14 +35,14 @@ def population_mean(values: xr.DataArray, weights: Weights = None) -> xr.DataArr
     return total / weights.sum("sample", skipna=False)
 
 
-def ratio(part: xr.DataArray, whole: xr.DataArray, weights: Weights = None) -> xr.DataArray:
+def share_of(part: xr.DataArray, whole: xr.DataArray, weights: Weights = None) -> xr.DataArray:
     """Weighted share of ``whole`` (bool) that is also ``part`` (bool); NaN where ``whole`` is empty."""
     below = population_mean(whole, weights)
     return population_mean(part & whole, weights) / below.where(below > 0)
 
 
 def centre_of_mass(plane: xr.Dataset, weights: Weights = None) -> xr.Dataset:
-    """C(t), the mean state: variables fpr and tpr over epoch."""
+    """C(t), the mean place: variables fpr and tpr over epoch."""
     return xr.Dataset({axis: population_mean(plane[axis], weights) for axis in ("fpr", "tpr")})
 
 
@@ -97,20 +97,17 @@ def spatial_entropy(plane: xr.Dataset, weights: Weights = None, bins: int = 11) 
     return xr.DataArray(result.reshape(shape), coords, ("epoch", *others)).assign_attrs(bins=bins, units="bits")
 
 
-def states(plane: xr.Dataset, cuts: tuple[float, float] = CUTS) -> xr.DataArray:
+def states(plane: xr.Dataset, cuts: tuple[float, float] | None = None) -> xr.DataArray:
     """The 3 x 3 state of each sample, 0 ... 8 in the order of ``STATES``, (epoch, sample).
 
-    A rate is low below the first of ``cuts``, high above the second, and in the middle on and between them. Equal
-    ratios of counts divide to equal floats, so a rate of exactly 2/3 is never counted as above it. A plane that has
-    them as ``state`` keeps them.
+    Without ``cuts`` they are those that the plane carries as ``state``, by its own cuts; with them they are cut anew
+    (:func:`dynmia.attack.plane.state_of`). ``plane.assign(state=states(plane, cuts))`` is the plane under other cuts.
     """
-    if "state" in plane:
+    if cuts is None and "state" in plane:
         return plane.state
-
-    def third(rate: xr.DataArray) -> xr.DataArray:
-        return (rate >= cuts[0]).astype(int) + (rate > cuts[1])
-
-    return 3 * third(plane.tpr) + third(plane.fpr)
+    cuts = cuts or CUTS
+    state = xr.apply_ufunc(state_of, plane.tpr, plane.fpr, kwargs={"cuts": cuts})
+    return state.rename("state").assign_attrs(cuts=cuts)
 
 
 def vulnerable(plane: xr.Dataset) -> xr.DataArray:
@@ -141,7 +138,7 @@ def transition_to_vulnerable(plane: xr.Dataset, weights: Weights = None) -> xr.D
     """P(vulnerable at t + k | not vulnerable at t) over epoch, labelled by t + k."""
     now = vulnerable(ordered(plane))
     before = now.isel(epoch=slice(None, -1)).assign_coords(epoch=now.epoch[1:])
-    return ratio(now.isel(epoch=slice(1, None)), ~before, weights)
+    return share_of(now.isel(epoch=slice(1, None)), ~before, weights)
 
 
 def early_identification(plane: xr.Dataset, weights: Weights = None) -> xr.Dataset:
@@ -153,13 +150,8 @@ def early_identification(plane: xr.Dataset, weights: Weights = None) -> xr.Datas
     now = vulnerable(ordered(plane))
     final = now.isel(epoch=-1, drop=True)
     entered = xr.apply_ufunc(np.maximum.accumulate, now, kwargs={"axis": now.get_axis_num("epoch")})
-    return xr.Dataset(
-        {
-            "recall": ratio(now, final, weights),
-            "precision": ratio(final, now, weights),
-            "entered": ratio(entered, final, weights),
-        }
-    )
+    pairs = {"recall": (now, final), "precision": (final, now), "entered": (entered, final)}
+    return xr.Dataset({name: share_of(*pair, weights) for name, pair in pairs.items()})
 
 
 def auc(plane: xr.Dataset, weights: Weights = None) -> xr.DataArray:
@@ -198,9 +190,8 @@ def silhouette(plane: xr.Dataset, weights: Weights = None, clusters: int = 3, ep
     now = plane.isel(epoch=-1) if epoch is None else plane.sel(epoch=epoch)
     points, index = np.unique(np.stack([now.fpr.values, now.tpr.values], 1), axis=0, return_inverse=True)
     whole = np.bincount(index.ravel(), minlength=len(points)).astype(float)
-    if len(points) < 2:
-        start = points
-    else:
+    start = points
+    if len(points) > 1:
         start = KMeans(min(clusters, len(points)), n_init=4, random_state=0).fit(points, None, whole).cluster_centers_
     distance = np.linalg.norm(points[:, None] - points[None], axis=-1)  # (point, point)
     if weights is None:

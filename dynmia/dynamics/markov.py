@@ -25,15 +25,12 @@ BITS = 2 * np.log(2)  # likelihood ratio of one bit
 
 
 def step_counts(states: np.ndarray, length: int = 2, weights: np.ndarray | None = None) -> np.ndarray:
-    """How many samples take each path of ``length`` states from each checkpoint on.
+    """How many samples take each path of ``length`` states from each checkpoint on, (T - length + 1, 9, ..., 9).
 
     Args:
         states: 0 ... 8, (T, n), from :func:`dynmia.dynamics.cloud.states`.
         length: 2 counts single steps, 3 two in a row.
-        weights: how often each sample counts, (draw, n).
-
-    Returns:
-        (T - length + 1, 9, ..., 9), with weights (draw, T - length + 1, 9, ..., 9).
+        weights: how often each sample counts, (draw, n); the result then has a first dim draw.
 
     Raises:
         UserError: fewer checkpoints than ``length``.
@@ -56,28 +53,23 @@ def matrices(counts: np.ndarray) -> np.ndarray:
 
 
 def statistics(triples: np.ndarray) -> np.ndarray:
-    """Likelihood ratio per checkpoint, likelihood ratio pooled, Chapman-Kolmogorov distance, each of order 1.
+    """Likelihood ratio per checkpoint, likelihood ratio pooled, Chapman-Kolmogorov distance, each of order 1: (..., 3).
 
     The likelihood ratios test order 1 against order 2 (Anderson and Goodman 1957): 2 n ln 2 times the information, in
     bits, that the state before adds to the present one about the next; summed over checkpoints, or on the counts
     pooled over them. The distance is the total variation between P(t, t + 2) and P(t, t + 1) P(t + 1, t + 2), averaged
-    over samples and t: the share of samples that the product puts into a wrong state.
-
-    Args:
-        triples: (..., T - 2, 9, 9, 9), from :func:`step_counts`.
-
-    Returns:
-        (..., 3).
+    over samples and t: the share of samples that the product puts into a wrong state. Of ``triples``
+    (..., T - 2, 9, 9, 9) from :func:`step_counts`.
     """
 
-    def ratio(n: np.ndarray) -> np.ndarray:  # (..., 9, 9, 9)
+    def likelihood_ratio(n: np.ndarray) -> np.ndarray:  # (..., 9, 9, 9)
         parts = [(n, 1), (n.sum((-3, -1)), 1), (n.sum(-1), -1), (n.sum(-3), -1)]
         return 2 * sum(sign * xlogy(part, part).reshape(*n.shape[:-3], -1).sum(-1) for part, sign in parts)
 
     before, after, now = triples.sum(-1), triples.sum(-3), triples.sum((-3, -1))
     expected = before @ (after / np.maximum(now, 1)[..., None])  # n_a. times the product of the two matrices
     distance = 0.5 * np.abs(triples.sum(-2) - expected).sum((-3, -2, -1)) / triples.sum((-4, -3, -2, -1))
-    return np.stack([ratio(triples).sum(-1), ratio(triples.sum(-4)), distance], axis=-1)
+    return np.stack([likelihood_ratio(triples).sum(-1), likelihood_ratio(triples.sum(-4)), distance], axis=-1)
 
 
 def rewired(triples: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
@@ -103,11 +95,7 @@ def rewired(triples: np.ndarray, draws: int, rng: np.random.Generator) -> np.nda
 
 
 def simulated(first: np.ndarray, chain: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Tables of two steps of a chain with matrices ``chain`` (T - 1, 9, 9) from the initial counts ``first`` (9,).
-
-    Returns:
-        (draws, T - 2, 9, 9, 9).
-    """
+    """Two steps of a chain with matrices (T - 1, 9, 9) from initial counts ``first`` (9,): (draws, T - 2, 9, 9, 9)."""
     pairs = rng.multinomial(np.broadcast_to(first, (draws, SIZE)), chain[0])
     steps = []
     for matrix in chain[1:]:
@@ -146,24 +134,21 @@ def order_test(states: np.ndarray, *, draws: int = 499, seed: int = 0) -> pd.Ser
     bits = (value[0] - drawn[:, 0].mean()) / BITS / a.size
     half = 1.96 * gain.std() / np.sqrt(len(gain))
     p_lr, p_pooled, p_ck = p_value(value, drawn)
-    return pd.Series(
-        {
-            "p_lr": p_lr, "p_pooled": p_pooled, "p_ck": p_ck,
-            "p_chi2": chi_square(triples, value[0]),
-            "bits": bits, "bits_low": bits - half, "bits_high": bits + half,
-            "entropy": (xlogy(now, now).sum() - xlogy(after, after).sum()) / np.log(2) / a.size,
-            "ck": value[2], "ck_null": drawn[:, 2].mean(),
-        }
-    )  # fmt: skip
+    return pd.Series({
+        "p_lr": p_lr, "p_pooled": p_pooled, "p_ck": p_ck, "p_chi2": chi_square(triples, value[0]),
+        "bits": bits, "bits_low": bits - half, "bits_high": bits + half,
+        "entropy": (xlogy(now, now).sum() - xlogy(after, after).sum()) / np.log(2) / a.size,
+        "ck": value[2], "ck_null": drawn[:, 2].mean(),
+    })  # fmt: skip
 
 
 def homogeneity_test(states: np.ndarray, *, draws: int = 499, seed: int = 0) -> float:
     """p-value of one matrix for all checkpoints against one for each, by simulation of the chain with one matrix."""
 
-    def ratio(pairs: np.ndarray) -> np.ndarray:  # (..., T - 1, 9, 9)
-        def entropy(n: np.ndarray) -> np.ndarray:
-            return (xlogy(n, n).sum(-1) - xlogy(n.sum(-1), n.sum(-1))).sum(-1)
+    def entropy(n: np.ndarray) -> np.ndarray:
+        return (xlogy(n, n).sum(-1) - xlogy(n.sum(-1), n.sum(-1))).sum(-1)
 
+    def gain(pairs: np.ndarray) -> np.ndarray:  # (..., T - 1, 9, 9)
         return entropy(pairs).sum(-1) - entropy(pairs.sum(-3))
 
     pairs = step_counts(states)
@@ -171,7 +156,7 @@ def homogeneity_test(states: np.ndarray, *, draws: int = 499, seed: int = 0) -> 
     first = np.bincount(states[0], minlength=SIZE)
     triples = simulated(first, chain, draws, np.random.default_rng([seed, 16]))
     drawn = np.concatenate([triples.sum(-1), triples[:, -1:].sum(-3)], axis=1)
-    return float(p_value(ratio(pairs), ratio(drawn)))
+    return float(p_value(gain(pairs), gain(drawn)))
 
 
 def passage(states: xr.DataArray, weights: Weights = None) -> xr.Dataset:
@@ -182,8 +167,7 @@ def passage(states: xr.DataArray, weights: Weights = None) -> xr.Dataset:
     with a matrix a checkpoint equals the observed one by construction; over first visits it need not.)
 
     Args:
-        states: (epoch, sample), from :func:`dynmia.dynamics.cloud.states`.
-        weights: (draw, sample), for intervals.
+        states: (epoch, sample); weights: (draw, sample), for intervals.
 
     Returns:
         Dim source is observed; chain, with a matrix a checkpoint; pooled, with one matrix. Variables ever, the share of
@@ -211,8 +195,8 @@ def passage(states: xr.DataArray, weights: Weights = None) -> xr.Dataset:
         some = np.where(ever > 0, ever, np.nan)
         for name, value in zip(values, (ever, entry @ epochs / some, stay.sum(1) / some)):
             values[name].append(value)
-    found = xr.Dataset({name: (("source", "draw"), value) for name, value in values.items()}, {"source": list(flows)})
-    return found.isel(draw=0) if weights is None else found
+    passages = xr.Dataset({name: (("source", "draw"), value) for name, value in values.items()}, {"source": [*flows]})
+    return passages.isel(draw=0) if weights is None else passages
 
 
 def _first_visits(first: np.ndarray, chain: np.ndarray, interval: np.ndarray) -> list[np.ndarray]:

@@ -88,7 +88,19 @@ def _vulnerable(plane: xr.Dataset, share: float) -> float:
 
 
 def _speed(plane: xr.Dataset, weights: Weights) -> xr.DataArray:
-    return 1000 * dyn.population_mean(dyn.encoding_speed(plane), weights)
+    return _per_mille(dyn.encoding_speed(plane), weights)
+
+
+def _per_mille(values: xr.DataArray, weights: Weights) -> xr.DataArray:
+    return 1000 * dyn.population_mean(values, weights)
+
+
+def _hits(level: float) -> Callable[[xr.Dataset, Weights], xr.DataArray]:
+    return lambda plane, weights: 100 * _last(dyn.tpr_at_fpr(plane, level, weights))
+
+
+def _entropy_change(plane: xr.Dataset, weights: Weights) -> xr.DataArray:
+    return dyn.spatial_entropy(plane.isel(epoch=[0, -1]), weights).diff("epoch").isel(epoch=0, drop=True)
 
 
 PLANE = 1000 * np.sqrt(2)  # the diagonal of the plane, in thousandths
@@ -96,29 +108,19 @@ ENTROPY = 2 * np.log2(11)  # of 11 x 11 cells
 
 METRICS: dict[str, Metric] = {
     "auc": Metric("attack AUC at the end", "", lambda p, w: _last(dyn.auc(p, w)), 3, 0, 1),
-    "tpr_1pct": Metric(
-        "attack TPR at 1 % FPR, at the end", "%", lambda p, w: 100 * _last(dyn.tpr_at_fpr(p, 0.01, w)), 1, 0, 100,
-        trials=_samples,
-    ),
-    "tpr_01pct": Metric(
-        "attack TPR at 0.1 % FPR, at the end", "%", lambda p, w: 100 * _last(dyn.tpr_at_fpr(p, 0.001, w)), 1, 0, 100,
-        trials=_samples,
-    ),
+    "tpr_1pct": Metric("attack TPR at 1 % FPR, at the end", "%", _hits(0.01), 1, 0, 100, trials=_samples),
+    "tpr_01pct": Metric("attack TPR at 0.1 % FPR, at the end", "%", _hits(0.001), 1, 0, 100, trials=_samples),
     "advantage": Metric(
-        "mean advantage at the end", "/1000", lambda p, w: 1000 * _last(dyn.population_mean(p.advantage, w)), 0,
-        -1000, 1000,
+        "mean advantage at the end", "/1000", lambda p, w: _last(_per_mille(p.advantage, w)), 0, -1000, 1000
     ),
     "dynamic": Metric(
-        "mean dynamic vulnerability", "/1000", lambda p, w: 1000 * dyn.population_mean(dyn.dynamic_vulnerability(p), w),
-        0, -1000, 1000,
+        "mean dynamic vulnerability", "/1000", lambda p, w: _per_mille(dyn.dynamic_vulnerability(p), w), 0, -1000, 1000
     ),
     "displacement": Metric(
         "centre-of-mass displacement", "/1000", _over_time(lambda p, w: _last(dyn.displacement(p, w))), 0, 0, PLANE
     ),
     "entropy_change": Metric(
-        "spatial entropy change", "bits",
-        _over_time(lambda p, w: dyn.spatial_entropy(p.isel(epoch=[0, -1]), w).diff("epoch").isel(epoch=0, drop=True)),
-        2, -ENTROPY, ENTROPY, biased=True,
+        "spatial entropy change", "bits", _over_time(_entropy_change), 2, -ENTROPY, ENTROPY, biased=True
     ),
     "speed_mean": Metric(
         "encoding speed, mean", "/1000 per epoch", _over_time(lambda p, w: _speed(p, w).mean("epoch")), 1, 0, PLANE
@@ -144,8 +146,8 @@ METRICS: dict[str, Metric] = {
         _over_time(lambda p, w: _peak_epoch(dyn.transition_to_vulnerable(p, w))), 0,
     ),
     "early_recall": Metric(
-        "finally vulnerable that are so at 3/8 of training", "%", _over_time(lambda p, w: 100 * _early(p, w, "recall")),
-        0, 0, 100, trials=lambda p: _vulnerable(p, 1),
+        "finally vulnerable that are so at 3/8 of training", "%",
+        _over_time(lambda p, w: 100 * _early(p, w, "recall")), 0, 0, 100, trials=lambda p: _vulnerable(p, 1),
     ),
     "early_precision": Metric(
         "vulnerable at 3/8 of training that stay so to the end", "%",

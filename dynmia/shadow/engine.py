@@ -1,7 +1,7 @@
 """Train the shards of a study that are missing: a pool of processes on CPUs, captured and side by side on a GPU.
 
 Measured on two cores with the 3-layer CNN at 3 x 32 x 32: two processes of one thread beat one process of two threads;
-``dynmia bench`` prints both rates on the machine at hand.
+``dynmia make bench-cpu`` prints both rates on the machine at hand.
 """
 
 from __future__ import annotations

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 from scipy.stats import rankdata
 
+from ..attack.parts import planes_of_halves
 from ..attack.plane import vulnerability_plane
+from ..attack.scoring import Scoring
 from ..dynamics.cloud import dynamic_vulnerability, vulnerable
-from .intervals import halves, pooled_or_not
 from .matching import estimate
 from .resample import null_planes
 
 HALVES = 20  # of the models, and of the samples, from which intervals are taken
 
 
-def target(run: xr.Dataset, rule: str, **options: Any) -> tuple[xr.DataArray, xr.DataArray]:
+Target = tuple[xr.DataArray, xr.DataArray]  # dynamic vulnerability of each sample; whether it is vulnerable at the end
+
+
+def target(run: xr.Dataset, scoring: Scoring | str) -> Target:
     """Dynamic vulnerability of each sample, and whether it is vulnerable at the end."""
-    plane = vulnerability_plane(run, rule, roc=False, **options)
+    return _target(vulnerability_plane(run, scoring, roc=False))
+
+
+def _target(plane: xr.Dataset) -> Target:
     return dynamic_vulnerability(plane), vulnerable(plane).isel(epoch=-1, drop=True)
 
 
@@ -70,14 +76,14 @@ def over_time(measured: xr.DataArray, vulnerability: xr.DataArray, kind: str = "
     return pd.DataFrame(rows).T.rename_axis("epoch")
 
 
-def halved_targets(run: xr.Dataset, rule: str) -> list[tuple[xr.DataArray, xr.DataArray]]:
-    """Vulnerability, and who is vulnerable at the end, of ``HALVES`` halves of the models and then of the samples."""
-    parts = [*halves(run, "model", HALVES), *halves(run, "sample", HALVES)]
-    return [target(part, rule, variance=pooled_or_not(run)) for part in parts]
+def halved_targets(run: xr.Dataset, scoring: Scoring | str) -> list[Target]:
+    """The :func:`target` of ``HALVES`` halves of the models and then of the samples."""
+    dims = "model", "sample"
+    return [_target(plane) for dim in dims for plane in planes_of_halves(run, scoring, dim, HALVES, roc=False)]
 
 
 def over_both(
-    whole: pd.DataFrame, measured: Sequence[xr.DataArray], halved: Sequence[tuple[xr.DataArray, xr.DataArray]],
+    whole: pd.DataFrame, measured: Sequence[xr.DataArray], halved: Sequence[Target],
     subset: str = "all",
 ) -> pd.DataFrame:  # fmt: skip
     """``whole``, from :func:`correlation`, with the interval over models and samples instead.
@@ -95,14 +101,14 @@ def over_both(
     ]
     table = np.arctanh(pd.DataFrame([whole.value, *drawn]).clip(-0.9999, 0.9999))
     rows = {kind: estimate(xr.DataArray(table[kind], dims="draw")) for kind in table}
-    return whole.assign(
-        **{end: pd.Series({kind: np.tanh(row[end]) for kind, row in rows.items()}) for end in ("low", "high")}
-    )
+    ends = {end: pd.Series({kind: np.tanh(row[end]) for kind, row in rows.items()}) for end in ("low", "high")}
+    return whole.assign(**ends)
 
 
-def null_vulnerability(run: xr.Dataset, rule: str = "fpr@0.01", draws: int = 200) -> xr.DataArray:
+def null_vulnerability(run: xr.Dataset, scoring: Scoring | str = "fpr@0.01", draws: int = 200) -> xr.DataArray:
     """Dynamic vulnerability (draw, sample) of the same phi under keep masks that no model was trained with."""
-    return xr.concat([dynamic_vulnerability(plane) for plane in null_planes(run, rule, draws=draws, roc=False)], "draw")
+    planes = null_planes(run, scoring, draws=draws, roc=False)
+    return xr.concat([dynamic_vulnerability(plane) for plane in planes], "draw")
 
 
 def null_correlations(x: xr.DataArray, noise: xr.DataArray) -> pd.DataFrame:

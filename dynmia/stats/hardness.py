@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from ..attack.parts import LEAST, numbers_of_halves, part_of
+from ..attack.scoring import Scoring
 from ..errors import StoreError
 from ..store.folder import RunStore
 from ..store.run import stored_dataset, write_dataset
 from .correlations import HALVES, correlation, halved_targets, null_correlations, null_vulnerability, over_both, target
-from .intervals import LEAST, numbers_of_halves
 from .resample import p_values, quantiles
 
 MEASURES = {  # name: what it is, and where it comes from
@@ -44,7 +45,7 @@ PARTS = ("all", "a", "b")
 ENSEMBLES = {"single": "ensemble", "mc": "mc_ensemble"}  # of the predictions of one model, or of its MC dropout
 
 
-def halves(models: int) -> dict[str, np.ndarray]:
+def numbers_of_parts(models: int) -> dict[str, np.ndarray]:
     """The numbers of the models of the whole population and of its two halves, ``a`` and ``b``."""
     numbers = np.arange(models)
     return dict(zip(PARTS, (numbers, numbers[: models // 2], numbers[models // 2 :])))
@@ -62,9 +63,9 @@ def measure(store: RunStore, run: xr.Dataset, test_labels: np.ndarray) -> xr.Dat
         Uncertainties are in nats. What counts over time (self_influence, forgetting, learned, loss_iqr) uses the
         checkpoints up to that epoch. Values are NaN where nothing is recorded (gradients: every fourth checkpoint) or a
         part has no model of that side. half_M (half, sample) is measure M at the end from each half of the models
-        that intervals over models are taken from (:func:`dynmia.stats.intervals.halves`).
+        that intervals over models are taken from (:func:`dynmia.attack.parts.halves`).
 
-        For :mod:`dynmia.stats.calibration`, on dims (seldom, test), of one model also model: confidence_E, the largest
+        For :mod:`dynmia.stats.agreement`, on dims (seldom, test), of one model also model: confidence_E, the largest
         predicted probability of a held-out image, and right_E, whether its class is the true one, for the estimators
         E in single, ensemble (mean over models), mc and mc_ensemble.
 
@@ -115,7 +116,7 @@ def measure(store: RunStore, run: xr.Dataset, test_labels: np.ndarray) -> xr.Dat
             "forgetting": _mean(lost.sum(1), keep),
         }
 
-    parts = halves(len(shards))
+    parts = numbers_of_parts(len(shards))
     rows = [[reduced(models, t) for t in range(len(epochs))] for models in parts.values()]
     found = {name: np.array([[here[name] for here in row] for row in rows], np.float32) for name in MEASURES}
     kept = {name: values for name, values in found.items() if np.isfinite(values[0, -1]).any()}
@@ -185,15 +186,8 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset:
     return stored.assign_coords(part=list(PARTS))
 
 
-def half_of(run: xr.Dataset, models: np.ndarray) -> xr.Dataset:
-    """The run of some of its models, with the samples that at least two of them did and did not train on."""
-    part = run.isel(model=models)
-    inside = part.keep.sum("model")
-    return part.isel(sample=np.flatnonzero((inside >= 2) & (len(models) - inside >= 2)))
-
-
 def relate(
-    hardness: xr.Dataset, run: xr.Dataset, rule: str = "fpr@0.01", null: int | xr.DataArray = 20
+    hardness: xr.Dataset, run: xr.Dataset, scoring: Scoring | str = "fpr@0.01", null: int | xr.DataArray = 20
 ) -> pd.DataFrame:
     """Correlation of every measure at the end of training with dynamic vulnerability.
 
@@ -207,18 +201,18 @@ def relate(
 
     The p-value (:func:`dynmia.stats.resample.p_values`) is exact for measures that do not look at the keep mask, as
     the one of all models. A measure of in- or out-models keeps the true mask: how far off it is,
-    :mod:`dynmia.stats.noise` measures.
+    ``data/null-calibration.py`` measures.
 
     Returns:
         Columns value, low, high, n, and p for ``all models``.
     """
     last = hardness.isel(epoch=-1)
-    sides = {"all": target(run, rule)}
-    sides |= {
-        part: target(half_of(run, models), rule) for part, models in halves(run.sizes["model"]).items() if part != "all"
+    numbers = numbers_of_parts(run.sizes["model"])
+    sides = {"all": target(run, scoring)} | {
+        part: target(part_of(run, numbers[part]), scoring) for part in PARTS if part != "all"
     }
-    noise = null_vulnerability(run, rule, null) if isinstance(null, int) else null
-    halved = halved_targets(run, rule) if "half" in hardness.dims else []
+    noise = null_vulnerability(run, scoring, null) if isinstance(null, int) else null
+    halved = halved_targets(run, scoring) if "half" in hardness.dims else []
     rows: dict[tuple[str, str, str], pd.DataFrame] = {}
     for name in (name for name in hardness.data_vars if "part" in hardness[name].dims):
         measured = last[name]
@@ -239,38 +233,3 @@ def relate(
             rows[*key, "other half"] = (pair("a", "b", subset) + pair("b", "a", subset)) / 2
             rows[*key, "no signal"] = quantiles(drawn).assign(n=whole.n)
     return pd.concat(rows, names=["measure", "samples", "models", "kind"])
-
-
-def verdict(table: pd.DataFrame) -> list[str]:
-    """Sentences from :func:`relate`: the strongest measure, the paper's two claims, and what the control leaves."""
-    rows = table.xs("spearman", level="kind")
-    strongest = rows.xs(("all", "other half"), level=("samples", "models")).value.abs().idxmax()
-
-    def said(measure: str, subset: str, models: str, kind: str = "spearman") -> str:
-        row, noise = table.loc[measure, subset, models, kind], table.loc[measure, subset, "no signal", kind]
-        if not np.isfinite(row.value):
-            return "not to be had from so few samples"
-        side = "outside" if row.low > noise.high or row.high < noise.low else "not clear of"
-        return (
-            f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}], {side} the no-signal range of "
-            f"{noise.low:.2f} to {noise.high:.2f}" + (f" (p = {row.p:.2g})" if np.isfinite(row.p) else "")
-        )
-
-    sentences = [
-        f"Across disjoint halves the strongest measure on all samples is {MEASURES[str(strongest)].split(' (')[0]}: "
-        f"Spearman correlation {said(str(strongest), 'all', 'other half')}."
-    ]
-    for name in ("epistemic_all", "epistemic_out", "gradient_in"):
-        if name in rows.index.get_level_values("measure"):
-            word = MEASURES[name].split(" (")[0].capitalize()
-            same, other = (said(name, "vulnerable", models, "pearson") for models in ("all models", "other half"))
-            sentences.append(f"{word} among the vulnerable samples: Pearson correlation {same}; across halves {other}.")
-    weak = rows.loc["gradient_in", "vulnerable", "all models"].value if "gradient_in" in rows.index else np.nan
-    strong = rows.loc["epistemic_all", "vulnerable", "all models"].value
-    if np.isfinite(weak):
-        better = "epistemic uncertainty" if abs(strong) > abs(weak) else "the gradient norm"
-        sentences.append(
-            f"{better[0].upper()}{better[1:]} ranks the vulnerable samples better: Spearman correlation {strong:.2f} "
-            f"for epistemic uncertainty of all models, {weak:.2f} for the gradient norm of the in-models."
-        )
-    return sentences

@@ -23,7 +23,7 @@ From there to the ends, for figures, differences and ratios alike:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +32,9 @@ import pandas as pd
 import xarray as xr
 from scipy import stats
 
+from ..attack.parts import LEAST, numbers_of_halves, planes_of_halves
 from ..attack.plane import vulnerability_plane
-from ..dynamics.cloud import states
+from ..attack.scoring import Scoring
 from ..dynamics.metrics import METRICS
 from ..errors import UserError, bounded, choose
 from ..store.run import study_of
@@ -46,11 +47,9 @@ OVER = {  # what else might have been drawn, and along which dimensions the halv
 CHOSEN = (
     "displacement", "advantage", "auc", "speed_mean", "vulnerable", "transition_peak", "early_recall", "entropy_change",
 )  # fmt: skip
-NEEDED = ("tpr", "fpr", "advantage", "n_in", "hits")  # what the metrics read, the AUC apart
+NEEDED = ("tpr", "fpr", "advantage", "state", "n_in", "hits")  # what the metrics read, the AUC apart
 ROC = ("auc", "tpr_1pct", "tpr_01pct")  # metrics that need the whole ROC curve
-LEAST = 12  # models: below, too many samples of a half have no two models on each side
 CARRIED = 0.9  # share of the variance over halves of the models from which one model carries the figure
-COLUMNS = ["value", "low", "high", "error", "clipped", "carrier"]
 
 
 Drawn = Mapping[str, np.ndarray]  # for each dimension the figures of its halves, (draw,) or (figure, draw)
@@ -86,20 +85,20 @@ class Scored:
 
 
 def summarise(
-    run: xr.Dataset, rule: str = "fpr@0.01", *, only: Collection[str] = METRICS, draws: int = 20, seed: int = 0,
-    level: float = 0.95, **options: Any,
+    run: xr.Dataset, scoring: Scoring | str = "fpr@0.01", *, only: Collection[str] = METRICS, draws: int = 20,
+    seed: int = 0, level: float = 0.95,
 ) -> pd.DataFrame:  # fmt: skip
     """Metrics with the intervals that the book prints: over both, or over samples if the models are too few to halve.
 
     Which it is stands in ``attrs["over"]``. See :func:`interval`.
     """
     over = "both" if run.sizes["model"] >= LEAST else "samples"
-    return interval(run, rule, over, only=only, draws=draws, seed=seed, level=level, **options)
+    return interval(run, scoring, over, only=only, draws=draws, seed=seed, level=level)
 
 
 def interval(
-    run: xr.Dataset, rule: str = "fpr@0.01", over: str = "models", *, only: Collection[str] = CHOSEN, draws: int = 20,
-    seed: int = 0, level: float = 0.95, **options: Any,
+    run: xr.Dataset, scoring: Scoring | str = "fpr@0.01", over: str = "models", *, only: Collection[str] = CHOSEN,
+    draws: int = 20, seed: int = 0, level: float = 0.95,
 ) -> pd.DataFrame:  # fmt: skip
     """Metrics of an attack with an interval over samples, over models, or over both, by the rule of this module.
 
@@ -107,7 +106,7 @@ def interval(
     populations of the same number N of models, not the limit of many models.
 
     Args:
-        run, rule, options: as for :func:`dynmia.attack.plane.vulnerability_plane`.
+        run, scoring: as for :func:`dynmia.attack.plane.vulnerability_plane`.
         over: a name of ``OVER``.
         only: names of metrics.
         draws: halves of each kind, two by two the complements of each other.
@@ -122,14 +121,14 @@ def interval(
         UserError: an unknown name, fewer than 20 draws, or fewer than 12 models to halve.
     """
     bounded("level", level, 0, 1, whole=False)
-    table = ends(score_halves(run, rule, over, only=only, draws=draws, seed=seed, **options), level)
+    table = ends(score_halves(run, scoring, over, only=only, draws=draws, seed=seed), level)
     table.attrs["over"] = over
     return table
 
 
 def score_halves(
-    run: xr.Dataset, rule: str, over: str = "both", *, only: Collection[str] = CHOSEN, draws: int = 20, seed: int = 0,
-    **options: Any,
+    run: xr.Dataset, scoring: Scoring | str, over: str = "both", *, only: Collection[str] = CHOSEN, draws: int = 20,
+    seed: int = 0,
 ) -> Scored:  # fmt: skip
     """What every interval of a run is made of; arguments and errors as for :func:`interval`."""
     bounded("draws", draws, 20)
@@ -137,8 +136,8 @@ def score_halves(
     if not metrics:
         raise UserError(f"no metric is named: name at least one of {', '.join(METRICS)}.")
     _, dims = OVER[choose(over, OVER, "interval")]
-    halves = {dim: halved(run, rule, dim, only=metrics, draws=draws, seed=seed, **options) for dim in dims}
-    plane = vulnerability_plane(run, rule, **options)
+    halves = {dim: halved(run, scoring, dim, only=metrics, draws=draws, seed=seed) for dim in dims}
+    plane = vulnerability_plane(run, scoring)
     return Scored(plane, figures([plane], metrics).iloc[0], halves, run.keep, seed)
 
 
@@ -160,8 +159,9 @@ def ends(scored: Scored, level: float = 0.95) -> pd.DataFrame:
 
 
 def estimate(
-    value: float, drawn: Drawn, sizes: Mapping[Hashable, int], metric: str = "", level: float = 0.95
-) -> dict[str, Any]:
+    value: float, drawn: Drawn, sizes: Mapping[Hashable, int], metric: str = "", level: float = 0.95,
+    bounds: tuple[float, float] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """A figure with its interval from those of its halves.
 
     Args:
@@ -170,6 +170,7 @@ def estimate(
         sizes: of the whole along each dimension.
         metric: what it is, if it is one of ``METRICS``: of these some are corrected, and all are clipped.
         level: confidence.
+        bounds: what is possible, if it is no metric.
 
     Returns:
         value, low, high, error, clipped.
@@ -177,7 +178,7 @@ def estimate(
     parts = {dim: part[None] for dim, part in drawn.items()}
     centre, spreads = _centre_and_spreads(np.array([value]), parts, sizes, metric, ())
     error, quantile = _error(np.ones(1), spreads, level)
-    return _row(value, centre[0] - quantile * error, centre[0] + quantile * error, error, *_bounds(metric))
+    return _row(value, centre[0] - quantile * error, centre[0] + quantile * error, error, *(bounds or _bounds(metric)))
 
 
 def contrast(
@@ -324,48 +325,11 @@ def _carrier(drawn: Drawn, scored: Scored) -> float:
 
 
 def halved(
-    run: xr.Dataset, rule: str, dim: str, *, only: Collection[str] = CHOSEN, draws: int = 20, seed: int = 0,
-    **options: Any,
-) -> pd.DataFrame:  # fmt: skip
-    """The metrics of ``draws`` halves along ``dim`` (``sample`` or ``model``), one row each; see :func:`halves`."""
-    if options.get("variance", "auto") == "auto":
-        options["variance"] = pooled_or_not(run)
-    options["roc"] = any(name in ROC for name in only)
-    return figures([vulnerability_plane(part, rule, **options) for part in halves(run, dim, draws, seed)], only)
-
-
-def pooled_or_not(run: xr.Dataset) -> str:
-    """The variance of ``auto`` for the whole run, which its halves keep."""
-    return "pooled" if run.sizes["model"] < 64 else "per-sample"
-
-
-def halves(run: xr.Dataset, dim: str, draws: int, seed: int = 0) -> Iterator[xr.Dataset]:
-    """Random halves of the models or samples of ``run``, each followed by its complement; an odd one is left over."""
-    size = run.sizes[dim]
-    if dim == "model" and size < LEAST:
-        raise UserError(f"{size} models are too few to halve: an interval over models needs {LEAST}.")
-    for part in numbers_of_halves(size, draws, seed):
-        yield run.isel(sample=part) if dim == "sample" else some_models(run, part)
-
-
-def numbers_of_halves(size: int, draws: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """The numbers that :func:`halves` takes of ``size``."""
-    bounded("draws", draws, 1)
-    bounded("seed", seed, 0)
-    rng = np.random.default_rng([seed, 4])
-    for _ in range((draws + 1) // 2):
-        order = rng.permutation(size)
-        yield from (np.sort(order[: size // 2]), np.sort(order[-(size // 2) :]))
-
-
-def some_models(run: xr.Dataset, part: np.ndarray) -> xr.Dataset:
-    """The population of the models at ``part``, without the samples of which it has too few on one side to score.
-
-    That is a matter of the keep mask alone, so no kind of sample is preferred; at 10 models it is 2 % of the samples.
-    """
-    inside = run.keep.values[part].sum(0)
-    need = 2 if run.sizes["model"] < 64 else 3
-    return run.isel(model=part, sample=np.flatnonzero(np.minimum(inside, len(part) - inside) >= need))
+    run: xr.Dataset, scoring: Scoring | str, dim: str, *, only: Collection[str] = CHOSEN, draws: int = 20, seed: int = 0
+) -> pd.DataFrame:
+    """The metrics of ``draws`` halves along ``dim`` (``sample`` or ``model``), one row each."""
+    roc = any(name in ROC for name in only)
+    return figures(list(planes_of_halves(run, scoring, dim, draws, seed, roc=roc)), only)
 
 
 def figures(planes: Sequence[xr.Dataset], only: Collection[str] = CHOSEN) -> pd.DataFrame:
@@ -376,17 +340,10 @@ def figures(planes: Sequence[xr.Dataset], only: Collection[str] = CHOSEN) -> pd.
     """
     used = [name for name in NEEDED if name in planes[0]]
     joined = xr.concat([plane[used].drop_vars("sample") for plane in planes], "sample", data_vars="minimal")
-    joined["state"] = states(joined)
     picked = np.repeat(np.eye(len(planes)), [plane.sizes["sample"] for plane in planes], axis=1)
     weights = xr.DataArray(picked, dims=("draw", "sample"))
-    return pd.DataFrame(
-        {
-            name: [float(METRICS[name].of(plane, None)) for plane in planes]
-            if name in ("auc", "silhouette")
-            else METRICS[name].of(joined, weights).values
-            for name in only
-        }
-    )
-
-
-every = summarise  # until the callers are renamed
+    alone = ("auc", "silhouette")
+    values: dict[str, Sequence[float] | np.ndarray]
+    values = {name: METRICS[name].of(joined, weights).values for name in only if name not in alone}
+    values |= {name: [float(METRICS[name].of(plane, None)) for plane in planes] for name in only if name in alone}
+    return pd.DataFrame({name: values[name] for name in only})

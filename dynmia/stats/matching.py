@@ -9,24 +9,25 @@ turns what comes out into a value with its interval over models and samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from ..attack.parts import planes_of_halves
 from ..attack.plane import vulnerability_plane
+from ..attack.scoring import Scoring
 from ..dynamics import cloud as dyn
 from ..dynamics.metrics import METRICS
 from ..errors import UserError, choose
 from . import intervals
-from .intervals import halves, pooled_or_not
 
 Planes = Mapping[str, xr.Dataset]
 Halved = Mapping[str, Sequence[xr.Dataset]]  # for each run what with_halves returns, or its plane alone
 Nulls = Mapping[str, Sequence[xr.Dataset]]  # for each run planes of its permutation null
-STATE: dict[str, Callable[..., xr.DataArray]] = {  # metrics of summary.METRICS that a moment has, over epoch
+STATE: dict[str, Callable[..., xr.DataArray]] = {  # metrics that a moment has, over epoch
     "auc": dyn.auc,
     "advantage": lambda plane, weights=None: 1000 * dyn.population_mean(plane.advantage, weights),
     "displacement": dyn.displacement,
@@ -41,26 +42,25 @@ MATCHINGS = {
 }
 
 
-def with_halves(runs: Planes, rule: str, draws: int = 20) -> dict[str, list[xr.Dataset]]:
+def with_halves(runs: Planes, scoring: Scoring | str, draws: int = 20) -> dict[str, list[xr.Dataset]]:
     """For each run its plane, those of ``draws`` halves of its models, and those of ``draws`` halves of its samples."""
     first, *others = runs.values()
     if any(not np.array_equal(first.sample, run.sample) for run in others):
         raise UserError(f"{', '.join(runs)} are not on the same pool: their samples cannot be paired.")
-    found = {}
-    for name, run in runs.items():
-        parts = [run, *halves(run, "model", draws), *halves(run, "sample", draws)]
-        variance = pooled_or_not(run)
-        planes = [vulnerability_plane(part, rule, variance=variance) for part in parts]
-        found[name] = [plane.drop_vars("hits").assign(state=dyn.states(plane)) for plane in planes]
-    return found
+
+    def planes(run: xr.Dataset) -> Iterator[xr.Dataset]:
+        yield vulnerability_plane(run, Scoring.of(scoring).for_models(run.sizes["model"]))
+        for dim in ("model", "sample"):
+            yield from planes_of_halves(run, scoring, dim, draws)
+
+    return {name: [plane.drop_vars("hits") for plane in planes(run)] for name, run in runs.items()}
 
 
 def metrics_of(planes: Halved, names: Sequence[str]) -> xr.Dataset:
-    """Metrics of ``summary.METRICS`` of whole runs, dims (run, draw)."""
+    """Metrics of whole runs, dims (run, draw)."""
     rows = {name: [[METRICS[name].of(part, None) for part in parts] for parts in planes.values()] for name in names}
-    return xr.Dataset({name: (("run", "draw"), np.array(row, float)) for name, row in rows.items()}).assign_coords(
-        run=list(planes)
-    )
+    figures = {name: (("run", "draw"), np.array(row, float)) for name, row in rows.items()}
+    return xr.Dataset(figures, {"run": list(planes)})
 
 
 def state_curves(planes: Halved) -> dict[str, xr.Dataset]:
@@ -114,10 +114,12 @@ def matched_epochs(planes: Planes, matching: str, share: float = 0.95) -> dict[s
     return {run: epoch_at(plane, matching, level) for run, plane in planes.items()}
 
 
-def estimate(drawn: xr.DataArray, metric: str = "", level: float = 0.95) -> pd.Series:
+def estimate(
+    drawn: xr.DataArray, metric: str = "", level: float = 0.95, bounds: tuple[float, float] | None = None
+) -> pd.Series:
     """A metric, or any figure, of a run and its halves (draw): :func:`dynmia.stats.intervals.estimate`."""
     value, halved = _parts(drawn)
-    return pd.Series(intervals.estimate(value, halved, {}, metric, level))
+    return pd.Series(intervals.estimate(value, halved, {}, metric, level, bounds))
 
 
 def contrast(

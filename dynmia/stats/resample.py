@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from ..attack.plane import vulnerability_plane
+from ..attack.scoring import Scoring
 from ..dynamics.metrics import METRICS
 from ..errors import bounded
 from ..pool.pool import draw_keep
@@ -28,28 +28,25 @@ def bootstrap_weights(plane: xr.Dataset, draws: int = 200, seed: int = 0, block:
 
 def null_summary(
     run: xr.Dataset,
-    rule: str = "fpr@0.01",
+    scoring: Scoring | str = "fpr@0.01",
     *,
     draws: int = 20,
     seed: int = 0,
     level: float = 0.95,
     planes: Iterable[xr.Dataset] | None = None,
     value: pd.Series | None = None,
-    **options: Any,
 ) -> pd.DataFrame:
     """The no-signal level of every metric: redraw the keep mask under the same design and rescore the same phi.
 
     Args:
-        run, rule, options: as for :func:`dynmia.attack.plane.vulnerability_plane`.
-        planes: the planes of the null if they are at hand (from :func:`null_planes`); None makes them.
+        planes: from :func:`null_planes`, if they are at hand.
         draws: permuted populations; ``low`` and ``high`` are quantiles over them (their extremes if they are few).
         value: of the population itself, by metric; with it comes the p-value (:func:`p_values`).
 
     Returns:
         Index metric; columns value (mean), low, high, draws (that define the metric), and p if ``value`` is given.
     """
-    planes = null_planes(run, rule, draws=draws, seed=seed, **options) if planes is None else planes
-    drawn = null_table(planes)
+    drawn = null_table(null_planes(run, scoring, draws=draws, seed=seed) if planes is None else planes)
     table = quantiles(drawn, level)
     return table if value is None else table.assign(p=p_values(value, drawn))
 
@@ -82,11 +79,11 @@ def p_values(value: pd.Series, drawn: pd.DataFrame) -> pd.Series:
 
 
 def null_planes(
-    run: xr.Dataset, rule: str = "fpr@0.01", *, draws: int = 20, seed: int = 0, **options: Any
+    run: xr.Dataset, scoring: Scoring | str = "fpr@0.01", *, draws: int = 20, seed: int = 0, roc: bool = True
 ) -> Iterator[xr.Dataset]:
     """Planes of the same phi under keep masks that no model was trained with."""
     for keep in null_masks(run, draws, seed):
-        yield vulnerability_plane(run, rule, keep=keep, **options)
+        yield vulnerability_plane(run, scoring, keep=keep, roc=roc)
 
 
 def null_masks(run: xr.Dataset, draws: int, seed: int = 0) -> Iterator[np.ndarray]:

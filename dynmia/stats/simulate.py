@@ -21,7 +21,8 @@ import xarray as xr
 from scipy import optimize, stats
 
 from ..attack.lira import flagged_share
-from ..attack.plane import parse_rule
+from ..attack.plane import state_of
+from ..attack.scoring import level_of
 from ..errors import UserError, choose
 from ..pool.pool import draw_keep
 from ..study import FORMAT, Study
@@ -106,12 +107,9 @@ class Simulator:
         """The plane of the ideal attack: normal densities with the true centres and spreads, infinitely many models.
 
         It is what a population tends to as N grows, for normal noise and no model effect without any error of the
-        attack's own. The model effect counts as part of the noise.
-
-        Returns:
-            tpr, fpr, advantage (epoch, sample), as far as those of :func:`dynmia.attack.plane.vulnerability_plane`.
+        attack's own. The model effect counts as part of the noise. Variables tpr, fpr, advantage, state.
         """
-        level, noise = parse_rule(rule), NOISE[self.noise]
+        level, noise = level_of(rule), NOISE[self.noise]
         out, inside, spread = self.centres
         rates = np.full((2, *out.shape), 0.5 if level is None else level)  # epoch 0: chance
         for t in range(1, len(self.epochs)):
@@ -127,9 +125,9 @@ class Simulator:
             if level is not None:
                 threshold = optimize.brentq(lambda x, both=both: both(x)[1].mean() - level, -60, 60, xtol=1e-9)
             rates[:, t] = both(threshold)
-        plane = xr.Dataset(
-            {name: (("epoch", "sample"), rate) for name, rate in zip(("tpr", "fpr"), rates)},
+        variables = {"tpr": rates[0], "fpr": rates[1], "advantage": rates[0] - rates[1], "state": state_of(*rates)}
+        return xr.Dataset(
+            {name: (("epoch", "sample"), value) for name, value in variables.items()},
             {"epoch": self.epochs, "sample": range(self.samples)},
             {"title": "simulated", "rule": rule},
         )
-        return plane.assign(advantage=plane.tpr - plane.fpr)

@@ -15,7 +15,7 @@ from scipy import optimize, stats
 from ..errors import UserError
 
 
-def ordered(table: pd.DataFrame) -> list[str]:
+def directions(table: pd.DataFrame) -> list[str]:
     """From each row (value, low, high) to the next: ``rises``, ``falls``, or ``open`` where the intervals overlap."""
     pairs = itertools.pairwise(table.itertuples())
     return ["rises" if a.high < b.low else "falls" if b.high < a.low else "open" for a, b in pairs]
@@ -60,14 +60,9 @@ def fit_law(
 ) -> Law:
     """Fit a curve to positive ``values`` at ``sizes`` by weighted least squares in log-log.
 
-    The variance of a point is that of its standard error plus a scatter about the curve, which is estimated so that
-    the weighted squares sum to their degrees of freedom (Paule and Mandel 1982). Intervals take Student's t with n
-    minus the number of parameters; that of a prediction includes the scatter.
-
-    Args:
-        sizes, values, errors: (n,); errors are standard errors of the values.
-        form: as in :class:`Law`.
-        ceiling: M of ``with ceiling``.
+    The variance of a point is that of its standard error (``errors``, (n,)) plus a scatter about the curve, estimated
+    so that the weighted squares sum to their degrees of freedom (Paule and Mandel 1982). Intervals take Student's t
+    with n minus the number of parameters; that of a prediction includes the scatter. ``ceiling`` is M of that form.
     """
     forms: dict[str, tuple[Callable[..., np.ndarray], int]] = {
         "power law": (lambda x, a, b: a + b * x, 2),

@@ -1,4 +1,4 @@
-"""How complex a labelled set of images is, measured without a network on the very pool that a population trains on.
+"""How complex the pools of images are, measured without a network.
 
 Every measure is larger for harder data; its no-signal level redraws the labels, so measures that read none have none.
 """
@@ -8,15 +8,19 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import pandas as pd
+import typer
 
-from ..errors import UserError
-from ..study import PRESETS, Study
-from .datasets import load_dataset
-from .pool import make_pool
+from dynmia.book.makers import write_table
+from dynmia.cli import DataDir
+from dynmia.errors import UserError, writable
+from dynmia.pool.datasets import load_dataset
+from dynmia.pool.pool import make_pool
+from dynmia.store.run import project_root
+from dynmia.study import PRESETS, Study
 
 DIGITS = {"nn_error": 1, "dimension": 1, "overlap": 3, "png": 0, "png_value": 2}  # decimals to print
 IMAGES = ("digits", "mnist", "fashion_mnist", "cifar10", "cinic10")  # the sets of images, but for copies
@@ -140,3 +144,24 @@ def pool_complexity(
         for name, pool in pools.items()
     }
     return pd.concat(tables, names=["dataset"])
+
+
+def main(
+    dataset: Annotated[
+        list[str] | None, typer.Argument(help="data sets of images (default: all of them but copies)")
+    ] = None,
+    pool_size: Annotated[
+        int, typer.Option(help="samples of each (digits: by default as in the quick preset)")
+    ] = POOL_SIZE,
+    data_dir: DataDir = None,
+    csv: Annotated[
+        str | None, typer.Option(help="the table's file (default: data/complexity.csv if nothing else is named)")
+    ] = None,
+) -> None:
+    """Measure how complex the pools are, without a network: 1-NN error, intrinsic dimension, overlap, compression."""
+    whole = not dataset and pool_size == POOL_SIZE
+    file = writable(csv or project_root() / "data" / "complexity.csv", ".csv") if csv or whole else None
+    table = pool_complexity(dataset or IMAGES, pool_size, data_dir)
+    typer.echo(table.drop(columns="fingerprint").to_string(float_format="%.3f", na_rep=""))
+    if file:
+        write_table(table, file)

@@ -1,27 +1,38 @@
-"""Measured training speed on one GPU, as ratios against named baselines and as a share of what the memory allows."""
+"""Speed of training on one GPU, as ratios against named baselines and the ceiling of its memory.
+
+Also what pages read of these files: :func:`batch_sizes`, :func:`at_512`, :func:`bandwidth`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import gc
+import json
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
+import typer
 
-from ..errors import choose, reason
-from ..pool.pool import Pool
-from ..study import Study
-from .cost import SingleImages, random_pool, rate, spread
-from .gpu import EVALUATION_BATCH, compile_forward, open_lanes, run_epoch
-from .models import build_model, forward_flops
-from .shard import train_epoch
-from .step import DeviceData, arithmetic, new_state
+from dynmia.book.makers import maker
+from dynmia.cli import AsJson, parse_duration
+from dynmia.errors import UserError, bounded, choose, reason, writable
+from dynmia.pool.pool import Pool
+from dynmia.shadow.gpu import EVALUATION_BATCH, compile_forward, open_lanes, run_epoch
+from dynmia.shadow.models import build_model, forward_flops
+from dynmia.shadow.plan import random_pool, rate
+from dynmia.shadow.shard import train_epoch
+from dynmia.shadow.step import DeviceData, arithmetic, new_state
+from dynmia.store.folder import write_atomic
+from dynmia.store.run import provenance
+from dynmia.study import Study
 
+bench_cpu = maker("bench-cpu")
 DEVICE, MODEL, SHAPE, CLASSES = "cuda", "wrn-28-2", (3, 32, 32), 10
 STEPS = 60  # of an epoch, as long as a third of a second
 # the shallow CNN: a step takes a third of a millisecond
@@ -101,7 +112,7 @@ def dataloader(batch: int, plain: bool = False) -> Callable[[], float]:
     def normal(image: np.ndarray) -> torch.Tensor:
         return (torch.from_numpy(image).permute(2, 0, 1).float().div(255) - 0.5) / 0.25
 
-    images = SingleImages(random_pool(SHAPE, CLASSES, STEPS * batch), normal)
+    images = bench_cpu.SingleImages(random_pool(SHAPE, CLASSES, STEPS * batch), normal)
     options = dict(num_workers=WORKERS, persistent_workers=WORKERS > 0, pin_memory=torch.cuda.is_available())
     loader = DataLoader(images, batch, shuffle=True, drop_last=True, **options)  # type: ignore[arg-type]
     layout = torch.contiguous_format if plain else torch.channels_last
@@ -121,7 +132,7 @@ def dataloader(batch: int, plain: bool = False) -> Callable[[], float]:
     return lambda: STEPS * batch * rate(epoch, 2.0)
 
 
-def bandwidth() -> Callable[[], float]:
+def copying() -> Callable[[], float]:
     """Bytes read and written per second by a copy of 1 GB on the device."""
     source = torch.ones(2**28, device=DEVICE)
     target = torch.empty_like(source)
@@ -136,7 +147,7 @@ def bandwidth() -> Callable[[], float]:
 
 def measures() -> dict[str, tuple[str, Callable[[], Callable[[], float]]]]:
     """Name -> (mode, what prepares the measurement); the most telling first."""
-    found: dict[str, tuple[str, Callable[[], Callable[[], float]]]] = {"copy": ("fast", bandwidth)}
+    found: dict[str, tuple[str, Callable[[], Callable[[], float]]]] = {"copy": ("fast", copying)}
     for batch in (256, 512, 128):
         found[f"eager_{batch}"] = "fast", partial(eager, batch)
         found[f"graph_{batch}"] = "fast", partial(captured, batch)
@@ -171,7 +182,7 @@ def measure(
     def enter(name: str, unit: str, work: Callable[[], list[float]]) -> None:
         try:
             rates[name] = work()
-            result[name] = spread(rates[name], unit)
+            result[name] = bench_cpu.spread(rates[name], unit)
         except Exception as error:  # whatever a driver or a compiler raises
             result[name] = f"error: {type(error).__name__}: {reason(error)}"
         report(name, result[name])
@@ -212,3 +223,79 @@ def measure(
     ratio("compiled_evaluation / training", best, "compiled_evaluation", queries, "of the training time")
     enter("arithmetic", "TFLOP/s", lambda: [work * value / 1e12 for value in rates[best]])
     return result
+
+
+def batch_sizes(measured: dict[str, Any]) -> pd.DataFrame:
+    """Thousand training images a second of a GPU by batch size and engine; the best over eager, and of the ceiling."""
+    found, rows = bench_cpu.entries(measured), {}
+    for batch in (128, 256, 512):
+        names = {"eager": f"eager_{batch}", "graph": f"graph_{batch}", "compiled graph": f"compiled_graph_{batch}"}
+        names |= {f"{count} in flight": f"compiled_graph_{batch}_{count}_in_flight" for count in (2, 3, 4)}
+        here = {name: found[key]["median"] for name, key in names.items() if key in found}
+        if {"eager", "copy"} <= {*here, *found}:
+            best, low, high = max(here.values()), *(found["copy"]["median"] / traffic for traffic in (21e6, 15e6))
+            rows[batch] = {name: f"{rate / 1000:.1f}" for name, rate in here.items()} | {
+                "best / eager": f"{best / here['eager']:.1f}",
+                "share of the ceiling": f"{best / high:.2f} to {best / low:.2f}",
+            }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, "index").rename_axis("batch size")
+
+
+def at_512(measured: dict[str, Any]) -> str:
+    """The best training rate of a GPU with batches of 512 beside what the targets set the rate with 256 against."""
+    found = {name: entry["median"] for name, entry in bench_cpu.entries(measured).items()}
+    best = max((rate for name, rate in found.items() if "graph_512" in name), default=0.0)
+    if not best or not {"copy", "dataloader_loop_256", "eager_512"} <= set(found):
+        return "batches of 512: not yet measured."
+    return (
+        f"batches of 512: {best / (found['copy'] / 15e6):.2f} of the ceiling, "
+        f"{best / found['dataloader_loop_256']:.1f} times the `DataLoader` loop (taken with batches of 256; it waits "
+        f"for its workers), {best / found['eager_512']:.1f} times the eager loop."
+    )
+
+
+def bandwidth(files: Iterable[dict[str, Any]]) -> str:
+    """What the GPU with the most memory bandwidth gains by it over the one with the least; empty for fewer than two."""
+    found = [(file["hardware"], bench_cpu.entries(file), file["measures"]["best"]) for file in files]
+    rows = [(rates["copy"]["median"], rates[best]["median"], name) for name, rates, best in found if "copy" in rates]
+    if len({name for _, _, name in rows}) < 2:
+        return ""
+    (low, slower, slow), (high, faster, fast) = min(rows), max(rows)
+    gains = f"{high / low:.2f} times as fast as the {slow} and trains {faster / slower:.2f} times as fast"
+    return f"The {fast} copies {gains}."
+
+
+def about(command: str, workers: int = 1) -> dict[str, Any]:
+    """Where a file of a GPU was measured, by what versions and which command; an error where there is no GPU."""
+    if not torch.cuda.is_available():
+        raise UserError("torch finds no GPU here, and this is for one; `dynmia make bench-cpu` measures CPUs.")
+    made = provenance(command, "cuda", workers)
+    made["versions"] |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+    return {name: made[name] for name in ("hardware", "versions", "created", "command")}
+
+
+def main(
+    repeats: Annotated[int, typer.Option(help="measurements of each")] = 3,
+    measurement: Annotated[
+        list[str] | None, typer.Option(help="take only this one, for example graph_256; may be repeated")
+    ] = None,
+    time_budget: Annotated[str, typer.Option(help="stop after this, for example 9m or 1h30m")] = "9m",
+    out: Annotated[str | None, typer.Option(help="also write the JSON to this file")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure training on this machine's GPU, the most telling first, as far as the time allows."""
+    bounded("repeats", repeats, 1)
+    deadline, file = time.time() + parse_duration(time_budget), out and writable(out, ".json")
+    chosen = [choose(name, measures(), "measurement") for name in measurement or ()]
+    words = [f"--time-budget {time_budget}", f"--repeats {repeats}", *(f"--measurement {name}" for name in chosen)]
+    result = about(" ".join(["dynmia make bench-gpu", *words]))
+
+    def report(name: str, value: Any) -> None:
+        typer.echo(f"{name}: {bench_cpu.spread_text(value) if isinstance(value, dict) else value}", err=True)
+
+    result["measures"] = measure(deadline, report, repeats, chosen or None)
+    text = json.dumps(result, indent=1)
+    if file:
+        write_atomic(file, text.encode())
+    if as_json:
+        typer.echo(text)

@@ -1,6 +1,6 @@
-"""Measured speed, as ratios against named baselines on the machine at hand.
+"""Speed of training and scoring on this machine, as ratios against named baselines.
 
-python -m dynmia.shadow.bench RATE THREADS SECONDS     # one measuring process, used by `dynmia bench`
+Also what pages read of these files, of CPUs and GPUs: :func:`measurements`, targets, the time of the paper's study.
 """
 
 from __future__ import annotations
@@ -17,33 +17,56 @@ import tempfile
 import time
 import tracemalloc
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
+import pandas as pd
 import torch
+import typer
 import xarray as xr
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from ..attack.lira import ATTACKS, lira_scores
-from ..attack.plane import vulnerability_plane
-from ..dynamics.cloud import states
-from ..dynamics.metrics import METRICS
-from ..errors import UserError
-from ..pool.pool import draw_keep
-from ..stats.resample import bootstrap_weights
-from ..store.folder import RunStore
-from ..store.run import cores, provenance
-from ..study import Study
-from .cost import SingleImages, calibrate, random_pool, rate, spread
-from .engine import train_pool
-from .models import build_model, forward_flops
-from .shard import keep_freed_memory
-from .step import DeviceData, new_state, train_step
+from dynmia.attack.lira import lira_scores
+from dynmia.attack.plane import vulnerability_plane
+from dynmia.attack.scoring import LIRA
+from dynmia.cli import AsJson
+from dynmia.dynamics.metrics import METRICS
+from dynmia.errors import StoreError, UserError, choose, reason, writable
+from dynmia.pool.datasets import SIZES
+from dynmia.pool.pool import Pool, draw_keep
+from dynmia.shadow.engine import train_pool
+from dynmia.shadow.models import build_model, forward_flops
+from dynmia.shadow.plan import calibrate, random_pool, rate, work
+from dynmia.shadow.shard import keep_freed_memory
+from dynmia.shadow.step import DeviceData, new_state, train_step
+from dynmia.stats.resample import bootstrap_weights
+from dynmia.store.folder import RunStore, write_atomic
+from dynmia.store.run import cores, provenance
+from dynmia.study import Study
 
+# name of a measured entry -> what it is, and the target for its median
+TARGETS: dict[str, tuple[str, str, float]] = {
+    "pool_of_processes / sequential_two_threads": ("training, against the tuned loop of two threads", ">=", 1.2),
+    "pool_of_processes / dataloader_loop": ("training, against a plain DataLoader loop", ">=", 2.2),
+    "pool_of_processes / sgemm": ("training, share of the measured sgemm rate", ">=", 0.6),
+    "busy_share": ("share of CPU time kept busy while a population trains", ">=", 0.95),
+    "lira_slowest_variant": ("LiRA, 41 x 20 x 50,000, slowest of 12 variants", "<=", 5.0),
+    "memory": ("LiRA, memory above the input", "<=", 0.5),
+    "lira_scipy_loop / lira_online_mean": ("LiRA, against the per-sample scipy loop", ">=", 1000.0),
+    "lira_nan_loop / lira_online_mean": ("LiRA, against the NaN-masked loop", ">=", 15.0),
+    "plane + summarise_1000_draws": ("plane and all metrics with 1,000 bootstrap draws", "<=", 20.0),
+    "lira_per_million_at_1000000 / at_10000": ("LiRA, cost a sample at 1,000,000 against 10,000", "<=", 1.25),
+    "best / ceiling, high": ("training, share of the ceiling (least memory traffic)", ">=", 0.35),
+    "best / eager_256": ("training, against our own eager loop", ">=", 2.5),
+    "best / dataloader_loop_256": ("training, against a DataLoader loop", ">=", 5.0),
+    "sam step / sgd step": ("SAM step, in SGD steps", "<=", 2.05),
+    "compiled_evaluation / training": ("evaluation at 41 checkpoints, share of the training time", "<=", 0.08),
+}  # fmt: skip
 SHAPE, CLASSES, SAMPLES = (3, 32, 32), 10, 2000
 STUDY = Study(model="cnn", optimizer="adamw", precision="float32")
 PAPER = Study.preset("paper-baseline")
@@ -65,10 +88,10 @@ def bench(
     one process with two threads, with the allocator's usual settings (a tuned sequential loop) and with ours; a plain
     ``DataLoader`` loop (per-sample transform, batch 64) with two threads. ``sgemm`` is the rate of 1024 x 1024 matrix
     products in as many processes; the share of it is counted in FLOPs of the convolutions and the linear layer.
-    ``busy_share``: see :func:`busy_share`. ``paper_...``: what :func:`dynmia.shadow.cost.plan` measures for the
+    ``busy_share``: see :func:`busy_share`. ``paper_...``: what :func:`dynmia.shadow.plan.plan` measures for the
     paper's study. Scoring: leave-one-out LiRA for the paper's 41 checkpoints x 20 models x 50,000 samples on one
     core, against a per-sample scipy loop (timed on 100 samples of one checkpoint and scaled) and a NaN-masked
-    vectorised loop over targets (timed on one checkpoint and scaled); the plane and all metrics with 1,000 draws of
+    vectorised loop over targets (timed on one checkpoint and scaled); the plane and ``summarise`` with 1,000 draws of
     the same size; and the seconds a checkpoint and million samples as samples grow, which are constant if the cost is
     linear.
     """
@@ -132,7 +155,7 @@ def busy_share(samples: float, models: int | None = None) -> float:
     study = STUDY.replace(epochs=epochs, checkpoint_every=epochs // 10, shadow_models=models, pool_size=SAMPLES)
     pool = replace(random_pool(SHAPE, CLASSES, SAMPLES), keep=draw_keep(models, SAMPLES))
     with tempfile.TemporaryDirectory(prefix="dynmia-") as folder:
-        store = RunStore(folder, study, pool.fingerprint, provenance("dynmia.shadow.bench", "cpu", cores()))
+        store = RunStore(folder, study, pool.fingerprint, provenance("dynmia make bench-cpu", "cpu", cores()))
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         train_pool(study, pool, store, list(range(models)), cores(), lambda event: None)
         wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -153,7 +176,8 @@ def _processes(kind: str, threads: int, processes: int, seconds: float) -> float
 def _python(kind: str, threads: int, seconds: float = 0) -> subprocess.Popen[str]:
     """Start a measuring process."""
     environment = os.environ | {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    command = [sys.executable, "-m", "dynmia.shadow.bench", kind, str(threads), str(seconds)]
+    code = f"from dynmia.book import maker; maker('bench-cpu').measuring({kind!r}, {threads}, {seconds})"
+    command = [sys.executable, "-c", code]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
@@ -224,7 +248,7 @@ def scoring() -> dict[str, float]:
         for part in phi:
             lira_scores(part, keep, attack=attack, centre=centre, variance=variance)
 
-    for centre, attack, variance in itertools.product(("mean", "median"), ATTACKS, ("pooled", "per-sample")):
+    for centre, attack, variance in itertools.product(("mean", "median"), LIRA, ("pooled", "per-sample")):
         name = f"lira_{attack}_{centre}" + ("_pooled" if variance == "pooled" else "")
         result[name] = timed(partial(score, attack, centre, variance))
     tracemalloc.start()
@@ -256,7 +280,6 @@ def scoring() -> dict[str, float]:
 
 def all_metrics(plane: xr.Dataset, draws: int) -> None:
     """Every metric in ``draws`` bootstrap draws over samples, in blocks of 100; k-means in the first two alone."""
-    plane = plane.assign(state=states(plane))
     for block in range(0, draws, 100):
         weights = bootstrap_weights(plane, 100, 0, block)
         for name, metric in METRICS.items():
@@ -302,9 +325,28 @@ STEPS: dict[str, Callable[[], Callable[[], object]]] = {
 }  # fmt: skip
 
 
-def main(kind: str, threads: str, seconds: str) -> None:
-    """Warm up, say so, wait for the word, and print the samples per second."""
-    torch.set_num_threads(int(threads))
+@dataclass
+class SingleImages(Dataset):
+    """A data set of single images, as a plain ``DataLoader`` reads it."""
+
+    pool: Pool
+    transform: Callable[[np.ndarray], torch.Tensor]
+
+    def __len__(self) -> int:
+        return len(self.pool.labels)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        return self.transform(self.pool.images[i]), int(self.pool.labels[i])
+
+
+def spread(values: list[float], unit: str) -> dict[str, Any]:
+    """An entry of a benchmark: median and range of repeated measurements."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "unit": unit}
+
+
+def measuring(kind: str, threads: int, seconds: float) -> None:
+    """A measuring process: warm up, say so, wait for the word, and print the samples per second."""
+    torch.set_num_threads(threads)
     if kind == "scoring":
         print(json.dumps(scoring()))
         return
@@ -314,8 +356,114 @@ def main(kind: str, threads: str, seconds: str) -> None:
     print("ready", flush=True)
     sys.stdin.readline()
     unit = 2 * 1024**3 / 1e9 if kind == "sgemm" else STUDY.batch_size
-    print(json.dumps(unit * rate(step, float(seconds))))
+    print(json.dumps(unit * rate(step, seconds)))
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def measurements(folder: str | os.PathLike[str] = "data") -> dict[str, dict[str, Any]]:
+    """The committed benchmarks ``bench-*.json`` of a folder by name: ``entries`` of a CPU, ``measures`` of a GPU."""
+    found = {}
+    for path in sorted(Path(folder).glob("bench-*.json"), key=lambda path: path.stem):  # bench-cpu before bench-cpu-2
+        try:
+            found[path.stem] = json.loads(path.read_text())
+            texts = [found[path.stem]["hardware"], *map(spread_text, entries(found[path.stem]).values())]
+            if not all(isinstance(text, str) for text in texts):
+                raise TypeError("hardware is no text")
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            script = "bench-gpu" if "gpu" in path.stem else "bench-cpu"
+            what, again = f"{type(error).__name__}: {reason(error)}", f"dynmia make {script} --out {path}"
+            raise StoreError(f"{path} is no benchmark ({what}): make it again by `{again}`.") from error
+    return found
+
+
+def entries(measured: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a benchmark that were measured; on a GPU one may hold the text of an error instead."""
+    found = measured.get("entries", measured.get("measures", {}))
+    return {name: value for name, value in found.items() if isinstance(value, dict) and "median" in value}
+
+
+def target(name: str, median: float) -> tuple[str, bool] | None:
+    """The target of an entry and whether ``median`` meets it, or None if it has none."""
+    if name not in TARGETS:
+        return None
+    _, sign, value = TARGETS[name]
+    return f"{sign} {value:,g}", median >= value if sign == ">=" else median <= value
+
+
+def targets(measured: dict[str, Any]) -> pd.DataFrame:
+    """Every ratio that has a target: measured as median [range], target, met or not."""
+    rows = {}
+    for name, entry in entries(measured).items():
+        if goal := target(name, entry["median"]):
+            rows[TARGETS[name][0]] = (spread_text(entry), goal[0], "yes" if goal[1] else "no")
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["measured [range]", "target", "met"])
+
+
+def target_table(files: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
+    """Every target that is measured in a file: what it is, then a column a file; misses are marked."""
+    tables = {name: targets(file) for name, file in files.items()}
+    goals = pd.concat([table.target for table in tables.values()])
+    columns = {name: table.iloc[:, 0] + table.met.map({"yes": "", "no": " – missed"}) for name, table in tables.items()}
+    whole = pd.DataFrame({"target": goals[~goals.index.duplicated()]} | columns).fillna("")
+    return whole.loc[[label for label, *_ in TARGETS.values() if label in whole.index]]
+
+
+def rates(measured: dict[str, Any]) -> pd.DataFrame:
+    """Every entry that has no target: what the ratios were made of."""
+    rows = {name: spread_text(entry) for name, entry in entries(measured).items() if name not in TARGETS}
+    return pd.DataFrame({"measured [range]": rows})
+
+
+def spread_text(entry: dict[str, Any]) -> str:
+    """An entry of a benchmark in three digits: ``1.59 [1.46, 1.66] x``."""
+    numbers = (entry[part] for part in ("median", "min", "max"))
+    median, low, high = (f"{number:.3g}" if number < 1000 else f"{number:,.0f}" for number in numbers)
+    return f"{median} [{low}, {high}] {entry['unit']}"
+
+
+def met(table: pd.DataFrame) -> str:
+    """One sentence on a table of :func:`targets`."""
+    missed = [f"{name} ({row.iloc[0]}; target {row.target})" for name, row in table.iterrows() if row.met == "no"]
+    rest = f"; not met: {', '.join(missed)}" if missed else ""
+    return f"{len(table) - len(missed)} of {len(table)} targets are met{rest}."
+
+
+def study_hours(study: Study, measured: dict[str, Any]) -> dict[str, float]:
+    """Hours of ``study`` at its data set's full size from committed rates, by where it is trained; empty if the rates
+    are not in the file.
+
+    One machine trains as many models at once as it has workers; a Ray cluster is ten such machines; a task of the
+    SLURM array trains one model on one core, or on one GPU, all at the same time.
+    """
+    found, graphs = entries(measured), measured.get("measures", {}).get("best", "")
+    names = (graphs, "compiled_evaluation") if "measures" in measured else ("paper_train_rate", "paper_evaluation_rate")
+    if not all(name in found for name in names):
+        return {}
+    _, train, test, _ = SIZES[choose(study.dataset, SIZES, "data set")]
+    counts = work(study, study.pool_size or train, test)
+    model = sum(count / found[name]["median"] for count, name in zip(counts, names))
+    workers = 1 if "measures" in measured else measured["workers"]
+    places = {"one machine": workers, "Ray cluster of 10": 10 * workers, "SLURM array": study.shadow_models}
+    return {place: math.ceil(study.shadow_models / at_once) * model / 3600 for place, at_once in places.items()}
+
+
+def main(
+    seconds: Annotated[float, typer.Option(help="length of one measurement")] = 4.0,
+    repeats: Annotated[int, typer.Option(help="measurements of each")] = 3,
+    out: Annotated[str | None, typer.Option(help="also write the JSON to this file")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure training and scoring on this machine, as ratios against named baselines, beside their targets."""
+    file = out and writable(out, ".json")
+    show = (lambda line: None) if as_json else (lambda line: typer.echo(line, err=True))
+    result = bench(seconds, repeats, show, f"dynmia make bench-cpu --seconds {seconds:g} --repeats {repeats}")
+    text = json.dumps(result, indent=1)
+    if file:
+        write_atomic(file, text.encode())
+    if as_json:
+        typer.echo(text)
+        return
+    typer.echo(f"{result['hardware']}, {result['created']}")
+    for name, entry in entries(result).items():
+        goal = target(name, entry["median"])
+        verdict = f"  target {goal[0]}: {'met' if goal[1] else 'NOT met'}" if goal else ""
+        typer.echo(f"{name:45} {spread_text(entry)}{verdict}")

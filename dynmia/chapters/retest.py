@@ -20,8 +20,8 @@ from ..dynamics import cloud as dyn
 from ..dynamics.cloud import Weights
 from ..dynamics.metrics import METRICS
 from ..errors import UserError
-from .agreement import TAILS, chance_overlap, overlap
-from .resample import bootstrap_weights
+from ..stats.agreement import TAILS, chance_overlap, overlap
+from ..stats.resample import bootstrap_weights
 
 POPULATION = (
     "advantage", "displacement", "entropy_change", "speed_mean", "vulnerable", "transition_peak", "early_recall",
@@ -98,9 +98,9 @@ def redrawn(
                 weight = np.zeros(keep.shape, np.float32)
                 np.add.at(weight, (order[pick, samples], samples[None]), drawn)
                 counts[name] = (("epoch", "sample"), np.einsum("tmz,mz->tz", flags, weight))
-            new = plane.drop_vars("state", errors="ignore").assign(counts)
+            new = plane.assign(counts)
             new["tpr"], new["fpr"] = new.tp / new.n_in, new.fp / new.n_out
-            found.append(new.assign(advantage=new.tpr - new.fpr))
+            found.append(new.assign(advantage=new.tpr - new.fpr, state=dyn.states(new, dyn.CUTS)))
         yield found
 
 
@@ -117,7 +117,6 @@ def statistics(planes: Sequence[xr.Dataset], weights: Weights = None) -> pd.Data
     Coefficients of variation are standard deviation (k - 1) over the absolute mean of the k populations. A sample leaks
     if its mean final advantage over them is at least ``LEAK``. Agreement of sets is the mean over pairs.
     """
-    planes = [plane if "state" in plane else plane.assign(state=dyn.states(plane)) for plane in planes]
     times = None if weights is None else weights.transpose("draw", "sample").values
     final = np.stack([plane.advantage.values[-1] for plane in planes], 1)  # (n, k)
     dynamic = np.stack([dyn.dynamic_vulnerability(plane).values for plane in planes], 1)

@@ -1,0 +1,161 @@
+"""The released runs of campaign.yml: trained where they are missing, in order of value."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dynmia.book.makers import maker
+from dynmia.book.tables import Entry, entries
+from dynmia.cli import Changes, DataDir, Device, Mode, Quiet, TimeBudget, Workers, duration, parse_duration, parse_pairs
+from dynmia.errors import UserError, shown
+from dynmia.store.folder import differing, read_manifest
+from dynmia.store.run import open_run, project_root, save_run, study_of
+from dynmia.study import Study
+
+
+def run_campaign(
+    scale: str = "cpu",
+    *,
+    only: str = "",
+    changes: dict[str, Any] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    time_budget: float | None = None,
+    null: int = 200,
+    progress: bool = True,
+    **options: Any,
+) -> Iterator[str]:
+    """Train the runs that are missing, write each to ``folder``, and its figures to ``figures.csv``; yields lines.
+
+    A run that fails (no data, a diverged model) does not stop the others.
+
+    Args:
+        folder: default ``data`` for the released scale, ``cpu``, else ``runs/<scale>``. A run is trained in a folder
+            beside its file, ``<name>-<8 digits of its identity>``; for ``data`` in ``runs/<scale>``.
+        time_budget: seconds, above 0; training stops cleanly before they are over.
+        null: draws of the permutation null in the table of figures; 0 leaves the table as it is.
+        options: data_dir, device, workers, mode, for :func:`dynmia.shadow.engine.train_part`.
+
+    Raises:
+        UserError: at the end, if any run failed.
+    """
+    from dynmia.shadow import engine
+    from dynmia.stats import hardness
+
+    if time_budget is not None and not time_budget > 0:
+        raise UserError(f"time_budget is {time_budget} s: it must be above 0.")
+    if isinstance(null, bool) or not isinstance(null, int) or null < 0:
+        raise UserError(f"null is {shown(null)}: it must be a whole number of draws, 0 for no figures.")
+    write_figures = maker("figures").write_figures
+    folder, device = _folder(scale, folder), engine.pick_device(options.get("device"))
+    deadline = time.monotonic() + (math.inf if time_budget is None else time_budget)
+    failed = []
+    for entry in entries(scale, only, changes):
+        path = folder / f"{entry.name}.nc"
+        try:
+            if not path.exists():
+                if (left := deadline - time.monotonic()) <= 0:
+                    yield f"{entry.name}: not begun, the time is over"
+                    continue
+                pool, store = engine.train_part(
+                    entry.study, out=_working(entry, scale, folder, device), progress=progress,
+                    time_budget=None if time_budget is None else left, **options,
+                )  # fmt: skip
+                if unfinished := store.missing():
+                    yield f"{entry.name}: {len(unfinished)} models are left; the same command continues"
+                    continue
+                run = engine.finish(pool, store)
+                if entry.study.record == "hardness":
+                    measured = hardness.measure(store, run, pool.test_labels)
+                    hardness.save(measured, folder / f"{entry.name}.hardness.nc")
+                save_run(run, path)
+                yield f"{entry.name}: trained in {float(run.attrs['wall_time_s']) / 60:.1f} min, wrote {path}"
+            run = open_run(path)
+            if what := _differs(study_of(run), entry.study):
+                raise UserError(
+                    f"{path} is a run of another study; it differs in {what}: move it away, or take another --out."
+                )
+            if null and entry.study.design != "all" and write_figures(folder, entry.name, run, null=null):
+                yield f"{entry.name}: figures written to {folder / 'figures.csv'}"
+        except UserError as error:
+            failed.append(entry.name)
+            yield f"{entry.name}: {error}"
+    if failed:
+        raise UserError(f"{len(failed)} runs failed: {', '.join(failed)}; the others are finished.")
+
+
+def plan_campaign(
+    scale: str = "cpu",
+    *,
+    only: str = "",
+    changes: dict[str, Any] | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Iterator[tuple[str, str, float]]:
+    """Name, ``finished`` or ``missing``, and the seconds that are left on this machine, for each run of the list."""
+    from dynmia.shadow.plan import plan
+
+    for entry in entries(scale, only, changes):
+        there = (_folder(scale, folder) / f"{entry.name}.nc").exists()
+        try:
+            yield entry.name, *(("finished", 0.0) if there else ("missing", plan(entry.study, **options)["seconds"]))
+        except UserError as error:
+            raise UserError(f"{entry.name}: {error}") from error
+
+
+def _folder(scale: str, folder: str | os.PathLike[str] | None) -> Path:
+    return Path(folder or (project_root() / "data" if scale == "cpu" else f"runs/{scale}"))
+
+
+def _working(entry: Entry, scale: str, folder: Path, device: str) -> Path:
+    """Where ``entry`` is trained: a folder that no other study shares, or one that was begun under its name alone."""
+    study, begun = entry.study.resolve(device), Path("runs") / scale / entry.name
+    if (begun / "manifest.json").exists() and Study.from_dict(read_manifest(begun)["study"]) == study:
+        return begun
+    beside = Path("runs") / scale if os.path.realpath(folder) == os.path.realpath(project_root() / "data") else folder
+    return beside / f"{entry.name}-{study.identity('')[:8]}"
+
+
+def _differs(there: Study, here: Study) -> str:
+    """The fields in which a finished run is not what the list asks for; precision 'auto' is whatever it became."""
+    here = here.replace(precision=there.precision) if here.precision == "auto" else here
+    return "" if there == here else differing(there.to_dict(), here.to_dict())
+
+
+def main(
+    scale: Annotated[str, typer.Option(help="cpu (the released runs), quick or paper: see data/campaign.yml")] = "cpu",
+    only: Annotated[str, typer.Option(help="just the runs of a chapter (02), or whose name contains this")] = "",
+    change: Changes = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="folder, for unfinished runs too (default: data, or runs/SCALE)"),
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="list the runs and what they cost here, and stop")] = False,
+    null: Annotated[int, typer.Option(help="draws of the permutation null in figures.csv; 0: no figures")] = 200,
+    time_budget: TimeBudget = None,
+    data_dir: DataDir = None,
+    device: Device = None,
+    workers: Workers = None,
+    mode: Mode = "fast",
+    quiet: Quiet = False,
+) -> None:
+    """Train the runs of data/campaign.yml that are missing, in order of value, and write the figures of all."""
+    budget = None if time_budget is None else parse_duration(time_budget)
+    common: dict[str, Any] = dict(
+        only=only, changes=parse_pairs(change, "--set"), folder=out, data_dir=data_dir, device=device, workers=workers
+    )
+    if plan:
+        total = 0.0
+        for name, state, seconds in plan_campaign(scale, **common):
+            total += seconds
+            typer.echo(f"{name:32} {state:10} {duration(seconds)}")
+        typer.echo(f"{'what is missing':32} {'':10} {duration(total)}")
+        return
+    for line in run_campaign(scale, time_budget=budget, null=null, progress=not quiet, mode=mode, **common):
+        typer.echo(line)
