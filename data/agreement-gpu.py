@@ -18,8 +18,9 @@ from dynmia.book.tables import entries
 from dynmia.cli import DataDir, parse_duration, parse_pairs
 from dynmia.dynamics.metrics import METRICS
 from dynmia.errors import choose, reason, writable
-from dynmia.shadow.engine import open_store, train_here
+from dynmia.shadow import open_store
 from dynmia.shadow.gpu import train_lanes
+from dynmia.shadow.shard import Job, train_here
 from dynmia.shadow.step import arithmetic
 from dynmia.store.folder import write_atomic
 from dynmia.store.run import assemble
@@ -47,11 +48,12 @@ def agree(text: str, seeds: Iterable[int], out: Path, data_dir: str | None, dead
         folder, models = out / f"agreement-{wanted.model}-{number}", range(wanted.shadow_models)
         study, pool, store = open_store(wanted, out=folder, data_dir=data_dir, device=DEVICE)
         began, left = time.time(), time.monotonic() + deadline - time.time()
+        job = Job(study, pool, store, DEVICE, deadline=left)
         with arithmetic("fast"):
             if kind == "eager":
-                train_here(study, pool, store, models, lambda event: None, DEVICE, left)
+                train_here(job, models)
             else:
-                train_lanes(study, pool, store, models, device=DEVICE, deadline=left, compiled="compiled" in kind)
+                train_lanes(job, models, "compiled" in kind)
         if left := len(store.missing()):
             found[name] = f"{left} models are left: the time was over"
             continue

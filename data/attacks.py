@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 
 import numpy as np
@@ -12,7 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from dynmia.attack.scoring import Scoring
-from dynmia.book.makers import table_place, write_table
+from dynmia.book.makers import table_place, two_processes, write_table
 from dynmia.book.tables import released
 from dynmia.cli import Folder
 from dynmia.dynamics.cloud import dynamic_vulnerability, states
@@ -97,7 +96,7 @@ def compute(folder: str | os.PathLike[str] = "data", rule: str = "fpr@0.01", nul
     jobs = [
         (run if name == main else ends(run), a, rule, null, name == main) for name, run in runs.items() for a in NAMES
     ]
-    with ProcessPoolExecutor(2) as pool:
+    with two_processes() as pool:
         for (name, attack), (table, planes) in zip(product(runs, NAMES), pool.map(_job, jobs)):
             rows[name, attack] = table
             if name == main:

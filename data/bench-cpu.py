@@ -37,13 +37,13 @@ from dynmia.attack.scoring import LIRA
 from dynmia.cli import AsJson
 from dynmia.dynamics.metrics import METRICS
 from dynmia.errors import StoreError, UserError, choose, reason, writable
-from dynmia.pool.datasets import SIZES
 from dynmia.pool.pool import Pool, draw_keep
-from dynmia.shadow.engine import train_pool
+from dynmia.registry import DATASETS
 from dynmia.shadow.models import build_model, forward_flops
 from dynmia.shadow.plan import calibrate, random_pool, rate, work
-from dynmia.shadow.shard import keep_freed_memory
+from dynmia.shadow.shard import Job, keep_freed_memory
 from dynmia.shadow.step import DeviceData, new_state, train_step
+from dynmia.shadow.workers import train_pool
 from dynmia.stats.resample import bootstrap_weights
 from dynmia.store.folder import RunStore, write_atomic
 from dynmia.store.run import cores, provenance
@@ -157,7 +157,7 @@ def busy_share(samples: float, models: int | None = None) -> float:
     with tempfile.TemporaryDirectory(prefix="dynmia-") as folder:
         store = RunStore(folder, study, pool.fingerprint, provenance("dynmia make bench-cpu", "cpu", cores()))
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        train_pool(study, pool, store, list(range(models)), cores(), lambda event: None)
+        train_pool(Job(study, pool, store), list(range(models)))
         wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     return used / (wall * cores())
@@ -438,8 +438,8 @@ def study_hours(study: Study, measured: dict[str, Any]) -> dict[str, float]:
     names = (graphs, "compiled_evaluation") if "measures" in measured else ("paper_train_rate", "paper_evaluation_rate")
     if not all(name in found for name in names):
         return {}
-    _, train, test, _ = SIZES[choose(study.dataset, SIZES, "data set")]
-    counts = work(study, study.pool_size or train, test)
+    known = DATASETS[choose(study.dataset, DATASETS, "data set")]
+    counts = work(study, study.pool_size or known.train, known.test)
     model = sum(count / found[name]["median"] for count, name in zip(counts, names))
     workers = 1 if "measures" in measured else measured["workers"]
     places = {"one machine": workers, "Ray cluster of 10": 10 * workers, "SLURM array": study.shadow_models}

@@ -265,11 +265,11 @@ def bandwidth(files: Iterable[dict[str, Any]]) -> str:
     return f"The {fast} copies {gains}."
 
 
-def about(command: str, workers: int = 1) -> dict[str, Any]:
+def about(command: str) -> dict[str, Any]:
     """Where a file of a GPU was measured, by what versions and which command; an error where there is no GPU."""
     if not torch.cuda.is_available():
         raise UserError("torch finds no GPU here, and this is for one; `dynmia make bench-cpu` measures CPUs.")
-    made = provenance(command, "cuda", workers)
+    made = provenance(command, "cuda", 1)
     made["versions"] |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
     return {name: made[name] for name in ("hardware", "versions", "created", "command")}
 

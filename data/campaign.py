@@ -40,12 +40,12 @@ def run_campaign(
             beside its file, ``<name>-<8 digits of its identity>``; for ``data`` in ``runs/<scale>``.
         time_budget: seconds, above 0; training stops cleanly before they are over.
         null: draws of the permutation null in the table of figures; 0 leaves the table as it is.
-        options: data_dir, device, workers, mode, for :func:`dynmia.shadow.engine.train_part`.
+        options: data_dir, device, workers, mode, for :func:`dynmia.shadow.run.train_part`.
 
     Raises:
         UserError: at the end, if any run failed.
     """
-    from dynmia.shadow import engine
+    from dynmia import shadow
     from dynmia.stats import hardness
 
     if time_budget is not None and not time_budget > 0:
@@ -53,7 +53,7 @@ def run_campaign(
     if isinstance(null, bool) or not isinstance(null, int) or null < 0:
         raise UserError(f"null is {shown(null)}: it must be a whole number of draws, 0 for no figures.")
     write_figures = maker("figures").write_figures
-    folder, device = _folder(scale, folder), engine.pick_device(options.get("device"))
+    folder, device = _folder(scale, folder), shadow.run.pick_device(options.get("device"))
     deadline = time.monotonic() + (math.inf if time_budget is None else time_budget)
     failed = []
     for entry in entries(scale, only, changes):
@@ -63,14 +63,14 @@ def run_campaign(
                 if (left := deadline - time.monotonic()) <= 0:
                     yield f"{entry.name}: not begun, the time is over"
                     continue
-                pool, store = engine.train_part(
+                pool, store = shadow.train_part(
                     entry.study, out=_working(entry, scale, folder, device), progress=progress,
                     time_budget=None if time_budget is None else left, **options,
                 )  # fmt: skip
                 if unfinished := store.missing():
                     yield f"{entry.name}: {len(unfinished)} models are left; the same command continues"
                     continue
-                run = engine.finish(pool, store)
+                run = shadow.finish(pool, store)
                 if entry.study.record == "hardness":
                     measured = hardness.measure(store, run, pool.test_labels)
                     hardness.save(measured, folder / f"{entry.name}.hardness.nc")

@@ -19,11 +19,12 @@ from dynmia.cli import DataDir
 from dynmia.errors import UserError, writable
 from dynmia.pool.datasets import load_dataset
 from dynmia.pool.pool import make_pool
+from dynmia.registry import DATASETS
 from dynmia.store.run import project_root
 from dynmia.study import PRESETS, Study
 
 DIGITS = {"nn_error": 1, "dimension": 1, "overlap": 3, "png": 0, "png_value": 2}  # decimals to print
-IMAGES = ("digits", "mnist", "fashion_mnist", "cifar10", "cinic10")  # the sets of images, but for copies
+IMAGES = [name for name, known in DATASETS.items() if known.has_images and known.source]  # but for copies
 POOL_SIZE = 4000
 COLUMNS = ["label", "unit", "value", "low", "high", "null_low", "null_high"]
 

@@ -7,7 +7,6 @@ over models, that of the same samples under many populations; over both, that of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import xarray as xr
 from scipy import stats
 
 from dynmia.attack.plane import rate_interval, vulnerability_plane
-from dynmia.book.makers import table_place, write_table
+from dynmia.book.makers import table_place, two_processes, write_table
 from dynmia.cli import Folder
 from dynmia.dynamics.metrics import METRICS
 from dynmia.stats.intervals import CHOSEN, OVER, Scored, ends, figures, halved
@@ -238,6 +237,6 @@ def weighted_plane(run: xr.Dataset, times: np.ndarray, rule: str = RULE) -> xr.D
 def main(folder: Folder = "data") -> None:
     """Measure every scenario in a process of its own, two at once; eight minutes."""
     place = table_place(folder, "coverage.csv")
-    with ProcessPoolExecutor(2) as pool:
+    with two_processes() as pool:
         table = pd.concat(pool.map(coverage, SCENARIOS))
     write_table(table, place, f"seeds 0 to 99; numpy {np.__version__}, scipy {scipy.__version__}", digits=5)

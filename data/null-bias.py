@@ -8,7 +8,6 @@ towards the other side: the attack does slightly worse than chance.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 
 import numpy as np
@@ -18,7 +17,7 @@ from scipy import optimize, stats
 
 from dynmia.attack.plane import vulnerability_planes
 from dynmia.attack.scoring import Scoring, level_of
-from dynmia.book.makers import table_place, write_table
+from dynmia.book.makers import table_place, two_processes, write_table
 from dynmia.book.tables import RULES
 from dynmia.cli import Folder
 from dynmia.dynamics.metrics import METRICS
@@ -129,7 +128,7 @@ def main(folder: Folder = "data") -> None:
     """Measure the bias for both variances and designs and every number of models, two processes at once; minutes."""
     place = table_place(folder, "null-bias.csv")
     cases = list(product(("pooled", "per-sample"), DESIGNS, MODELS))
-    with ProcessPoolExecutor(2) as pool:
+    with two_processes() as pool:
         table = pd.concat(dict(zip(cases, pool.map(_bias, cases))), names=["variance", "design", "models"])
     about = f"100 populations of 500 samples each, seed 0; numpy {np.__version__}"
     write_table(table, place, about, digits=5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from typing import Any
 
@@ -14,7 +13,7 @@ from scipy import stats
 from scipy.special import expit
 
 from dynmia.attack.plane import vulnerability_planes
-from dynmia.book.makers import maker, table_place, write_table
+from dynmia.book.makers import maker, table_place, two_processes, write_table
 from dynmia.book.tables import RULES
 from dynmia.cli import Folder
 from dynmia.dynamics.metrics import METRICS
@@ -105,7 +104,7 @@ def rejection_rates(table: pd.DataFrame) -> pd.DataFrame:
 def main(folder: Folder = "data") -> None:
     """Test all batches, two processes at once; minutes."""
     place = table_place(folder, "null-calibration.csv")
-    with ProcessPoolExecutor(2) as pool:
+    with two_processes() as pool:
         table = pd.concat(pool.map(rejections, range(BATCHES)))
     size = f"{BATCHES} batches of {BATCH} populations of {SAMPLES} samples and 20 models"
     write_table(table, place, f"{size}, {DRAWS} redrawn masks, seed 1; numpy {np.__version__}", digits=5)

@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from .book.makers import maker, scripts
-from .errors import UserError, one_line, writable
+from .errors import UserError, bounded, one_line, writable
 from .options import duration, pair_parameters, parse_duration, parse_models, parse_pairs, study_options
-from .study import DATASETS, MODELS, Study
+from .registry import DATASETS
+from .study import MODELS, Study
 
 PLAIN: dict[str, Any] = dict(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app = typer.Typer(**PLAIN)
@@ -56,7 +57,8 @@ def listed(rows: dict[str, str], width: int) -> None:
 def datasets() -> None:
     """List the data sets by name."""
     own = "your own: a .npz file with train_images (or train_features, train_texts), train_labels and the same for"
-    listed(DATASETS | {"PATH": own, "": "test, or an image folder with train/CLASS/*.png and test/CLASS/*.png"}, 15)
+    rows = {name: known.text for name, known in DATASETS.items()} | {"PATH": own}
+    listed(rows | {"": "test, or an image folder with train/CLASS/*.png and test/CLASS/*.png"}, 15)
 
 
 @app.command()
@@ -107,7 +109,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a population of shadow models, or what is missing of it; Ctrl-C stops it and the same command continues."""
-    from .shadow.engine import finish, train_part
+    from .shadow import finish, train_part
     from .store import run as runs
     from .store.folder import continued_by
 
@@ -164,7 +166,7 @@ def merge(
     sources: Annotated[list[str], typer.Argument(help="run folders of the same study, from other machines")],
 ) -> None:
     """Join the shards of one study that several machines have trained; `dynmia train --out INTO` then ends it."""
-    from .store.merge import merge as join
+    from .store.folder import merge as join
 
     for line in join(into, sources):
         typer.echo(line)
@@ -190,6 +192,7 @@ def summarise(
     from .store.folder import write_atomic
     from .store.run import open_run
 
+    bounded("null", null, 0)
     scoring, file, data = Scoring(attack, rule, centre, variance), csv and writable(csv, ".csv"), open_run(run)
     table = summary(data, scoring, draws=draws)
     noise = null_summary(data, scoring, draws=null, value=table.value) if null else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import math
 import numbers
 import os
@@ -24,22 +25,16 @@ class Diverged(UserError):
 
 
 def choose(value: str, allowed: Iterable[str], what: str, also: str = "") -> str:
-    """Return ``value`` if it is one of ``allowed``, else raise a :class:`UserError` that names the nearest.
+    """Return ``value`` if it is ``allowed``, else raise a ``UserError`` that names the nearest and the allowed ones.
 
-    Args:
-        value: what the user asked for.
-        allowed: the valid names.
-        what: the kind of thing, for the message.
-        also: other accepted forms, appended to the message.
+    Args: ``what`` kind of thing it is, and which forms are ``also`` accepted, for the message.
     """
     names = list(allowed)
     if value in names:
         return value
     near = difflib.get_close_matches(str(value), names, n=2, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    raise UserError(
-        f"unknown {what} {shown(value)}{hint} Allowed: {', '.join(names)}{also}.".replace("' Allowed", "'. Allowed")
-    )
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
+    raise UserError(f"unknown {what} {shown(value)}{hint} Allowed: {', '.join(names)}{also}.")
 
 
 def shown(value: object, width: int = 60) -> str:
@@ -90,12 +85,12 @@ def writable(path: str | os.PathLike[str], suffix: str = "") -> Path:
     if not file.name.endswith(suffix):
         raise UserError(f"{shown(str(path))} is to be written as a {suffix} file: let its name end in {suffix}.")
     try:
-        regular = stat.S_ISREG(file.stat().st_mode)
+        mode = file.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        regular = True
+        mode = stat.S_IFREG
     except (OSError, ValueError) as error:  # a loop of links, a character that no name has
         raise disk_error(error if isinstance(error, OSError) else OSError(str(error)), path) from error
-    if not regular:
+    if not stat.S_ISREG(mode):
         raise UserError(f"cannot write {file}: a {'folder' if file.is_dir() else 'device'} has that name.")
     folder = next(folder for folder in file.absolute().parents if os.path.lexists(folder))
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
@@ -105,16 +100,13 @@ def writable(path: str | os.PathLike[str], suffix: str = "") -> Path:
 
 def disk_error(error: OSError, path: object) -> UserError:
     """Turn an operating-system error on ``path`` into one line with the mend."""
-    import errno
-
-    mend = {
+    permission = "no write permission: choose another folder with --out or change its permissions"
+    no_folder = "a part of the path is a file: choose another folder with --out"
+    mends = {
         errno.ENOSPC: "the disk is full: free some space; finished shards are intact and the same command continues",
         errno.EDQUOT: "the disk quota is used up: free some space; the same command continues",
         errno.EFBIG: "the file-size limit is reached: raise it (ulimit -f); the same command continues",
-        errno.EACCES: "no write permission: choose another folder with --out or change its permissions",
-        errno.EPERM: "no write permission: choose another folder with --out or change its permissions",
         errno.EROFS: "the file system is read-only: choose another folder with --out",
-        errno.ENOTDIR: "a part of the path is a file: choose another folder with --out",
-        errno.EEXIST: "a part of the path is a file: choose another folder with --out",
-    }.get(error.errno or 0, f"{error.strerror or error}")
-    return UserError(f"cannot write {path}: {mend}.")
+        errno.EACCES: permission, errno.EPERM: permission, errno.ENOTDIR: no_folder, errno.EEXIST: no_folder,
+    }  # fmt: skip
+    return UserError(f"cannot write {path}: {mends.get(error.errno or 0, error.strerror or error)}.")

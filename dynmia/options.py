@@ -8,6 +8,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable
+from itertools import islice
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -18,27 +19,24 @@ from .study import PRESETS, Study
 
 def study_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give ``command(study, ...)`` one option for each field of :class:`dynmia.study.Study`, and ``--preset``."""
-    kinds = get_type_hints(Study)
-    options = {"preset": (str, f"start from a preset: {', '.join(PRESETS)}")} | {
-        field.name: (kinds[field.name], field.metadata["help"].replace("``", "")) for field in dataclasses.fields(Study)
+    helps = {field.name: field.metadata["help"].replace("``", "") for field in dataclasses.fields(Study)}
+    kinds = get_type_hints(Study) | {"preset": str}
+    options = {
+        name: Annotated[kinds[name] | None, typer.Option(help=text, show_default=False)]
+        for name, text in ({"preset": f"start from a preset: {', '.join(PRESETS)}"} | helps).items()
     }
-    parameters = [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=None,
-            annotation=Annotated[kind | None, typer.Option(help=text, show_default=False)],
-        )
-        for name, (kind, text) in options.items()
-    ]  # fmt: skip
-    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "study"]
 
     def wrapped(**values: Any) -> None:
         changes = {name: value for name in options if (value := values.pop(name)) is not None}
         preset = changes.pop("preset", None)
         command(study=Study(**changes) if preset is None else Study.preset(preset, **changes), **values)
 
-    wrapped.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [*parameters, *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own)]
-    )
+    only = inspect.Parameter.KEYWORD_ONLY
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "study"]
+    wrapped.__signature__ = inspect.Signature([  # type: ignore[attr-defined]
+        *(inspect.Parameter(name, only, default=None, annotation=kind) for name, kind in options.items()),
+        *(parameter.replace(kind=only) for parameter in own),
+    ])  # fmt: skip
     wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
     return wrapped
 
@@ -87,12 +85,12 @@ def duration(seconds: float) -> str:
 
 def pair_parameters(arguments: list[str]) -> list[str]:
     """Turn ``-p KEY VALUE``, as papermill writes it, into the ``-p KEY=VALUE`` that the parser reads."""
-    result, rest = [], list(arguments)
-    while rest:
-        word = rest.pop(0)
-        result.append(word)
+    words, rest = [], iter(arguments)
+    for word in rest:
+        words.append(word)
         if word in ("-p", "--parameter"):
-            if len(rest) < 2:
+            pair = [*islice(rest, 2)]
+            if len(pair) < 2:
                 raise UserError("-p needs a name and a value, for example -p rule bayes.")
-            result.append(f"{rest.pop(0)}={rest.pop(0)}")
-    return result
+            words.append("=".join(pair))
+    return words

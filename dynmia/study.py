@@ -20,17 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import UserError, choose, shown
+from .registry import is_path, named_set
 
-DATASETS = {
-    "digits": "scikit-learn digits, 8 x 8 grey, 1,797 images, embedded: needs no download",
-    "mnist": "MNIST, 28 x 28 grey",
-    "fashion_mnist": "Fashion-MNIST, 28 x 28 grey",
-    "cifar10": "CIFAR-10, 32 x 32 colour",
-    "cinic10": "CINIC-10, 32 x 32 colour (CIFAR-10 classes, most images from ImageNet)",
-    "cifar10_jpeg": "CIFAR-10 in a JPEG-coded (lossy) copy of your own: for where the exact images are not at hand",
-    "location30": "Location-30, 446 binary features of who was where, 30 classes; a copy of your own",
-    "trec": "TREC questions by the words in them, 6 classes; a copy of your own",
-}
 MODELS = {
     "cnn": "shallow CNN: 3 convolutions (32, 64, 128), ReLU, max-pooling, one linear layer",
     "cnn-dropout": "the shallow CNN with dropout (p = 0.25) before its linear layer, for MC dropout",
@@ -49,9 +40,10 @@ WRN = re.compile(r"wrn-(\d{1,4})-(\d{1,4})")
 FORMAT = 1  # of studies and stored runs: raised when the same fields would give another result
 
 
-def _field(default: Any, text: str, **limits: Any) -> Any:
-    """A field with its help ``text`` and its ``limits``: ``low`` <= value < ``high``, or ``choices``."""
-    return dataclasses.field(default=default, metadata={"help": text} | limits)
+def _field(default: Any, text: str, low: float | None = None, high: float = math.inf, choices: Any = None) -> Any:
+    """A field with its help ``text`` and its limits: ``low`` <= value < ``high``, or ``choices``."""
+    limits = {"low": low, "high": high, "choices": choices}
+    return dataclasses.field(default=default, metadata={"help": text, **limits})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,42 +66,28 @@ class Study:
         "``factory(shape=(C, H, W), classes=K) -> torch.nn.Module``.",
     )
     optimizer: str = _field("adamw", "``sgd``, ``adamw``, ``sam-sgd`` or ``sam-adamw``.", choices=OPTIMIZERS)
-    epochs: int = _field(30, "passes over a model's own training half.", low=1, high=10**6)
+    epochs: int = _field(30, "passes over a model's own training half.", 1, 10**6)
     checkpoint_every: int = _field(
-        2, "epochs between checkpoints; must divide ``epochs``. Epoch 0 (untrained) is always one.", low=1, high=10**6
+        2, "epochs between checkpoints, a divisor of ``epochs``; epoch 0 is one too.", 1, 10**6
     )
-    shadow_models: int = _field(20, "N, at least 4 (the paper: 20).", low=4, high=10**5)
-    pool_size: int | None = _field(
-        None, "target samples n, class-balanced; None takes the whole training split.", low=4, high=2**31
-    )
-    test_size: int | None = _field(
-        None, "held-out samples that accuracy is measured on, the first ones; None takes all.", low=1, high=2**31
-    )
+    shadow_models: int = _field(20, "N, at least 4 (the paper: 20).", 4, 10**5)
+    pool_size: int | None = _field(None, "target samples n, class-balanced; None: the training split.", 4, 2**31)
+    test_size: int | None = _field(None, "held-out samples for the accuracy, the first ones; None: all.", 1, 2**31)
     design: str = _field(
         "bernoulli",
         "``bernoulli`` (each sample in each model with probability 1/2), ``balanced`` (in exactly N/2), or ``all`` "
         "(every model trains on the whole pool: a deep ensemble, which no attack can be run on).",
         choices=("bernoulli", "balanced", "all"),
     )
-    batch_size: int = _field(64, "the paper leaves it open; 64 is fastest on CPUs.", low=1, high=2**31)
-    lr: float | None = _field(
-        None, "learning rate; None takes 1e-3 for AdamW and 0.05 for SGD (the paper leaves it open).", low=0,
-        high=math.inf,
-    )  # fmt: skip
-    schedule: str = _field(
-        "constant", "``constant`` or ``cosine`` (to zero, per step).", choices=("constant", "cosine")
-    )
-    momentum: float = _field(0.9, "of SGD; also the first beta of AdamW.", low=0, high=1)
-    beta2: float = _field(0.999, "the second beta of AdamW.", low=0, high=1)
+    batch_size: int = _field(64, "the paper leaves it open; 64 is fastest on CPUs.", 1, 2**31)
+    lr: float | None = _field(None, "learning rate; None: 1e-3 for AdamW, 0.05 for SGD (the paper leaves it open).", 0)
+    schedule: str = _field("constant", "``constant``, or ``cosine`` to zero, per step.", choices=("constant", "cosine"))
+    momentum: float = _field(0.9, "of SGD; also the first beta of AdamW.", 0, 1)
+    beta2: float = _field(0.999, "the second beta of AdamW.", 0, 1)
     nesterov: bool = _field(False, "Nesterov momentum for SGD.")
-    weight_decay: float = _field(5e-4, "decoupled for AdamW, L2 for SGD.", low=0, high=math.inf)
-    rho: float = _field(
-        0.05, "radius of SAM's neighbourhood (Foret et al. 2021); ignored by other optimisers.", low=0, high=math.inf
-    )
-    augment: bool = _field(
-        False,
-        "random crop (4 pixels of zero padding at 32 x 32, in proportion else) and horizontal flip, of images.",
-    )
+    weight_decay: float = _field(5e-4, "decoupled for AdamW, L2 for SGD.", 0)
+    rho: float = _field(0.05, "radius of SAM's neighbourhood (Foret et al. 2021); ignored by other optimisers.", 0)
+    augment: bool = _field(False, "random crop (4 pixels of zero padding at 32 x 32, in proportion else) and flip.")
     precision: str = _field(
         "auto",
         "``float32`` (on a GPU with TF32 in convolutions), ``bf16`` (autocast; evaluation in float32, on a GPU in "
@@ -122,32 +100,27 @@ class Study:
         "times the time; phi is the same).",
         choices=("phi", "hardness"),
     )
-    pool_seed: int = _field(0, "draws the pool, so that populations with other seeds can share it.", low=0, high=2**63)
-    seed: int = _field(0, "draws keep mask, weights, data order and augmentation.", low=0, high=2**63)
+    pool_seed: int = _field(0, "draws the pool, so that populations with other seeds can share it.", 0, 2**63)
+    seed: int = _field(0, "draws keep mask, weights, data order and augmentation.", 0, 2**63)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = _typed(field.name, str(field.type), getattr(self, field.name))
             object.__setattr__(self, field.name, value)
-            limits = field.metadata
-            if "choices" in limits:
-                choose(value, limits["choices"], field.name)
-            if "low" in limits and value is not None and not limits["low"] <= value < limits["high"]:  # NaN too
-                high = f" and below {limits['high']}" if limits["high"] < math.inf else ""
-                bound = f"at least {limits['low']}{high}"
+            low, high, choices = (field.metadata[limit] for limit in ("low", "high", "choices"))
+            if choices:
+                choose(value, choices, field.name)
+            if low is not None and value is not None and not low <= value < high:  # NaN too
+                bound = f"at least {low}" + (f" and below {high}" if high < math.inf else "")
                 raise UserError(f"{field.name} is {shown(value)}: it must be a finite number, {bound}.")
-        if not is_path(self.dataset):
-            choose(self.dataset, DATASETS, "data set", also=", a .npz file or an image folder (a path with a slash)")
+        named_set(self.dataset)
         _check_model(self.model)
         if self.lr is None:
             object.__setattr__(self, "lr", DEFAULT_LR[self.optimizer])
         if self.epochs % self.checkpoint_every:
-            small = [k for k in range(1, math.isqrt(self.epochs) + 1) if self.epochs % k == 0]
-            divisors = sorted({*small, *(self.epochs // k for k in small)})
-            raise UserError(
-                f"checkpoint_every {self.checkpoint_every} does not divide epochs {self.epochs}: "
-                f"use one of {', '.join(map(str, divisors))}."
-            )
+            divisors = ", ".join(str(k) for k in range(1, self.epochs + 1) if self.epochs % k == 0)
+            what = f"checkpoint_every {self.checkpoint_every} does not divide epochs {self.epochs}"
+            raise UserError(f"{what}: use one of {divisors}.")
         if self.nesterov and self.momentum == 0 and self.optimizer.endswith("sgd"):
             raise UserError("nesterov needs momentum above 0: set momentum, or leave nesterov out.")
         if self.design == "balanced" and self.shadow_models % 2:
@@ -209,27 +182,14 @@ if Study.__doc__:  # not under -OO
     rows = [f"    {field.name}: {field.metadata['help']}" for field in dataclasses.fields(Study)]
     Study.__doc__ = "\n".join([inspect.cleandoc(Study.__doc__), "", "Args:", *rows])
 
+_PAPER: dict[str, Any] = dict(dataset="cifar10", model="wrn-28-2", checkpoint_every=10, batch_size=256)
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": dict(dataset="digits", model="cnn", optimizer="adamw", epochs=30, checkpoint_every=2, pool_size=1200),
-    "cpu": dict(
-        dataset="cifar10", model="deep-cnn", optimizer="adamw", epochs=60, checkpoint_every=3, pool_size=4000
-    ),
-    "paper-baseline": dict(
-        dataset="cifar10", model="wrn-28-2", optimizer="adamw", epochs=400, checkpoint_every=10, batch_size=256
-    ),
-    "paper-sgd": dict(
-        dataset="cifar10", model="wrn-28-2", optimizer="sgd", epochs=160, checkpoint_every=10, batch_size=256, lr=0.1
-    ),
-    "paper-sam": dict(
-        dataset="cifar10", model="wrn-28-2", optimizer="sam-sgd", epochs=160, checkpoint_every=10, batch_size=256,
-        lr=0.1,
-    ),
-}  # fmt: skip
-
-
-def is_path(dataset: str) -> bool:
-    """Whether a data set name is a user's own file or folder."""
-    return dataset.endswith(".npz") or "/" in dataset or "\\" in dataset
+    "cpu": dict(dataset="cifar10", model="deep-cnn", optimizer="adamw", epochs=60, checkpoint_every=3, pool_size=4000),
+    "paper-baseline": _PAPER | dict(optimizer="adamw", epochs=400),
+    "paper-sgd": _PAPER | dict(optimizer="sgd", epochs=160, lr=0.1),
+    "paper-sam": _PAPER | dict(optimizer="sam-sgd", epochs=160, lr=0.1),
+}
 
 
 def _typed(name: str, kind: str, value: Any) -> Any:
@@ -243,11 +203,9 @@ def _typed(name: str, kind: str, value: Any) -> Any:
         return bool(value)
     if want == "float" and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value) if isinstance(value, float) or abs(value) < 2**63 else math.inf
-    if want == "int" and not isinstance(value, bool):
-        if isinstance(value, float) and value.is_integer():
-            return int(value)
-        if hasattr(value, "__index__"):
-            return int(value)
+    whole = hasattr(value, "__index__") or (isinstance(value, float) and value.is_integer())
+    if want == "int" and whole and not isinstance(value, bool):
+        return int(value)
     if want == "str" and isinstance(value, str):
         return str(value)
     raise UserError(f"{name} is {shown(value)}: it must be of type {kind}.")
@@ -262,17 +220,15 @@ def _read(text: str) -> Any:
 
 
 def _check_model(name: str) -> None:
-    match = WRN.fullmatch(name)
-    if match:
-        depth, width = int(match[1]), int(match[2])
+    if match := WRN.fullmatch(name):
+        depth, width = map(int, match.groups())
         if depth < 10 or (depth - 4) % 6 or width < 1:
             raise UserError(
                 f"model {name!r}: the depth must be 10, 16, 22, 28, ... (6 m + 4) and the width at least 1."
             )
-    elif ":" in name:
-        if not re.fullmatch(r"[\w.]+:\w+", name):
-            raise UserError(f"model {name!r}: write your own model as package.module:factory.")
-    else:
+    elif name == "wrn-D-K":
+        raise UserError("model 'wrn-D-K' is a pattern: write depth and width, for example wrn-28-2.")
+    elif ":" not in name:
         choose(name, [*MODELS, "wrn-28-2"], "model", also=", or your own as package.module:factory")
-        if name == "wrn-D-K":
-            raise UserError("model 'wrn-D-K' is a pattern: write depth and width, for example wrn-28-2.")
+    elif not re.fullmatch(r"[\w.]+:\w+", name):
+        raise UserError(f"model {name!r}: write your own model as package.module:factory.")

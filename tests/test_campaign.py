@@ -14,11 +14,10 @@ import yaml
 from test_errors import assert_one_clear_line
 
 import dynmia
-from dynmia import cli
+from dynmia import cli, shadow
 from dynmia.book import maker, makers, tables
 from dynmia.dynamics.metrics import METRICS
 from dynmia.errors import UserError
-from dynmia.shadow import engine
 from dynmia.stats import hardness, intervals
 from dynmia.stats.resample import p_values, quantiles
 
@@ -179,7 +178,7 @@ def placed(listed, monkeypatch):
             lines.extend(campaign.run_campaign(scale, only="02", null=0, progress=False, device="cpu", **options))
         return os.path.relpath(lines[0].removeprefix("first: here "))
 
-    monkeypatch.setattr(engine, "train_part", stop)
+    monkeypatch.setattr(shadow, "train_part", stop)
     return place
 
 
@@ -198,7 +197,7 @@ def test_changed_studies_are_trained_in_folders_of_their_own(listed, placed):
 
 def test_a_run_begun_under_its_name_alone_goes_on(placed):
     study = tables.entries("quick", "first")[0].study
-    engine.open_store(study, out="runs/quick/first", device="cpu")
+    shadow.open_store(study, out="runs/quick/first", device="cpu")
     assert placed("quick") == "runs/quick/first"
     assert placed("quick", changes={"seed": 1}).startswith("runs/quick/first-")
 

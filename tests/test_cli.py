@@ -146,7 +146,7 @@ def test_ctrl_c_says_how_to_continue(capsys, monkeypatch, tmp_path):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dynmia.shadow.engine.train_part", interrupted)
+    monkeypatch.setattr("dynmia.shadow.train_part", interrupted)
     code, _, err = run(capsys, "train", *TINY, "--out", tmp_path / "a folder")
     assert code == 130
     assert (
@@ -155,8 +155,8 @@ def test_ctrl_c_says_how_to_continue(capsys, monkeypatch, tmp_path):
 
 
 def test_a_warning_is_one_line():
-    code = "import warnings; from dynmia import cli; from dynmia.shadow import engine\n"
-    code += "engine.train_part = lambda *_, **__: warnings.warn('mind this') or 1 / 0\n"
+    code = "import warnings; from dynmia import cli, shadow\n"
+    code += "shadow.train_part = lambda *_, **__: warnings.warn('mind this') or 1 / 0\n"
     command = [sys.executable, "-c", f"{code}cli.main(['train'])"]
     lines = subprocess.run(command, capture_output=True, text=True, check=False).stderr.splitlines()
     assert lines[0] == "dynmia: mind this"
@@ -169,7 +169,7 @@ def test_debug_shows_the_traceback():
 
 
 def test_a_fault_of_ours_is_one_line_and_exits_with_1(capsys, monkeypatch):
-    monkeypatch.setattr("dynmia.shadow.engine.train_part", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("dynmia.shadow.train_part", lambda *_, **__: 1 / 0)
     code, _, err = run(capsys, "train", *TINY)
     assert code == 1
     assert err == "dynmia: ZeroDivisionError: division by zero. Show where by `dynmia --debug ...`, and report it.\n"

@@ -2,12 +2,14 @@ import hashlib
 import http.server
 import io
 import os
+import runpy
 import struct
 import tarfile
 import threading
 import unicodedata
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +22,9 @@ from dynmia.dynamics.metrics import METRICS
 from dynmia.pool import datasets as data
 from dynmia.pool.datasets import Texts, load_dataset, read_cinic10
 from dynmia.pool.pool import make_pool
+from dynmia.registry import DATASETS
 
+ROOT = Path(__file__).resolve().parents[1]
 CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
@@ -177,8 +181,13 @@ def test_a_truncated_file_is_refused(make_npz, share):
     assert_refused(path, "own.npz", "cannot be read as .npz")
 
 
+def decode(*words):
+    """Run the script that makes a plain file of a coded one."""
+    runpy.run_path(str(ROOT / "data" / "cifar10-jpeg.py"))["main"](*map(str, words))
+
+
 def coded_set(folder, **changes):
-    """A data folder's cifar10_jpeg.npz with 6 training and 3 test images, and what each decodes to."""
+    """A file coded.npz with 6 training and 3 test images, and what each decodes to."""
     arrays, decoded = {}, {}
     for split, count in (("train", 6), ("test", 3)):
         files = []
@@ -191,28 +200,52 @@ def coded_set(folder, **changes):
             f"{split}_jpeg": np.frombuffer(b"".join(files), np.uint8), f"{split}_labels": np.arange(count) % 3,
             f"{split}_offsets": np.cumsum([0, *map(len, files)]),
         }  # fmt: skip
-    np.savez(folder / "cifar10_jpeg.npz", **{k: v for k, v in (arrays | changes).items() if v is not None})
+    np.savez(folder / "coded.npz", **{k: v for k, v in (arrays | changes).items() if v is not None})
     return decoded
 
 
-def test_jpeg_coded_images_are_decoded(tmp_path):
-    decoded, loaded = coded_set(tmp_path), load_dataset("cifar10_jpeg", tmp_path)
+def test_jpeg_coded_images_are_decoded(tmp_path, capsys):
+    decoded = coded_set(tmp_path)
+    decode(tmp_path / "coded.npz", tmp_path / "cifar10_jpeg.npz")
+    loaded = load_dataset("cifar10_jpeg", tmp_path)
     assert (loaded.train_images == decoded["train"]).all()
     assert (loaded.test_images == decoded["test"]).all()
+    assert "6 training and 3 test images" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cifar10_jpeg.npz", "coded.npz"]
+
+
+def test_a_coded_file_in_the_place_of_the_plain_one_names_the_command(tmp_path):
+    coded_set(tmp_path)
+    (tmp_path / "coded.npz").rename(tmp_path / "cifar10_jpeg.npz")
+    command = f"dynmia make cifar10_jpeg {tmp_path / 'cifar10_jpeg.npz'}"
+    assert_refused("cifar10_jpeg", "holds JPEG files", command, data_dir=tmp_path)
+
+
+def test_a_coded_file_is_not_written_over(tmp_path):
+    coded_set(tmp_path)
+    content = (tmp_path / "coded.npz").read_bytes()
+    with pytest.raises(UserError, match="over its own source"):
+        decode(tmp_path / "coded.npz", tmp_path / "coded.npz")
+    assert (tmp_path / "coded.npz").read_bytes() == content
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         (dict(test_offsets=None), ["no key 'test_offsets'", "train_jpeg, train_offsets, train_labels"]),
-        (dict(train_jpeg=np.zeros(9999, np.uint8)), ["cannot be read as .npz", "cannot identify image"]),
-        (dict(train_offsets=np.arange(3)), ["cannot be read as .npz"]),
-        (dict(train_labels=np.arange(5) % 3), ["integers (6,)"]),
+        (dict(train_jpeg=np.zeros(6, np.uint8), train_offsets=np.arange(7)), ["cannot be read", "cannot identify"]),
+        (dict(train_offsets=np.arange(3)), ["train_offsets", "one more than the 6 labels"]),
+        (dict(train_jpeg=np.zeros(9999, np.uint8)), ["train_offsets", "end at the 9999 bytes"]),
+        (dict(train_labels=np.arange(5) % 3), ["train_offsets", "one more than the 5 labels"]),
     ],
 )
 def test_a_malformed_coded_file_is_refused(tmp_path, changes, words):
     coded_set(tmp_path, **changes)
-    assert_refused("cifar10_jpeg", "cifar10_jpeg.npz", *words, data_dir=tmp_path)
+    with pytest.raises(UserError) as caught:
+        decode(tmp_path / "coded.npz", tmp_path / "plain.npz")
+    assert [word for word in ("coded.npz", *words) if word not in str(caught.value)] == [], str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "plain.npz").exists()
 
 
 @pytest.mark.parametrize("name", ["cifar10_jpeg", "location30", "trec"])
@@ -359,7 +392,6 @@ def test_texts_are_sparse_and_indexed_as_the_dense_array_that_they_stand_for(mak
         assert sparse[index].shape == expected.shape
         assert (sparse[index] == expected).all()
     assert (np.asarray(sparse.take(np.array([9, 1]))) == dense[[9, 1]]).all()
-    assert (np.concatenate(list(sparse.columns()), axis=1) == dense[:, 0, 0]).all()
 
 
 def test_augmentation_of_feature_vectors_is_refused(make_npz):
@@ -766,7 +798,8 @@ def test_real_data_have_the_documented_shape(real_data, name, sizes, shape):
     loaded = load_dataset(name, real_data)
     assert len(loaded.train_images) in sizes
     assert loaded.train_images.shape[1:] == loaded.test_images.shape[1:] == shape
-    (channels, height, width), _, _, classes = data.SIZES[name]
-    assert (shape, loaded.classes) == ((height, width, channels), classes)
+    known = DATASETS[name]
+    channels, height, width = known.shape
+    assert (shape, loaded.classes) == ((height, width, channels), known.classes)
     counts = np.bincount(make_pool(Study(dataset=name, pool_size=min(sizes) // 10), loaded).labels)
     assert counts.max() - counts.min() <= 1 or counts.min() == (loaded.train_labels == counts.argmin()).sum()

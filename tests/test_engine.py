@@ -19,9 +19,9 @@ import torch
 import dynmia
 from dynmia.cli import main
 from dynmia.errors import Diverged, StoreError, UserError
-from dynmia.shadow import engine
-from dynmia.shadow.engine import open_store, train_here
-from dynmia.shadow.shard import DeviceData, train_shard
+from dynmia.shadow import open_store, workers
+from dynmia.shadow import run as engine
+from dynmia.shadow.shard import Job, train_here, train_shard
 from dynmia.store.folder import continued_by, read_sealed
 
 LIMIT = 120  # seconds after which a child counts as hung
@@ -47,7 +47,7 @@ def stop_after(epoch):
 
 def train_in_process(study, folder, models=(0,), report=lambda event: None):
     study, pool, store = open_store(study, out=folder, device="cpu")
-    train_here(study, pool, store, models, report)
+    train_here(Job(study, pool, store, report=report), models)
     return store
 
 
@@ -70,7 +70,7 @@ def no_process(monkeypatch):
     def fail(*args):
         raise AssertionError("a training process was started")
 
-    monkeypatch.setattr(engine, "_start", fail)
+    monkeypatch.setattr(workers, "_start", fail)
 
 
 # --- interruption
@@ -181,10 +181,32 @@ def test_processes_end_at_once_when_their_parent_is_killed_and_the_next_run_clea
     others = tmp_path / "scratch" / "dynmia-of-another-kind"
     others.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
-    with engine.scratch() as mine, engine.scratch() as second:
+    with workers.scratch() as mine, workers.scratch() as second:
         assert not left.exists()
         assert sorted((tmp_path / "scratch").glob("dynmia-*")) == sorted([mine, second, others])
     assert list((tmp_path / "scratch").glob("dynmia-*")) == [others]
+
+
+SWALLOW = """import time
+            if 'worker' in sys.argv[0]:
+                open(f'ASLEEP-{os.getpid()}', 'w').close()
+                try:
+                    time.sleep(1e4)
+                except SystemExit:
+                    time.sleep(1e4)"""
+
+
+@pytest.mark.slow
+def test_a_process_that_swallows_its_exit_is_told_again(tiny, tmp_path, own_model, monkeypatch):
+    study = tiny.replace(model=own_model("own_swallowing", SWALLOW.replace("ASLEEP", str(tmp_path / "asleep"))))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"), prepend=os.pathsep)
+    child = Child(study, tmp_path / "run", tmp_path / "scratch")
+    deadline = time.monotonic() + LIMIT
+    while len(list(tmp_path.glob("asleep-*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    child.process.send_signal(signal.SIGTERM)
+    assert "KeyboardInterrupt" in child.process.communicate(timeout=LIMIT)[0]
+    child.wait_until_the_group_is_empty()
 
 
 def test_a_handler_of_the_caller_is_left_in_place():
@@ -294,8 +316,8 @@ def test_training_in_this_process_gives_the_same_bits(tiny, tiny_run, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_process_is_named_and_the_run_continues_to_the_same_bits(tiny, tiny_run, tmp_path, monkeypatch):
-    started, start = [], engine._start
-    monkeypatch.setattr(engine, "_start", lambda *args: started.append(start(*args)) or started[-1])
+    started, start = [], workers._start
+    monkeypatch.setattr(workers, "_start", lambda *args: started.append(start(*args)) or started[-1])
 
     def kill_the_first():
         deadline = time.monotonic() + LIMIT
@@ -397,7 +419,7 @@ def test_a_system_that_starts_no_more_processes_is_named(tiny, tmp_path, monkeyp
     def full(*args):
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(engine, "_start", full)
+    monkeypatch.setattr(workers, "_start", full)
     with pytest.raises(UserError, match=r"only 0 of 2 workers start \(Resource .*: use fewer --workers"):
         train(tiny, tmp_path / "run")
 
@@ -635,11 +657,10 @@ def test_cuda_gives_the_attack_results_of_the_cpu(tiny, tiny_run, tmp_path, prec
 def test_cuda_resumes_close_to_the_uninterrupted_run(tiny, tmp_path):
     def shard(folder):
         study, pool, store = open_store(tiny, out=folder, device="cuda")
-        data = DeviceData.of(pool, "cuda")
         if folder.name == "stopped":
             with pytest.raises(Stopped):
-                train_shard(study, pool, data, 0, store, stop_after(2))
-        train_shard(study, pool, data, 0, store)
+                train_shard(Job(study, pool, store, "cuda", report=stop_after(2)), 0)
+        train_shard(Job(study, pool, store, "cuda"), 0)
         return store.load_shard(0)[0]["phi"]
 
     # some CUDA kernels add in no fixed order

@@ -11,8 +11,8 @@ from dynmia import Study, UserError
 from dynmia.errors import choose, disk_error
 from dynmia.pool.datasets import load_dataset
 from dynmia.pool.pool import make_pool
-from dynmia.shadow.engine import open_store, pick_device
 from dynmia.shadow.models import build_model
+from dynmia.shadow.run import open_store, pick_device
 
 SHAPE = (1, 8, 8)
 WHOLE = ["epochs", "checkpoint_every", "shadow_models", "pool_size", "batch_size", "seed", "pool_seed"]

@@ -15,6 +15,7 @@ from dynmia.chapters.factors import (
     FITTING,
     architecture_verdict,
     contrasts,
+    depth,
     held_out_gain,
     leaks,
     optimiser_verdict,
@@ -23,7 +24,7 @@ from dynmia.chapters.factors import (
     written,
 )  # fmt: skip
 from dynmia.chapters.figures_factors import GAP, against_fit, against_size, dose_response
-from dynmia.shadow.models import build_model, depth
+from dynmia.shadow.models import build_model
 from dynmia.stats.matching import MATCHINGS, STATE, with_halves
 
 

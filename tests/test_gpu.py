@@ -15,14 +15,21 @@ import torch
 from dynmia import Study
 from dynmia.book import maker
 from dynmia.errors import Diverged, UserError
-from dynmia.shadow import engine, gpu
-from dynmia.shadow.engine import open_store, train_here
+from dynmia.shadow import gpu, open_store
+from dynmia.shadow import run as engine
 from dynmia.shadow.models import build_model
-from dynmia.shadow.optim import sam_ascend, sam_return
 from dynmia.shadow.plan import random_pool
-from dynmia.shadow.shard import train_epoch
-from dynmia.shadow.step import DeviceData, arithmetic, crop, crop_and_flip, draw_crops, evaluate, new_state, unflatten
-from dynmia.store.merge import merge
+from dynmia.shadow.shard import Job, train_epoch, train_here
+from dynmia.shadow.step import (
+    DeviceData,
+    arithmetic,
+    evaluate,
+    new_state,
+    sam_ascend,
+    sam_return,
+    unflatten,
+)
+from dynmia.store.folder import merge
 from dynmia.store.run import assemble
 
 bench_gpu, agreement_gpu = maker("bench-gpu"), maker("agreement-gpu")
@@ -55,15 +62,15 @@ def study(make_npz):
     )  # fmt: skip
 
 
-def lanes(study, folder, models=(0, 1, 2), device="cpu", report=lambda event: None, **options):
+def lanes(study, folder, models=(0, 1, 2), device="cpu", lanes=None, compiled=False, **options):
     study, pool, store = open_store(study, out=folder, device=device)
-    gpu.train_lanes(study, pool, store, models, report, device, **options)
+    gpu.train_lanes(Job(study, pool, store, device, workers=lanes, **options), models, compiled)
     return store
 
 
 def eager(study, folder, models=(0, 1, 2), device="cpu"):
     study, pool, store = open_store(study, out=folder, device=device)
-    train_here(study, pool, store, models, lambda event: None, device)
+    train_here(Job(study, pool, store, device), models)
     return store
 
 
@@ -156,12 +163,6 @@ def test_an_epoch_is_planned_as_train_epoch_draws_it(study, tmp_path):
     assert float(lane.rate) == state.optimizer.param_groups[0]["lr"]
 
 
-def test_crops_drawn_before_are_those_drawn_at_the_step():
-    images = torch.tensor(np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1)), dtype=torch.uint8)
-    draws = draw_crops(images, 20, torch.Generator().manual_seed(1))
-    assert torch.equal(crop(images, draws), crop_and_flip(images, torch.Generator().manual_seed(1)))
-
-
 def test_the_ascent_in_given_memory_is_the_ascent():
     def ascended(kept):
         torch.manual_seed(0)
@@ -190,7 +191,7 @@ def test_lanes_and_train_shard_resume_each_other(study, tmp_path, monkeypatch):
     study, pool, store = open_store(study, out=tmp_path / "b", device="cpu")
     for epoch in (0, 1, 3):
         with pytest.raises(Stopped):
-            train_here(study, pool, store, [0], stop_at(0, epoch))
+            train_here(Job(study, pool, store, report=stop_at(0, epoch)), [0])
     assert_same(lanes(study, tmp_path / "b"), whole)
 
 
@@ -276,7 +277,7 @@ def test_a_wrong_mode_is_named(study, tmp_path):
 
 def test_what_cannot_be_captured_trains_step_by_step_and_says_so(study, tmp_path, capsys):
     study, pool, store = open_store(study.replace(batch_size=1000), out=tmp_path / "a", device="cpu")
-    engine.train_cuda(study, pool, store, [0], lambda event: None, "cpu", np.inf, None, "fast")
+    gpu.train_cuda(Job(study, pool, store), [0])
     line = capsys.readouterr().err
     assert line.startswith("dynmia: no CUDA graph for this study (batch_size 1000")
     assert line.count("\n") == 1

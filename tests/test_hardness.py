@@ -17,8 +17,10 @@ from dynmia.attack.scoring import Scoring
 from dynmia.chapters.figures_hardness import hardness_sentences
 from dynmia.dynamics.cloud import dynamic_vulnerability
 from dynmia.errors import StoreError
-from dynmia.shadow import engine, record
+from dynmia.shadow import run as engine
 from dynmia.shadow.models import build_model
+from dynmia.shadow.shard import gradient_norm, hardness_signals, mutual_information
+from dynmia.shadow.step import DeviceData
 from dynmia.stats import correlations, hardness
 from dynmia.stats.resample import p_values
 from dynmia.stats.simulate import Simulator
@@ -57,15 +59,15 @@ def test_gradient_norms_equal_one_backward_pass_a_sample():
             model.zero_grad()
             nn.functional.cross_entropy(model(inputs[k : k + 1]), labels[k : k + 1]).backward()
             expected.append(sum(float(p.grad.square().sum()) for p in model.parameters()) ** 0.5)
-        np.testing.assert_allclose(record.gradient_norm(model, inputs, labels), expected, rtol=1e-4)
+        np.testing.assert_allclose(gradient_norm(model, inputs, labels), expected, rtol=1e-4)
 
 
 def test_mutual_information_of_known_predictions():
     certain = torch.eye(2)[:, None]  # two passes, one sample: each sure of another class
-    assert float(record.mutual_information(certain)) == pytest.approx(np.log(2))
-    assert float(record.mutual_information(certain[:1].repeat(3, 1, 1))) == pytest.approx(0)
+    assert float(mutual_information(certain)) == pytest.approx(np.log(2))
+    assert float(mutual_information(certain[:1].repeat(3, 1, 1))) == pytest.approx(0)
     undecided = torch.full((4, 1, 2), 0.5)
-    assert float(record.mutual_information(undecided)) == pytest.approx(0)
+    assert float(mutual_information(undecided)) == pytest.approx(0)
 
 
 def test_dropout_passes_leave_no_trace(recorded):
@@ -265,12 +267,9 @@ def test_a_run_without_predictions_is_named(tiny, tiny_run):
 def test_signals_of_a_model_without_dropout_and_of_cheap_checkpoints(tiny):
     model = build_model("cnn", (1, 8, 8), 10)
     images, labels = torch.zeros(3, 8, 8, 1, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)
-
-    def normalise(images):
-        return images.float().permute(0, 3, 1, 2)
-
-    cheap = dict(record.hardness_signals(model, normalise, images, labels, images, 0, dear=False))
-    dear = dict(record.hardness_signals(model, normalise, images, labels, images, 0, dear=True))
+    data = DeviceData(images, labels, images, labels, torch.zeros(1), torch.ones(1))
+    cheap = dict(hardness_signals(model, data, 0, dear=False))
+    dear = dict(hardness_signals(model, data, 0, dear=True))
     assert set(cheap) == {"prob"}
     assert set(dear) == {"prob", "test_prob", "grad_norm"}
     np.testing.assert_allclose(cheap["prob"].sum(1), 1, atol=2e-3)

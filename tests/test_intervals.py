@@ -10,6 +10,7 @@ from scipy import stats
 
 from dynmia.attack.parts import halves, part_of
 from dynmia.attack.plane import rate_interval, vulnerability_plane
+from dynmia.attack.scoring import Scoring
 from dynmia.book import maker
 from dynmia.chapters import holding
 from dynmia.dynamics.metrics import METRICS
@@ -343,3 +344,11 @@ def test_metrics_by_name_alone(run):
         intervals.interval(run, only=[])
     with pytest.raises(UserError, match="level is 95: it must be a number, from 0 to 1"):
         intervals.interval(run, only=["auc"], level=95)
+
+
+def test_halves_keep_a_variance_of_each_sample_where_it_is_asked_for(run):
+    per_sample = Scoring(variance="per-sample")
+    for part in halves(run, "model", 4, scoring=per_sample):
+        inside = part.keep.sum("model")
+        assert min(int(inside.min()), int((10 - inside).min())) == 3
+    assert intervals.interval(run, per_sample, only=["auc"]).error["auc"] > 0

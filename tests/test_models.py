@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from dynmia import Study, UserError
-from dynmia.shadow.engine import open_store, train_here
+from dynmia.shadow import open_store
 from dynmia.shadow.models import build_model, forward_flops, model_fingerprint, parameters
+from dynmia.shadow.shard import Job, train_here
 
 NAMES = ["cnn", "deep-cnn", "mlp", "wrn-10-1", "wrn-16-2"]
 COLOUR = (3, 32, 32)
@@ -418,7 +419,7 @@ def test_what_may_be_meant_in_an_own_model_is_warned_of(opened, net, message):
 @pytest.mark.parametrize("changes", [{}, dict(optimizer="sam-sgd", lr=0.05, precision="bf16"), dict(record="hardness")])
 def test_ordinary_own_models_train(opened, make_npz, net, changes):
     study, pool, store = opened(net, dataset=str(make_npz("colour.npz", **COLOURED)), test_size=None, **changes)
-    train_here(study, pool, store, [0], lambda event: None)
+    train_here(Job(study, pool, store), [0])
     assert np.isfinite(store.load_shard(0)[0]["phi"]).all()
 
 

@@ -10,8 +10,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from dynmia import Study
-from dynmia.shadow.optim import frozen_statistics, learning_rate, make_optimizer, sam_ascend, sam_return
-from dynmia.shadow.step import DeviceData, TrainState, crop_and_flip, train_step
+from dynmia.shadow.step import (
+    DeviceData,
+    TrainState,
+    crop,
+    draw_crops,
+    frozen_statistics,
+    learning_rate,
+    make_optimizer,
+    sam_ascend,
+    sam_return,
+    train_step,
+)  # fmt: skip
 
 RHO = 0.5  # large, so that the ascent shows
 STEPS = 6
@@ -245,6 +255,11 @@ def crops_of(image):
         crop = padded[top : top + height, left : left + width]
         found[top, left, flip] = crop[:, ::-1] if flip else crop
     return found
+
+
+def crop_and_flip(images, generator):
+    """As a step draws it: random crop after zero padding and random horizontal flip of a batch (B, H, W, C)."""
+    return crop(images, draw_crops(images, len(images), generator))
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (4, 6, 3), (16, 16, 2)])

@@ -11,7 +11,7 @@ from test_resume import contents, states_saved
 
 from dynmia import Study
 from dynmia.errors import StoreError
-from dynmia.shadow import engine
+from dynmia.shadow import run as engine
 from dynmia.store import folder as store
 from dynmia.store.folder import read_sealed, write_sealed
 

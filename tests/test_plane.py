@@ -8,9 +8,9 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from dynmia import Study, UserError, lira_scores, rate_interval, vulnerability_plane
 from dynmia.attack import plane as plane_module
-from dynmia.attack.plane import LEVELS
+from dynmia.attack.plane import CUTS, LEVELS
 from dynmia.attack.scoring import Scoring, level_of
-from dynmia.dynamics.cloud import auc, tpr_at_fpr
+from dynmia.dynamics.cloud import auc, states, tpr_at_fpr
 from dynmia.pool.pool import draw_keep
 
 
@@ -298,3 +298,46 @@ def test_a_keep_mask_of_another_shape_is_named():
 def test_a_confidence_level_out_of_range_is_named():
     with pytest.raises(UserError, match="level is 95: it must be a number, from 0 to 1"):
         rates(5, 10, level=95)
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        ({"attack": "rima"}, "unknown attack 'rima'"),
+        ({"reading": "fpr@2"}, "unknown decision rule 'fpr@2': use bayes, or fpr@a"),
+        ({"centre": "middle"}, "unknown centre 'middle'"),
+        ({"variance": "none"}, "unknown variance 'none'"),
+        ({"attack": "rmia", "reading": "bayes"}, "rule 'bayes' needs attack 'online' or 'shokri', not 'rmia'"),
+    ],
+)
+def test_a_scoring_is_checked_when_it_is_made(names, line):
+    with pytest.raises(UserError, match=line):
+        Scoring(**names)
+
+
+@pytest.mark.parametrize(("models", "variance", "least"), [(63, "pooled", 2), (64, "per-sample", 3)])
+def test_what_auto_means_for_a_number_of_models(models, variance, least):
+    chosen = Scoring("offline-cdf", "fpr@0.1", "median").for_models(models)
+    assert chosen == Scoring("offline-cdf", "fpr@0.1", "median", variance)
+    assert chosen.least == least
+    assert chosen.for_models(5) == chosen
+
+
+def test_a_name_and_a_scoring_give_the_same_plane_and_several_readings_that_of_each():
+    run, median = signal_run(), Scoring(centre="median")
+    xr.testing.assert_identical(vulnerability_plane(run, "bayes"), vulnerability_plane(run, Scoring(reading="bayes")))
+    planes = plane_module.vulnerability_planes(run, ["bayes", "fpr@0.1"], median)
+    for reading, plane in planes.items():
+        xr.testing.assert_identical(plane, vulnerability_plane(run, Scoring(reading=reading, centre="median")))
+
+
+def test_a_plane_carries_its_states_and_other_cuts_are_never_ignored():
+    plane = vulnerability_plane(signal_run(), "fpr@0.1")
+    assert plane.state.attrs["cuts"] == CUTS
+    bare = plane.drop_vars("state")
+    xr.testing.assert_equal(states(bare), plane.state)
+    cut = states(plane, (0.1, 0.9))
+    xr.testing.assert_identical(cut, states(bare, (0.1, 0.9)))
+    assert (cut != plane.state).any()
+    assert states(plane.assign(state=cut)).identical(cut)
+    xr.testing.assert_equal(states(plane.assign(state=cut), CUTS), plane.state)

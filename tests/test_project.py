@@ -125,6 +125,7 @@ def test_text_cells_are_filled_with_the_defaults_of_parameters_that_are_not_give
 
 WINGS = [
     "errors",
+    "registry",
     "study",
     "pool",
     "store",

@@ -14,7 +14,7 @@ from test_engine import LIMIT, assert_same_shards, train
 
 from dynmia.cli import main
 from dynmia.errors import UserError
-from dynmia.shadow import engine
+from dynmia.shadow import run as engine
 from dynmia.store.folder import read_manifest
 
 # listen on, and connect to, the loopback address only; how a cluster asks its drivers for a token is left to Ray
@@ -149,7 +149,7 @@ def test_a_bad_address_is_one_line_and_does_not_hang(tiny, tmp_path, address):
 
 
 def test_what_listens_but_is_no_ray_is_named(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("dynmia.shadow.cluster.PROBE", [sys.executable, "-c", "raise SystemExit('no token')"])
+    monkeypatch.setattr("dynmia.shadow.workers.PROBE", [sys.executable, "-c", "raise SystemExit('no token')"])
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(UserError, match=rf"answers at {address} \(no token\)"):

@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from dynmia.chapters import reliability as rel
 from dynmia.errors import UserError
-from dynmia.stats import agreement as rel
 
 
 def second(confidence, right, edges):

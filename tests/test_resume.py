@@ -15,11 +15,10 @@ from test_engine import Child, Stopped, assert_same_shards, stop_after, train_in
 
 from dynmia import cli
 from dynmia.errors import StoreError, UserError
-from dynmia.shadow import engine
-from dynmia.shadow.shard import DeviceData, train_shard
+from dynmia.shadow import run as engine
+from dynmia.shadow.shard import Job, train_shard
 from dynmia.store import folder as store
-from dynmia.store.folder import TEMPORARY, RunStore, read_manifest
-from dynmia.store.merge import merge
+from dynmia.store.folder import TEMPORARY, RunStore, merge, read_manifest
 
 
 def contents(folder):
@@ -47,16 +46,15 @@ def test_a_time_budget_stops_cleanly_and_later_calls_end_the_run(tiny, tiny_run,
 
 def test_a_shard_stops_before_its_deadline_with_its_state_saved(tiny, tiny_run, tmp_path, monkeypatch):
     study, pool, run = engine.open_store(tiny, out=tmp_path / "run", device="cpu")
-    data = DeviceData.of(pool, "cpu")
     monkeypatch.setattr("time.time", lambda: 0.0)  # a clock that was set back
-    assert not train_shard(study, pool, data, 0, run, deadline=time.monotonic() - 1)
+    assert not train_shard(Job(study, pool, run, deadline=time.monotonic() - 1), 0)
     assert run.load_state(0)[1]["epoch"] == 0
     clock = iter([0.0, 0.0, 1e9])  # the third epoch would end too late
     monkeypatch.setattr("dynmia.shadow.shard.time.monotonic", lambda: next(clock))
-    assert not train_shard(study, pool, data, 0, run, deadline=1e6)
+    assert not train_shard(Job(study, pool, run, deadline=1e6), 0)
     assert 0 < run.load_state(0)[1]["epoch"] < tiny.epochs
     monkeypatch.undo()
-    assert train_shard(study, pool, data, 0, run)
+    assert train_shard(Job(study, pool, run), 0)
     assert_same_shards(run.folder, tiny_run[0], [0])
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynmia.shadow.signals import logit_scaled_confidence
+from dynmia.shadow.step import logit_scaled_confidence
 
 
 def phi_60_digits(logits, label):

@@ -18,13 +18,12 @@ from hypothesis.extra import numpy as hnp
 import dynmia
 from dynmia import open_run, save_run
 from dynmia.errors import StoreError, UserError
-from dynmia.shadow.engine import finish, open_store, train_part
-from dynmia.shadow.shard import DeviceData, train_shard
+from dynmia.shadow import finish, open_store, train_part
+from dynmia.shadow.shard import Job, train_shard
 from dynmia.stats import hardness
 from dynmia.store import folder as store
 from dynmia.store import run as runs
-from dynmia.store.folder import RunStore, read_manifest, read_sealed, write_atomic, write_sealed
-from dynmia.store.merge import merge
+from dynmia.store.folder import RunStore, merge, read_manifest, read_sealed, write_atomic, write_sealed
 
 ARRAYS = {"x": np.arange(6, dtype=np.float32).reshape(2, 3), "keep": np.array([True, False]), "none": np.empty((0, 3))}
 TYPES = st.sampled_from([np.float32, np.float64, np.float16, np.int64, np.int32, np.int8, np.uint8, np.bool_])
@@ -170,7 +169,7 @@ except dynmia.UserError as error:
 def test_a_full_disk_ends_training_in_one_line_and_the_run_continues_to_the_same_bits(tiny, tiny_run, tmp_path):
     folder = tmp_path / "run"
     study, pool, run = open_store(tiny, out=folder, device="cpu")
-    train_shard(study, pool, DeviceData.of(pool, "cpu"), 0, run)
+    train_shard(Job(study, pool, run), 0)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     # 100 kB hold the job and the shards but no state; the limit answers as a full disk does: a short write, then EFBIG
     child = subprocess.run(

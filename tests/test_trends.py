@@ -4,7 +4,8 @@ import pytest
 from scipy import stats
 
 from dynmia import UserError
-from dynmia.stats.trends import best_law, directions, fit_law, rank_trend
+from dynmia.chapters.scaling import best_law
+from dynmia.stats.trends import directions, fit_law, rank_trend
 
 SIZES = np.array([500.0, 1000, 2000, 4000, 8000])
 

@@ -10,7 +10,7 @@ from scipy.special import expit
 
 import dynmia
 from dynmia.attack.parts import part_of
-from dynmia.chapters import calibrated, uncertainty
+from dynmia.chapters import calibrated, reliability, uncertainty
 from dynmia.errors import UserError
 from dynmia.pool.pool import draw_keep
 from dynmia.stats import correlations, hardness
@@ -165,7 +165,7 @@ def test_calibrations_pairs_and_figures(populations):
     assert errors.loc["deep ensemble"].accuracy.iloc[-1] == pytest.approx(right.mean())
     found = calibrated.pairs(errors, related(0.3))
     assert found.index[found.mixed].tolist() == ["mi_all", "dropout_all"]
-    assert found.loc["deep_mi", "ece"] == pytest.approx(dynmia.stats.agreement.expected_calibration_error(p, right, 10))
+    assert found.loc["deep_mi", "ece"] == pytest.approx(reliability.expected_calibration_error(p, right, 10))
     assert len(calibrated.diagrams(recorded, 10).axes) == len(calibrated.PREDICTORS)
     assert len(calibrated.calibration_and_correlation(errors, found).axes) == 2
 

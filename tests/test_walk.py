@@ -91,6 +91,7 @@ BAD = {  # by option or argument; `command option` goes before `option`
                   "run_file=missing.nc", "rule=[1"],
     "run": RUN,
     "folder": [*RUN, "{tmp}/into"],
+    **{f"make {name} folder": FOLDER for name in makers.scripts()},  # a folder that is none
     "into": [*FOLDER, *(f"{{tmp}}/manifest-{k}" for k in range(6))],
     "sources": RUN,
     "name": [*NAME, "01-populatoin", "01-population.ipynb", LONG],

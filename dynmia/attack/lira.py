@@ -77,12 +77,8 @@ def leave_one_out(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Centre and variance of the models in ``mask``, for each target without the target itself.
 
-    Args:
-        phi: float64 (N, n); mask: bool (N, n); centre: as in :func:`lira_scores`.
-        variance: (N, 1) if it is pooled over more samples than these; None takes that of each sample.
-
-    Returns:
-        centre (N, n), and variance (N, n) or, as given, (N, 1).
+    ``variance`` (N, 1) is given if it is pooled over more samples than these; None takes that of each sample. Returns
+    the centre (N, n), and the variance (N, n) or, as given, (N, 1).
     """
     count, mean, d = centred(phi, mask, 3 if variance is None else 2)
     if variance is None:
@@ -123,14 +119,14 @@ def flagged_share(
         safe = np.where(line, 1.0, a)
         ends = np.sort(np.stack([(-b - root) / (2 * safe), (-b + root) / (2 * safe)]), axis=0)
         cut = (threshold - c) / np.where(line & (b != 0), b, 1.0)
-        found = []
+        of_each = []
         for sf in survival:
             between = sf(ends[0]) - sf(ends[1])
             curved = np.where(a < 0, np.where(inner > 0, between, 0.0), np.where(inner > 0, 1 - between, 1.0))
             straight = np.where(b > 0, sf(cut), 1 - sf(cut))
             straight = np.where(b == 0, (c > threshold).astype(float), straight)
-            found.append(np.where(line, straight, curved))
-        return found
+            of_each.append(np.where(line, straight, curved))
+        return of_each
 
     return shares
 

@@ -8,9 +8,7 @@ target's own model is never among its reference models.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from scipy.special import expit, log_expit
@@ -41,30 +39,23 @@ def attack_scores(phi: np.ndarray, keep: np.ndarray, labels: np.ndarray, scoring
     return lira.lira_scores(phi, keep, attack=scoring.attack, centre=scoring.centre, variance=scoring.variance)
 
 
-def _of_checked_arrays(attack: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
-    """``attack`` on phi as float64, keep as bool and labels that fit them."""
-
-    @functools.wraps(attack)
-    def scores(phi: np.ndarray, keep: np.ndarray, labels: np.ndarray, **options: Any) -> np.ndarray:
-        phi, keep = lira.checked(phi, keep)
-        labels = np.asarray(labels)
-        if labels.shape != phi.shape[1:]:
-            raise UserError(f"labels have shape {labels.shape}: they must be one a sample, {phi.shape[1:]}.")
-        return attack(np.asarray(phi, np.float64), keep, labels, **options)
-
-    return scores
+def _checked(phi: np.ndarray, keep: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """phi as float64, keep as bool, and labels that fit them."""
+    phi, keep = lira.checked(phi, keep)
+    labels = np.asarray(labels)
+    if labels.shape != phi.shape[1:]:
+        raise UserError(f"labels have shape {labels.shape}: they must be one a sample, {phi.shape[1:]}.")
+    return np.asarray(phi, np.float64), keep, labels
 
 
-@_of_checked_arrays
 def loss_threshold(phi: np.ndarray, keep: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Minus the cross-entropy loss, log p: one threshold for all samples and models (Yeom et al. 2018, adversary 2).
 
     The decision rule sets the threshold (they take the mean training loss). No reference models, no calibration.
     """
-    return log_expit(phi)
+    return log_expit(_checked(phi, keep, labels)[0])
 
 
-@_of_checked_arrays
 def shadow_classifier(phi: np.ndarray, keep: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Log-odds of an attack classifier a class, trained on the records of other shadow models (Shokri et al. 2017).
 
@@ -74,28 +65,27 @@ def shadow_classifier(phi: np.ndarray, keep: np.ndarray, labels: np.ndarray) -> 
     """
     from sklearn.linear_model import LogisticRegression
 
+    phi, keep, labels = _checked(phi, keep, labels)
     features = np.stack([log_expit(phi), log_expit(-phi)], -1)  # (N, n, 2)
     scores = np.empty(phi.shape)
     fold = np.arange(len(phi)) < len(phi) // 2
     for target in (fold, ~fold):
         for label in np.unique(labels):
-            there, here = np.ix_(~target, labels == label), np.ix_(target, labels == label)
-            member = keep[there].ravel()
+            others, own = np.ix_(~target, labels == label), np.ix_(target, labels == label)
+            member = keep[others].ravel()
             if member.all() or not member.any():
                 raise UserError(
                     f"attack 'shokri' finds only one side of class {label} in the half of {len(phi)} shadow models, "
                     f"{int((~target).sum())}, that one of its two classifiers learns from: use more models or samples."
                 )
-            known = features[there].reshape(-1, 2)
+            known = features[others].reshape(-1, 2)
             middle, spread = known.mean(0), known.std(0) + 1e-12
             model = LogisticRegression(solver="newton-cholesky", tol=1e-6).fit((known - middle) / spread, member)
-            scores[here] = model.decision_function((features[here].reshape(-1, 2) - middle) / spread).reshape(
-                scores[here].shape
-            )
+            log_odds = model.decision_function((features[own].reshape(-1, 2) - middle) / spread)
+            scores[own] = log_odds.reshape(scores[own].shape)
     return scores
 
 
-@_of_checked_arrays
 def rmia(phi: np.ndarray, keep: np.ndarray, labels: np.ndarray, *, gamma: float = 1.0) -> np.ndarray:
     """Robust attack, online (Zarifzadeh et al. 2024): share of the population that x dominates at ``gamma``.
 
@@ -104,17 +94,18 @@ def rmia(phi: np.ndarray, keep: np.ndarray, labels: np.ndarray, *, gamma: float 
     population is all samples of the pool that it did not train on, without x: under either design a random subset.
     """
     bounded("gamma", gamma, 1e-9, whole=False)
+    phi, keep, _ = _checked(phi, keep, labels)
     p = expit(phi)
     return _dominated(log_expit(phi) - np.log((_others(p, keep) + _others(p, ~keep)) / 2), keep, gamma)
 
 
-@_of_checked_arrays
 def rmia_offline(
     phi: np.ndarray, keep: np.ndarray, labels: np.ndarray, *, gamma: float = 1.0, a: float = OFFLINE_A
 ) -> np.ndarray:
     """:func:`rmia` from out-models only, with the members' mean probability taken to be a p_out + 1 - a."""
     bounded("gamma", gamma, 1e-9, whole=False)
     bounded("a", a, 0, 1, whole=False)
+    phi, keep, _ = _checked(phi, keep, labels)
     out = _others(expit(phi), ~keep)
     return _dominated(log_expit(phi) - np.log(((1 + a) * out + 1 - a) / 2), keep, gamma)
 
@@ -140,8 +131,5 @@ def _dominated(log_ratio: np.ndarray, keep: np.ndarray, gamma: float) -> np.ndar
 
 
 OTHERS: dict[str, Callable[..., np.ndarray]] = {
-    "loss": loss_threshold,
-    "shokri": shadow_classifier,
-    "rmia": rmia,
-    "rmia-offline": rmia_offline,
-}
+    "loss": loss_threshold, "shokri": shadow_classifier, "rmia": rmia, "rmia-offline": rmia_offline
+}  # fmt: skip

@@ -52,44 +52,39 @@ def vulnerability_planes(
     roc: bool = True,
 ) -> dict[str, xr.Dataset]:
     """The planes of several readings of one scoring, by reading; see :func:`vulnerability_plane`."""
-    scorings = {reading: replace(scoring, reading=reading) for reading in readings}
-    levels = {reading: level_of(reading) for reading in scorings}
+    levels = {reading: level_of(replace(scoring, reading=reading).reading) for reading in readings}
     run = checked_run(run)
     mask = run.keep.values if keep is None else boolean(keep)
     if mask.shape != run.keep.shape:
         raise UserError(f"keep has shape {mask.shape}: the run has (models, samples) {run.keep.shape}.")
     epochs, (models, samples) = run.sizes["epoch"], mask.shape
-    counts = {reading: {name: np.zeros((epochs, samples), np.int32) for name in ("tp", "fp")} for reading in levels}
+    dims, n_in = ("epoch", "sample"), mask.sum(0)
+    n_out = models - n_in
+    counts = np.zeros((len(levels), 2, epochs, samples), np.int32)
+    thresholds = np.zeros((len(levels), epochs))
     places = {name: np.zeros((epochs, samples)) for name in ("place_in", "place_out")} if roc else {}
     hits = np.zeros((len(LEVELS), epochs, samples), np.int32)
-    thresholds = {reading: np.zeros(epochs) for reading in levels}
     for t in range(epochs):  # one checkpoint at a time bounds the memory
         scores = attack_scores(run.phi.values[t], mask, run.label.values, scoring)
         if roc:
             outside, places["place_in"][t], places["place_out"][t] = _placements(scores, mask)
+            for number, a in enumerate(LEVELS):
+                hits[number, t] = ((scores > outside[_position(outside, a)]) & mask).sum(0)
         else:  # the thresholds stand where they would after sorting
             outside = scores[~mask]
             outside.partition([_position(outside, level) for level in levels.values() if level is not None] or [0])
-        for reading, level in levels.items():
-            thresholds[reading][t] = 0.0 if level is None else _threshold(outside, level)
-            flagged = scores > thresholds[reading][t]
-            counts[reading]["tp"][t], counts[reading]["fp"][t] = (flagged & mask).sum(0), (flagged & ~mask).sum(0)
-        if not roc:
-            continue
-        for number, a in enumerate(LEVELS):
-            hits[number, t] = ((scores > _threshold(outside, a)) & mask).sum(0)
-    n_in = mask.sum(0)
-    n_out = models - n_in
-    dims = ("epoch", "sample")
+        for number, level in enumerate(levels.values()):
+            thresholds[number, t] = 0.0 if level is None else outside[_position(outside, level)]
+            flagged = scores > thresholds[number, t]
+            counts[number, :, t] = (flagged & mask).sum(0), (flagged & ~mask).sum(0)
     planes = {}
-    for reading in levels:
-        tpr, fpr = counts[reading]["tp"] / n_in, counts[reading]["fp"] / n_out
+    for reading, (tp, fp), threshold in zip(levels, counts, thresholds):
+        tpr, fpr = tp / n_in, fp / n_out
         planes[reading] = xr.Dataset(  # of bare arrays, in one go: labels that are compared cost more than the scoring
-            {name: (dims, value) for name, value in (counts[reading] | places).items()}
+            {name: (dims, value) for name, value in ({"tp": tp, "fp": fp} | places).items()}
             | ({"hits": (("level", *dims), hits)} if roc else {})
             | {
-                "n_in": ("sample", n_in), "n_out": ("sample", n_out),
-                "threshold": ("epoch", thresholds[reading]),
+                "n_in": ("sample", n_in), "n_out": ("sample", n_out), "threshold": ("epoch", threshold),
                 **{name: run[name].variable for name in ("train_accuracy", "test_accuracy", "label")},
                 "tpr": (dims, tpr), "fpr": (dims, fpr), "advantage": (dims, tpr - fpr),
                 "state": (dims, state_of(tpr, fpr), {"cuts": CUTS}),
@@ -134,12 +129,8 @@ def rate_interval(count: xr.DataArray, trials: xr.DataArray, level: float = 0.95
     return xr.Dataset({"low": low, "high": high})
 
 
-def _threshold(outside: np.ndarray, level: float) -> float:
-    """The score that a share of at most ``level`` of the sorted out-scores exceeds (floor(level M), no ties)."""
-    return float(outside[_position(outside, level)])
-
-
 def _position(outside: np.ndarray, level: float) -> int:
+    """Where, among sorted out-scores, the one that a share of at most ``level`` exceeds (floor(level M), no ties)."""
     return len(outside) - 1 - int(level * len(outside) + 1e-9)
 
 
@@ -152,8 +143,8 @@ def _placements(scores: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.nd
     starts = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))  # of groups of equal scores
     size, below = np.diff(starts, append=len(ranked)), {}
     for side in (False, True):
-        here = np.add.reduceat((member == side).astype(np.int64), starts)
-        below[side] = np.repeat((2 * np.cumsum(here) - here) / (2 * here.sum()), size)
+        count = np.add.reduceat((member == side).astype(np.int64), starts)
+        below[side] = np.repeat((2 * np.cumsum(count) - count) / (2 * count.sum()), size)
     placed = np.empty(mask.shape)
     placed.ravel()[order] = np.where(member, below[False], 1 - below[True])
     inside, outside = (np.einsum("ij,ij->j", placed, (mask == side).astype(float)) for side in (True, False))

@@ -85,4 +85,4 @@ def level_of(reading: str) -> float | None:
     return level
 
 
-STUDY = Scoring()
+STUDY = Scoring()  # what the study uses unless a page says otherwise

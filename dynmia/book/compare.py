@@ -15,16 +15,14 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from .. import registry
 from ..dynamics import cloud as dyn
 from ..stats.matching import Nulls, Planes
 from ..stats.resample import bootstrap_weights
 from ..store.run import study_of
 from .plots import COLOURS, INK, NULL, STYLE, band
 
-DATASETS = {
-    "digits": "digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10",
-    "cinic10": "CINIC-10", "cifar10_jpeg": "CIFAR-10, JPEG copy", "location30": "Location-30", "trec": "TREC",
-}  # fmt: skip
+DATASETS = {name: known.title for name, known in registry.DATASETS.items()}
 MODELS = {"cnn": "shallow CNN", "deep-cnn": "deeper CNN", "mlp": "MLP", "cnn-dropout": "shallow CNN, dropout"}
 OPTIMIZERS = {"sgd": "SGD", "adamw": "AdamW", "sam-sgd": "SAM", "sam-adamw": "SAM, AdamW"}
 FACTORS = ["dataset", "model", "optimizer", "rho", "pool_size", "seed"]

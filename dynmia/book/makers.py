@@ -6,6 +6,8 @@ import ast
 import importlib
 import os
 import shlex
+import signal
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -30,6 +32,11 @@ def maker(name: str) -> ModuleType:
     if not names:
         raise UserError(f"{__path__[0]} holds no scripts: run this in the source tree, which has them.")
     return importlib.import_module(f"{__name__}.{choose(name.replace('_', '-'), sorted(names), 'script')}")
+
+
+def two_processes() -> ProcessPoolExecutor:
+    """For makers of many parts; Ctrl-C ends both without a word, so that the command line's own is the only one."""
+    return ProcessPoolExecutor(2, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL))
 
 
 def table_place(folder: str | os.PathLike[str], name: str) -> Path:

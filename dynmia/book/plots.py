@@ -17,13 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ..dynamics import cloud as dyn
+from ..registry import DATASETS
 from ..stats.resample import bootstrap_weights
 
-# Okabe and Ito (2008); the same data set has the same colour in every chapter
-COLOURS = {
-    "digits": "#56B4E9", "mnist": "#0072B2", "fashion_mnist": "#009E73", "cifar10": "#D55E00", "cinic10": "#CC79A7",
-    "cifar10_jpeg": "#8C510A", "location30": "#E69F00", "trec": "#000000",
-}  # fmt: skip
+COLOURS = {name: known.colour for name, known in DATASETS.items()}  # the same in every chapter
 OTHER, NULL, INK = "#E69F00", "#9A9A9A", "#333333"
 STYLE: Any = {
     "figure.constrained_layout.use": True, "figure.dpi": 100, "savefig.dpi": 200, "font.size": 10, "axes.grid": True,

@@ -1,7 +1,4 @@
-"""What is released: the runs of ``data/campaign.yml`` and the tables (CSV); and the reader of the lists (YAML).
-
-Each is read whole, or refused in one line that says the mend.
-"""
+"""Released runs, tables (CSV) and lists (YAML): each read whole, or refused in one line that says the mend."""
 
 from __future__ import annotations
 
@@ -12,9 +9,8 @@ import itertools
 import math
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import xarray as xr
@@ -22,7 +18,7 @@ import yaml
 
 from ..dynamics.metrics import METRICS
 from ..errors import UserError, choose, reason, shown
-from ..pool.datasets import SIZES
+from ..registry import named_set
 from ..store.run import open_run, resolve
 from ..study import Study
 from .makers import made_by
@@ -161,8 +157,7 @@ def named(holder: object, key: str, before: list[str], where: object) -> str:
     return name
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One run of the list: its name, the chapters that show it, and its study."""
 
     name: str
@@ -204,20 +199,20 @@ def entries(scale: str = "cpu", only: str = "", changes: dict[str, Any] | None =
 
 def _study(run: dict[str, Any], fields: dict[str, Any], where: str) -> Study:
     """The study of a run of the list, with ``fields`` changed; ``pool_share`` stops at the whole training split."""
-    fields = dict(fields)
-    share = fields.pop("pool_share", 1)
-    with contextlib.suppress(ValueError):
-        share = float(share) if isinstance(share, str) else share  # YAML 1.1 reads 1e-1 as a text
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < math.inf:
-        raise UserError(f"{where}: pool_share is {shown(share)}: it must be a number above 0.")
+    values, share = run | fields, math.nan
+    given = values.pop("pool_share", 1)
+    with contextlib.suppress(TypeError, ValueError):  # a text too: YAML 1.1 reads 1e-1 as one
+        share = math.nan if isinstance(given, bool) else float(given)
+    if not 0 < share < math.inf:
+        raise UserError(f"{where}: pool_share is {shown(given)}: it must be a number above 0.")
     try:
-        for key, value in (values := run | fields).items():
+        for key, value in values.items():
             if not isinstance(value, (str, int, float, bool, type(None))):
                 raise UserError(f"{key} is {shown(value)}: it must be one number or word.")
         study = Study.from_dict(values)
         if share != 1 and study.pool_size and "pool_size" not in fields:
-            size, largest = study.pool_size * share, SIZES[study.dataset][1] if study.dataset in SIZES else math.inf
-            study = study.replace(pool_size=int(min(size, largest)))
+            known = named_set(study.dataset)
+            study = study.replace(pool_size=int(min(study.pool_size * share, known.train if known else math.inf)))
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     return study
@@ -250,9 +245,9 @@ def figures(folder: str | os.PathLike[str] = "data", rule: str = "fpr@0.01") -> 
     table = read_table(path)
     choose(rule, sorted(set(table.index.get_level_values("rule"))), "decision rule in figures.csv")
     table = table.xs(rule, level="rule").drop(columns=["null_draws", "null_defined", "run_sha256"])
-    metrics = [choose(name, METRICS, f"metric in {path}:") for name in table.index.get_level_values("metric")]
-    table.insert(0, "label", [METRICS[name].label for name in metrics])
-    table.insert(1, "unit", [METRICS[name].unit for name in metrics])
+    metrics = [METRICS[choose(name, METRICS, f"metric in {path}:")] for name in table.index.get_level_values("metric")]
+    table.insert(0, "label", [metric.label for metric in metrics])
+    table.insert(1, "unit", [metric.unit for metric in metrics])
     return table
 
 

@@ -10,7 +10,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from ..book.plots import INK, NULL
-from ..stats import agreement as reliability
+from . import reliability
 from ._shared import panels
 from .uncertainty import ESTIMATORS, MIXED
 
@@ -38,7 +38,7 @@ def calibrations(recorded: Mapping[str, xr.Dataset], bins: int = 15, draws: int 
 
     Returns:
         Index (predictor, epoch); columns accuracy, confidence (mean), value, low, high, calibrated (see
-        :func:`dynmia.stats.agreement.calibration`), and mass_value, mass_low, mass_high, mass_calibrated, the same
+        :func:`dynmia.chapters.reliability.calibration`), and mass_value, mass_low, mass_high, mass_calibrated, the same
         with bins of equal mass.
     """
     rows = {}

@@ -13,10 +13,11 @@ from scipy.stats import t
 from ..book import maker
 from ..dynamics import cloud as dyn
 from ..dynamics.metrics import EARLY, METRICS
+from ..registry import DATASETS
 from ._shared import said
 
 made = maker("sensitivity")
-SETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "cinic10": "CINIC-10"}
+SETS = {name: DATASETS[name].title for name in ("mnist", "fashion_mnist", "cifar10", "cinic10")}
 RUNS, MAIN, SMALL, BALANCED, SEEDS = made.RUNS, made.MAIN, made.SMALL, made.BALANCED, made.SEEDS
 REFERENCE, DEPENDS = made.REFERENCE, made.DEPENDS
 

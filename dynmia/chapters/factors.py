@@ -7,6 +7,7 @@ one side of zero and outside the no-signal band of the same difference, a ratio 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from scipy.stats import rankdata, sem, t
 
 from ..book.cells import cell
 from ..dynamics.metrics import METRICS
-from ..pool.datasets import SIZES
+from ..registry import DATASETS
 from ..stats.matching import (
     MATCHINGS,
     STATE,
@@ -32,15 +33,37 @@ from ..store.run import study_of
 
 def sizes(runs: Planes) -> pd.DataFrame:
     """Depth (weight layers on the longest path) and parameters of each run's model, shallowest first."""
-    from ..shadow.models import build_model, depth, parameters
+    from ..shadow.models import build_model, parameters
 
     rows = {}
     for name, run in runs.items():
         study = study_of(run)
-        shape, _, _, classes = SIZES[study.dataset]
-        model = build_model(study.model, shape, classes)
-        rows[name] = {"depth": depth(model, shape), "parameters": parameters(model)}
+        known = DATASETS[study.dataset]
+        model = build_model(study.model, known.shape, known.classes)
+        rows[name] = {"depth": depth(model, known.shape), "parameters": parameters(model)}
     return pd.DataFrame.from_dict(rows, "index").sort_values(["depth", "parameters"])
+
+
+def depth(model: Any, shape: tuple[int, int, int]) -> int:
+    """Weight layers (convolutions and linear layers) on the longest path from input to logits.
+
+    WRN-28-2 has 26: its name also counts the three convolutions of the shortcuts, which run beside the path.
+    """
+    import torch
+
+    last = model.eval()(torch.zeros(1, *shape)).grad_fn
+    model.train()
+    longest: dict[Any, int] = {}
+    stack = [last]
+    while stack:  # without recursion: deep networks have thousands of nodes
+        node = stack[-1]
+        before = [parent for parent, _ in node.next_functions if parent is not None]
+        if unseen := [parent for parent in before if parent not in longest]:
+            stack += unseen
+            continue
+        weights = node.name().startswith(("Convolution", "MkldnnConvolution", "Addmm", "Mm"))
+        longest[stack.pop()] = weights + max((longest[parent] for parent in before), default=0)
+    return longest[last]
 
 
 def contrasts(

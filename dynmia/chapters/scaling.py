@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy import optimize
 
 from ..book.cells import cell
 from ..book.compare import DATASETS
 from ..dynamics import cloud as dyn
 from ..stats.resample import bootstrap_weights
-from ..stats.trends import Law, best_law, directions
+from ..stats.trends import Law, directions, fit_law
 from ..store.run import study_of
 
 CEILINGS = {"displacement": 1000.0, "vulnerable": 100.0, "auc_excess": 0.5}  # what no population can exceed
 Tables = dict[str, dict[str, pd.DataFrame]]  # metric, data set
+
+
+def best_law(sizes: np.ndarray, values: np.ndarray, errors: np.ndarray, ceiling: float | None = None) -> Law:
+    """The form with the lowest AICc: a power law, one with a ceiling if there is one, one with a floor from 5 sizes.
+
+    A floor counts only if the points resolve the fall towards it: its exponent's interval lies below 0.
+    """
+    forms = ["power law"] + ["with ceiling"] * (ceiling is not None) + ["with floor"] * (len(sizes) > 4)
+    laws = []
+    for form in forms:
+        with contextlib.suppress(RuntimeError, optimize.OptimizeWarning), warnings.catch_warnings():
+            warnings.simplefilter("error", optimize.OptimizeWarning)  # the covariance could not be found
+            laws.append(fit_law(sizes, values, errors, form, ceiling or 1.0))
+    return min((law for law in laws if law.form != "with floor" or law.high < 0), key=lambda law: law.aicc)
 
 
 def by_pool_size(figures: pd.DataFrame, runs: Mapping[str, xr.Dataset]) -> Tables:

@@ -11,8 +11,7 @@ import numpy as np
 
 from ..errors import UserError, reason
 
-GREY = ("1", "L")  # modes; and 16 bits
-UNKNOWN = {"I": "32-bit integers", "F": "floating-point numbers"}
+UNKNOWN = {"I": "32-bit integers", "F": "floating-point numbers"}  # modes without a known range
 LITTER = ("__macosx", "@eadir", "thumbs.db", "desktop.ini")  # of other programs, as is what begins with a dot
 
 
@@ -39,18 +38,18 @@ def decode(file: Path) -> np.ndarray:
                 )
             if image.mode.startswith("I;16"):
                 return np.asarray(image).astype(np.uint16)
-            grey = image.mode in GREY
+            kind = "L" if image.mode in ("1", "L") else "RGB"
             if not image.has_transparency_data:
-                return np.asarray(image.convert("L" if grey else "RGB"))
+                return np.asarray(image.convert(kind))
             colour = image.convert("RGBA")
             laid = np.asarray(Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour))[..., :3]
-            if np.ptp(np.asarray(colour)[..., 3]) and not np.ptp(laid, axis=(0, 1)).any():
-                raise UserError(f"{file} is blank once laid over white, its shapes are in alpha: lay it over black.")
-            return laid[..., 0] if grey else laid
     except UserError:
         raise
     except Exception as error:  # Pillow's plugins raise a dozen kinds on a damaged file
         raise UserError(f"{file} cannot be read as an image: {reason(error)}.") from error
+    if np.ptp(np.asarray(colour)[..., 3]) and not np.ptp(laid, axis=(0, 1)).any():
+        raise UserError(f"{file} is blank once laid over white, its shapes are in alpha: lay it over black.")
+    return laid if kind == "RGB" else laid[..., 0]
 
 
 def read_folder(path: Path, splits: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -67,80 +66,68 @@ def read_folder(path: Path, splits: tuple[str, ...]) -> dict[str, np.ndarray]:
     ignored: list[Path] = []
     for split in splits:
         try:
-            up = os.path.realpath(path / split)
-            entries = [entry for entry in _visible(path / split) if not (entry.is_dir() and _leads_up(entry, [up]))]
-            files = {entry.name: list(_walk(entry, [up])) for entry in entries if entry.is_dir()}
+            entries = _visible(path / split)
+            files = {entry.name: [*_files(entry)] for entry in entries if entry.is_dir()}
         except OSError as error:
             raise UserError(f"image folder {path} needs {split}/CLASS/*.png: {reason(error)}.") from error
-        ignored += [entry for entry in entries if entry.name not in files]
         if not files:
             raise UserError(f"image folder {path} needs {split}/CLASS/*.png: {path / split} holds no folder.")
         classes = classes or list(files)
         if unknown := set(files) - set(classes):
             raise UserError(f"{path}: {split} has classes {sorted(unknown)} that train lacks; it has {classes}.")
+        ignored += [entry for entry in entries if entry.name not in files]
         labels[split] = []
         for name, members in files.items():
             kept = [file for file in members if file.name.lower().endswith(IMG_EXTENSIONS)]
-            ignored += [file for file in members if not file.name.lower().endswith(IMG_EXTENSIONS)]
+            ignored += sorted(set(members) - set(kept))
             if not kept:
                 raise UserError(f"{path / split / name} holds no image: put {', '.join(IMG_EXTENSIONS)} there.")
-            for file in sorted(kept, key=lambda file: (str(file.parent), file.name)):
-                images[file] = decode(file)
-                labels[split].append(classes.index(name))
+            images |= {file: decode(file) for file in sorted(kept, key=lambda file: (str(file.parent), file.name))}
+            labels[split] += [classes.index(name)] * len(kept)
     if ignored:
         warnings.warn(
             f"{len(ignored)} files that are no images in a class folder are left out, such as {ignored[0]}: "
             f"images are CLASS/*{', *'.join(IMG_EXTENSIONS)}.", stacklevel=4,
         )  # fmt: skip
-    _must_have_one_size(images)
+    sizes = {file: "{1} x {0}".format(*image.shape) for file, image in images.items()}
+    first = next(iter(sizes))
+    if other := next((file for file in sizes if sizes[file] != sizes[first]), None):
+        raise UserError(f"{other} is {sizes[other]} pixels and {first} {sizes[first]}: all must have one size.")
     bright = max((int(image.max()) for image in images.values() if image.dtype == np.uint16), default=65535)
     if bright < 4096:
         warnings.warn(
             f"{path}: its 16-bit images reach {bright} of 65535, so that {bright // 257 + 1} of 256 grey levels are "
             "left: scale them to the full range.", stacklevel=4,
         )  # fmt: skip
-    grey, all_images = all(image.ndim == 2 for image in images.values()), iter(images.values())
-    arrays = {}
-    for split, numbers in labels.items():
-        arrays[f"{split}_images"] = np.stack([_as_bytes(next(all_images), grey) for _ in numbers])
-        arrays[f"{split}_labels"] = np.array(numbers)
-    return arrays
+    coloured = any(image.ndim == 3 for image in images.values())
+    pixels = np.stack([_as_bytes(image, coloured) for image in images.values()])
+    ends = np.cumsum([len(labels[split]) for split in splits])
+    return {f"{split}_images": part for split, part in zip(splits, np.split(pixels, ends[:-1]))} | {
+        f"{split}_labels": np.array(labels[split]) for split in splits
+    }
 
 
 def _visible(folder: Path) -> list[Path]:
-    """What lies in ``folder`` but for what is hidden, by name."""
-    entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
-    return [entry for entry in entries if not entry.name.startswith(".") and entry.name.lower() not in LITTER]
+    """What lies in ``folder``, by name: not what is hidden or of other programs, nor a link that leads back."""
+    entries = (folder / name for name in sorted(os.listdir(folder)) if not name.startswith("."))
+    return [entry for entry in entries if entry.name.lower() not in LITTER and not _leads_back(entry)]
 
 
-def _leads_up(folder: Path, above: list[str]) -> bool:
-    """Whether ``folder`` is a link to one of the folders ``above`` it, or to what these lie in."""
-    real = os.path.realpath(folder)
-    return any(os.path.commonpath([real, other]) == real for other in above)
+def _leads_back(entry: Path) -> bool:
+    """Whether a folder is a link to one of those that it lies in, or to what these lie in."""
+    real = os.path.realpath(entry)
+    above = map(os.path.realpath, entry.parents)
+    return entry.is_dir() and any(os.path.commonpath([real, folder]) == real for folder in above)
 
 
-def _walk(folder: Path, above: list[str]) -> Iterator[Path]:
+def _files(folder: Path) -> Iterator[Path]:
     """The files below ``folder``."""
-    above = [*above, os.path.realpath(folder)]
     for entry in _visible(folder):
-        if not entry.is_dir():
-            yield entry
-        elif not _leads_up(entry, above):
-            yield from _walk(entry, above)
+        yield from _files(entry) if entry.is_dir() else (entry,)
 
 
-def _must_have_one_size(images: dict[Path, np.ndarray]) -> None:
-    first, *others = images
-    for file in others:
-        (height, width), (rows, columns) = images[file].shape[:2], images[first].shape[:2]
-        if (height, width) != (rows, columns):
-            raise UserError(
-                f"{file} is {width} x {height} pixels and {first} {columns} x {rows}: all must have one size."
-            )
-
-
-def _as_bytes(image: np.ndarray, grey: bool) -> np.ndarray:
-    """A decoded image as uint8, (H, W) if ``grey`` or (H, W, 3)."""
+def _as_bytes(image: np.ndarray, coloured: bool) -> np.ndarray:
+    """A decoded image as uint8, (H, W), or (H, W, 3) if ``coloured``."""
     if image.dtype == np.uint16:
         image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return image if grey or image.ndim == 3 else image[..., None].repeat(3, axis=-1)
+    return image[..., None].repeat(3, axis=-1) if coloured and image.ndim == 2 else image

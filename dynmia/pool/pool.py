@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +14,19 @@ from ..errors import UserError
 from ..study import Study
 from .datasets import Dataset, Texts
 
-ARRAYS = ("images", "labels", "sample_id", "test_images", "test_labels", "keep", "mean", "std")
-
 
 @dataclass(frozen=True)
 class Pool:
-    """The target samples of a study, its held-out test set and the inclusion mask.
+    """The target samples of a study, its held-out test set and the inclusion mask."""
 
-    Attributes:
-        images: (n, H, W, C), uint8, or float32 if they are feature vectors, or texts; labels: int64 (n,).
-        sample_id: int64 (n,), index in the training split.
-        test_images, test_labels: held out, used for accuracy only.
-        keep: bool (N, n), True where model i trains on sample z.
-        mean, std: float32 (C,), of the pool's pixels on the 0 to 255 scale; std is at least 1 there.
-        classes: number of classes.
-    """
-
-    images: np.ndarray | Texts
-    labels: np.ndarray
-    sample_id: np.ndarray
-    test_images: np.ndarray | Texts
+    images: np.ndarray | Texts  # (n, H, W, C), uint8, or float32 if they are feature vectors
+    labels: np.ndarray  # int64 (n,)
+    sample_id: np.ndarray  # int64 (n,), index in the training split
+    test_images: np.ndarray | Texts  # held out, used for accuracy only
     test_labels: np.ndarray
-    keep: np.ndarray
-    mean: np.ndarray
-    std: np.ndarray
+    keep: np.ndarray  # bool (N, n), True where model i trains on sample z
+    mean: np.ndarray  # float32 (C,), of the pool's pixels on the 0 to 255 scale
+    std: np.ndarray  # the same; at least 1 on that scale
     classes: int
 
     @property
@@ -58,17 +47,18 @@ class Pool:
 
     def save(self, folder: Path) -> None:
         """Write the arrays as ``.npy`` files, of texts those of a CSR matrix, for :meth:`load`."""
-        for name in ARRAYS:
-            array = getattr(self, name)
+        for name, array in vars(self).items():
             for part, values in (array.arrays() if isinstance(array, Texts) else {"": array}).items():
-                np.save(folder / f"{name}{part}.npy", values)
+                if name != "classes":
+                    np.save(folder / f"{name}{part}.npy", values)
 
     @classmethod
     def load(cls, folder: Path, classes: int) -> Pool:
         """Map the files of :meth:`save` into memory, of which all processes share one copy."""
         arrays = {path.stem: np.load(path, mmap_mode="c") for path in folder.glob("*.npy")}
-        fields: dict[str, Any] = {name: arrays[name] if name in arrays else Texts.of(name, arrays) for name in ARRAYS}
-        return cls(**fields, classes=classes)
+        names = [field.name for field in fields(cls)][:-1]
+        parts: dict[str, Any] = {name: arrays[name] if name in arrays else Texts.of(name, arrays) for name in names}
+        return cls(**parts, classes=classes)
 
 
 def make_pool(study: Study, dataset: Dataset) -> Pool:
@@ -77,52 +67,48 @@ def make_pool(study: Study, dataset: Dataset) -> Pool:
     Samples are taken in rounds, one of each class a round in a seeded order, so that with one ``pool_seed`` a smaller
     pool is part of a larger one; classes that run out are skipped.
     """
-    size = len(dataset.train_labels) if study.pool_size is None else study.pool_size
-    if size > len(dataset.train_labels):
-        raise UserError(
-            f"pool_size {size} is larger than the training split of {study.dataset} ({len(dataset.train_labels)}): "
-            f"use 4 to {len(dataset.train_labels)}."
-        )
-    if (study.test_size or 0) > len(dataset.test_labels):
-        raise UserError(
-            f"test_size {study.test_size} is larger than the test split of {study.dataset} "
-            f"({len(dataset.test_labels)}): use 1 to {len(dataset.test_labels)}."
-        )
-    if len(lost := np.setdiff1d(dataset.test_labels, dataset.test_labels[: study.test_size])):
+    train_labels, test_labels = dataset.train_labels, dataset.test_labels[: study.test_size]
+    check_sizes(study, len(train_labels), len(dataset.test_labels))
+    if len(lost := np.setdiff1d(dataset.test_labels, test_labels)):
         warnings.warn(
             f"classes {', '.join(map(str, lost))} are not among the first {study.test_size} held-out images, so the "
             "test accuracy leaves them out: use a larger test_size.", stacklevel=2,
         )  # fmt: skip
     if study.augment and dataset.train_images.shape[1:3] == (1, 1):
         raise UserError(f"augment crops and flips images, and {study.dataset} has none: leave augment out.")
-    rng = np.random.default_rng(np.random.SeedSequence([study.pool_seed, 1]))
-    order = rng.permutation(len(dataset.train_labels))
+    order = np.random.default_rng(np.random.SeedSequence([study.pool_seed, 1])).permutation(len(train_labels))
     turn = np.empty(len(order), dtype=np.int64)  # how many of the same class come before, in the drawn order
     for label in range(dataset.classes):
-        members = order[dataset.train_labels[order] == label]
+        members = order[train_labels[order] == label]
         turn[members] = np.arange(len(members))
-    ids = np.sort(np.lexsort((dataset.train_labels, turn))[:size])
-    keep = draw_keep(study.shadow_models, size, study.design, study.seed)
+    ids = np.sort(np.lexsort((train_labels, turn))[: study.pool_size])
+    keep = draw_keep(study.shadow_models, len(ids), study.design, study.seed)
     if not keep.any(1).all():
-        raise UserError(f"pool_size {size} leaves a shadow model nothing to train on: use a larger pool_size.")
+        raise UserError(f"pool_size {len(ids)} leaves a shadow model nothing to train on: use a larger pool_size.")
     images, test_images = dataset.train_images.take(ids, axis=0), dataset.test_images
     if study.test_size is not None:
         test_images = test_images.take(np.arange(study.test_size), axis=0)
-    blocks = images.columns() if isinstance(images, Texts) else [images.reshape(-1, images.shape[-1])]
-    flats = (block.astype(np.float32) for block in blocks)
-    moments = [(flat.mean(0, dtype=np.float64), flat.std(0, dtype=np.float64)) for flat in flats]
-    mean, std = np.concatenate(moments, axis=1).astype(np.float32)
-    return Pool(
-        images=images,
-        labels=dataset.train_labels[ids],
-        sample_id=ids,
-        test_images=test_images,
-        test_labels=dataset.test_labels[: study.test_size],
-        keep=keep,
-        mean=mean,
-        std=np.maximum(std, 1) if images.dtype == np.uint8 else np.where(std > 0, std, 1),
-        classes=dataset.classes,
-    )
+    if isinstance(images, Texts):
+        from sklearn.utils.sparsefuncs import mean_variance_axis
+
+        mean, variance = mean_variance_axis(images.counts.astype(np.float64), axis=0)
+        std = np.sqrt(variance)
+    else:
+        flat = images.reshape(-1, images.shape[-1]).astype(np.float32)
+        mean, std = flat.mean(0, dtype=np.float64), flat.std(0, dtype=np.float64)
+    mean, std = mean.astype(np.float32), std.astype(np.float32)
+    std = np.maximum(std, 1) if images.dtype == np.uint8 else np.where(std > 0, std, 1)
+    return Pool(images, train_labels[ids], ids, test_images, test_labels, keep, mean, std, dataset.classes)
+
+
+def check_sizes(study: Study, train: int, test: int) -> None:
+    """Refuse a pool or a held-out set that is larger than its split, of ``train`` and ``test`` samples."""
+    for name, size, split, least, most in (
+        ("pool_size", study.pool_size, "training", 4, train), ("test_size", study.test_size, "test", 1, test)
+    ):  # fmt: skip
+        if (size or 0) > most:
+            where = f"the {split} split of {study.dataset} ({most})"
+            raise UserError(f"{name} {size} is larger than {where}: use {least} to {most}.")
 
 
 def draw_keep(models: int, samples: int, design: str = "bernoulli", seed: int = 0) -> np.ndarray:
@@ -140,9 +126,6 @@ def draw_keep(models: int, samples: int, design: str = "bernoulli", seed: int = 
         return rng.permuted(np.arange(models)[:, None].repeat(samples, 1), axis=0) < models // 2
     need = 3 if models >= 6 else 2
     keep = rng.random((models, samples)) < 0.5
-    while True:
-        inside = keep.sum(0)
-        bad = np.flatnonzero((inside < need) | (models - inside < need))
-        if not len(bad):
-            return keep
+    while len(bad := np.flatnonzero((keep.sum(0) < need) | ((~keep).sum(0) < need))):
         keep[:, bad] = rng.random((models, len(bad))) < 0.5
+    return keep

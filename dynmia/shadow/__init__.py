@@ -1,16 +1,5 @@
 """Training shadow models; torch is loaded when training starts, not before."""
 
-from typing import Any
+from .run import finish, open_store, train, train_part
 
-import xarray as xr
-
-from ..study import Study
-
-__all__ = ["train"]
-
-
-def train(study: Study, **options: Any) -> xr.Dataset:
-    """Train the population of ``study``, or what is missing of it: :func:`dynmia.shadow.engine.train`."""
-    from .engine import train as train_population
-
-    return train_population(study, **options)
+__all__ = ["finish", "open_store", "train", "train_part"]

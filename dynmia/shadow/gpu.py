@@ -9,10 +9,9 @@ streams. On a CPU the same lanes run uncaptured, with the bits of :func:`dynmia.
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -21,12 +20,12 @@ from tqdm.auto import tqdm
 
 from ..errors import UserError, reason
 from ..pool.pool import Pool
-from ..store.folder import RunStore
 from ..study import Study
-from .optim import learning_rate
-from .shard import Shard
-from .step import LAYERS, ORDER, DeviceData, draw_crops, evaluate, new_state, seed_of, update
+from .models import build_model, forward_flops
+from .shard import Job, Shard, train_here
+from .step import DeviceData, arithmetic, evaluate, new_state, plan_epoch, update
 
+COMPILE_FROM = 1e16  # FLOPs of training from which compiling, about a minute, pays
 LANES = 4
 EVALUATION_BATCH = 5000
 WARM_UP = 3  # steps before a capture: libraries load, compilers and autotuners run, the optimiser makes its state
@@ -120,22 +119,17 @@ class Lane:
 
     @torch.no_grad()
     def begin(self, members: Tensor, model: int, epoch: int) -> int:
-        """Copy the plan of an epoch to the device, drawn as :func:`dynmia.shadow.shard.train_epoch` does; its steps."""
-        generator = torch.Generator().manual_seed(seed_of(self.study.seed, ORDER, model, epoch))
-        torch.manual_seed(seed_of(self.study.seed, LAYERS, model, epoch))
-        batch = self.order.shape[1]
-        self.steps = steps = len(members) // batch
-        order = members[torch.randperm(len(members), generator=generator)]
-        rates = [learning_rate(self.study, (epoch + step / steps) / self.study.epochs) for step in range(steps)]
-        self.order[:steps].copy_(order[: steps * batch].view(steps, batch))
-        self.rates[:steps].copy_(torch.tensor(rates, dtype=torch.float64))
-        if self.crops is not None:
-            draws = [draw_crops(self.data.images, batch, generator) for _ in range(steps)]
-            self.crops[:steps].copy_(torch.stack(draws))
+        """Copy the plan of an epoch (:func:`dynmia.shadow.step.plan_epoch`) to the device; returns its steps."""
+        order, crops, rates = plan_epoch(self.study, self.data, members, model, epoch)
+        self.steps = len(order)
+        self.order[: self.steps].copy_(order)
+        self.rates[: self.steps].copy_(rates)
+        if crops is not None and self.crops is not None:
+            self.crops[: self.steps].copy_(crops)
         self.position.zero_()
         self.total.zero_()
         self.state.model.train()
-        return steps
+        return self.steps
 
     def step(self) -> None:
         """Queue the next step of the epoch."""
@@ -198,55 +192,54 @@ def run_epoch(lanes: Iterable[tuple[Lane, int]]) -> None:
                     lane.step()
 
 
-def train_lanes(
-    study: Study,
-    pool: Pool,
-    store: RunStore,
-    models: Iterable[int],
-    report: Callable[[dict], None] = lambda event: None,
-    device: str = "cuda",
-    deadline: float = math.inf,
-    lanes: int | None = None,
-    compiled: bool = False,
-) -> None:
-    """Train ``models``, ``lanes`` at a time (default 4), to the end or until ``deadline``; as ``train_shard`` does.
+def train_cuda(job: Job, models: list[int]) -> None:
+    """Train ``models`` in lanes, compiled if it pays, or else step by step."""
+    work = 3 * forward_flops(build_model(job.study.model, job.pool.shape, job.pool.classes), job.pool.shape)
+    work *= int(job.pool.keep[models].sum()) * job.study.epochs
+    compiled = job.mode == "fast" and job.study.record == "phi" and work > COMPILE_FROM  # vmap takes no compiled model
+    with arithmetic(job.mode):
+        try:
+            train_lanes(job, models, compiled)
+        except NotCaptured as error:
+            tqdm.write(f"dynmia: no CUDA graph for this study ({error}): it trains step by step", file=sys.stderr)
+            train_here(job, models)
+
+
+def train_lanes(job: Job, models: Iterable[int], compiled: bool = False) -> None:
+    """Train ``models``, ``job.workers`` at a time (default 4), as :func:`dynmia.shadow.shard.train_shard` does.
 
     Raises:
         NotCaptured: before anything is trained.
     """
-    waiting = [model for model in models if not store.finished(model)]
+    waiting = [model for model in models if not job.store.finished(model)]
     if not waiting:
         return
-    data = DeviceData.of(pool, device)
-    count = min(lanes or LANES, len(waiting))
-    if ":" in study.model or "dropout" in study.model:  # it draws random numbers, from one generator for all lanes
-        count = 1
-    opened = open_lanes(study, pool, data, count, compiled)
-    first = opened[0]
+    count = min(job.workers or LANES, len(waiting))
+    if ":" in job.study.model or "dropout" in job.study.model:
+        count = 1  # it draws random numbers, from one generator for all lanes
+    lanes = open_lanes(job.study, job.pool, job.data, count, compiled)
+    first, in_flight = lanes[0], count  # during the epoch that is queued
     how = f"cuda-graph, {count} in flight{', compiled' * first.compiled}{', queried in float16' * first.half}"
-    engine = how if first.cuda else "cpu"
-    flights: dict[Lane, Iterator[int]] = {}
-    in_flight = count  # during the epoch that is queued
 
     def fly(lane: Lane) -> Iterator[int]:
         """Train one model after another on ``lane``; yields the steps of each epoch, to be run by the caller."""
         longest = 0.0
         while waiting:
             model = waiting.pop(0)
-            with store.locked(model):
-                if store.finished(model):
+            with job.store.locked(model):
+                if job.store.finished(model):
                     continue
                 lane.load(model)
-                shard = Shard(study, pool, data, model, store, lane.state, lane.query, report, engine)
+                shard = Shard(job, model, lane.state, lane.query, how if lane.cuda else "cpu")
                 shard.longest = longest
-                while shard.goes_on(deadline, in_flight):
+                while shard.goes_on(in_flight):
                     yield lane.begin(shard.members, model, shard.epoch)
                     shard.trained(lane.mean_loss())
                 longest = shard.longest
             if not shard.finished:
                 return
 
-    flights |= {lane: fly(lane) for lane in opened}
+    flights = {lane: fly(lane) for lane in lanes}
     try:
         while flights:
             epoch, in_flight = [], len(flights)

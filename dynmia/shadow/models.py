@@ -13,7 +13,6 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,19 +51,9 @@ class Head(nn.Linear):
 
 
 def cnn(shape: Shape, classes: int) -> nn.Module:
-    """Shallow CNN: 3 x (conv 3x3, ReLU, max-pool 2), one linear layer; 113,738 parameters at 3 x 32 x 32.
-
-    ReLU and max-pool commute, in their gradients too: after the pool it has a quarter of the work.
-    """
-    channels, height, width = shape
-    layers: list[nn.Module] = []
-    for out in (32, 64, 128):
-        layers.append(nn.Conv2d(channels, out, 3, padding=1))
-        if min(height, width) >= 2:
-            layers, height, width = [*layers, nn.MaxPool2d(2)], height // 2, width // 2
-        layers.append(nn.ReLU(inplace=True))
-        channels = out
-    return nn.Sequential(*layers, nn.Flatten(), Head(channels * height * width, classes))
+    """Shallow CNN: 3 x (conv 3x3, ReLU, max-pool 2), one linear layer; 113,738 parameters at 3 x 32 x 32."""
+    layers, size = _convolutions(shape, [(32, True), (64, True), (128, True)], norm=False)
+    return nn.Sequential(*layers, nn.Flatten(), Head(size, classes))
 
 
 def cnn_dropout(shape: Shape, classes: int) -> nn.Module:
@@ -75,15 +64,26 @@ def cnn_dropout(shape: Shape, classes: int) -> nn.Module:
 
 def deep_cnn(shape: Shape, classes: int) -> nn.Module:
     """Deeper CNN: 6 x (conv 3x3, batch norm, ReLU) with 3 max-pools and average pooling; 240,898 parameters."""
+    plan = [(24, True), (48, False), (48, True), (96, False), (96, True), (96, False)]
+    layers, _ = _convolutions(shape, plan, norm=True)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), Head(96, classes))
+
+
+def _convolutions(shape: Shape, plan: list[tuple[int, bool]], norm: bool) -> tuple[list[nn.Module], int]:
+    """Layers of (channels, whether max-pooled), and the values of a sample that leave them.
+
+    ReLU and max-pool commute, in their gradients too: after the pool it has a quarter of the work.
+    """
     channels, height, width = shape
     layers: list[nn.Module] = []
-    for out, pool in ((24, True), (48, False), (48, True), (96, False), (96, True), (96, False)):
-        layers += [nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out)]
+    for out, pool in plan:
+        layers.append(nn.Conv2d(channels, out, 3, padding=1, bias=not norm))
+        layers += [nn.BatchNorm2d(out)] if norm else []
         if pool and min(height, width) >= 2:
             layers, height, width = [*layers, nn.MaxPool2d(2)], height // 2, width // 2
         layers.append(nn.ReLU(inplace=True))
         channels = out
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), Head(channels, classes))
+    return layers, channels * height * width
 
 
 def mlp(shape: Shape, classes: int) -> nn.Module:
@@ -150,26 +150,6 @@ def wrn_parameters(depth: int, width: int, channels: int, classes: int) -> int:
 def parameters(model: nn.Module) -> int:
     """Number of trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def depth(model: nn.Module, shape: Shape) -> int:
-    """Weight layers (convolutions and linear layers) on the longest path from input to logits.
-
-    WRN-28-2 has 26: its name also counts the three convolutions of the shortcuts, which run beside the path.
-    """
-    last = model.eval()(torch.zeros(1, *shape)).grad_fn
-    model.train()
-    longest: dict[Any, int] = {}
-    stack = [last]
-    while stack:  # without recursion: deep networks have thousands of nodes
-        node = stack[-1]
-        before = [parent for parent, _ in node.next_functions if parent is not None]
-        if unseen := [parent for parent in before if parent not in longest]:
-            stack += unseen
-            continue
-        weights = node.name().startswith(("Convolution", "MkldnnConvolution", "Addmm", "Mm"))
-        longest[stack.pop()] = weights + max((longest[parent] for parent in before), default=0)
-    return longest[last]
 
 
 def forward_flops(model: nn.Module, shape: Shape) -> int:

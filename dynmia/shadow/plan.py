@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import UserError
-from ..pool.datasets import SIZES, load_dataset
-from ..pool.pool import Pool
+from ..pool.datasets import load_dataset
+from ..pool.pool import Pool, check_sizes
+from ..registry import named_set
 from ..store.run import cores
 from ..study import Study
-from .engine import Folder, check_workers, pick_device
 from .models import build_model, forward_flops, parameters
+from .run import Folder, check_workers, pick_device
 from .step import EVALUATION_BATCH, DeviceData, evaluate, new_state, train_step
 
 
@@ -33,20 +33,15 @@ def plan(
         (samples per second of one process), workers, seconds.
     """
     check_workers(workers)
-    device = pick_device(device)
-    study = study.resolve(device)
-    if study.dataset in SIZES and not (data_dir or os.environ.get("DYNMIA_DATA")):
-        shape, train, test, classes = SIZES[study.dataset]
+    study = study.resolve(device := pick_device(device))
+    if (known := named_set(study.dataset)) and not (data_dir or os.environ.get("DYNMIA_DATA")):
+        shape, train, test, classes = known.shape, known.train, known.test, known.classes
     else:
         data = load_dataset(study.dataset, data_dir)
         _, height, width, channels = data.train_images.shape
         shape, classes = (channels, height, width), data.classes
         train, test = len(data.train_labels), len(data.test_labels)
-    for name, wanted, split, most in (
-        ("pool_size", study.pool_size, "training", train), ("test_size", study.test_size, "test", test)
-    ):  # fmt: skip
-        if (wanted or 0) > most:
-            raise UserError(f"{name} {wanted} is larger than the {split} split of {study.dataset} ({most}).")
+    check_sizes(study, train, test)
     samples, test = study.pool_size or train, study.test_size or test
     model = build_model(study.model, shape, classes)
     passes = 2 if study.optimizer.startswith("sam") else 1

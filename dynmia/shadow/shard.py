@@ -11,35 +11,58 @@ import contextlib
 import ctypes
 import math
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 
 from ..errors import Diverged
 from ..pool.pool import Pool
 from ..store.folder import RunStore
 from ..study import Study
-from .record import hardness_signals
-from .step import (
-    DROPOUT,
-    LAYERS,
-    ORDER,
-    DeviceData,
-    TrainState,
-    evaluate,
-    flatten,
-    new_state,
-    seed_of,
-    train_step,
-    unflatten,
-)
+from .step import DROPOUT, DeviceData, TrainState, evaluate, flatten, new_state, plan_epoch, seed_of, unflatten, update
 
 SAVING = 0.02  # the largest share of the time that goes into saving states
 MARGIN = 2.0  # epochs of the longest kind that must fit before a deadline: one, its evaluation and a slow moment
 SELDOM = 4  # gradients and dropout passes are recorded at every fourth checkpoint and the last: they are dear
+RECORDING_BATCH = 200
+PASSES = 10  # of MC dropout
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A population in training: what is trained, where it is kept, and how.
+
+    Attributes:
+        study: with definite precision, as ``store`` has it.
+        device: ``cpu`` or ``cuda``.
+        mode: on a GPU ``fast`` or ``deterministic``.
+        workers: processes on a CPU (None takes one a core), or models in flight on a GPU (None takes 4).
+        deadline: of ``time.monotonic``; training stops, states saved, before an epoch that would end later.
+        report: gets a mapping with model, epoch, loss and accuracies after every epoch.
+    """
+
+    study: Study
+    pool: Pool
+    store: RunStore
+    device: str = "cpu"
+    mode: str = "fast"
+    workers: int | None = None
+    deadline: float = math.inf
+    report: Report = lambda event: None
+
+    @cached_property
+    def data(self) -> DeviceData:
+        """The pool on the device."""
+        return DeviceData.of(self.pool, self.device)
 
 
 def keep_freed_memory() -> None:
@@ -55,61 +78,46 @@ def keep_freed_memory() -> None:
 
 
 def train_epoch(study: Study, state: TrainState, data: DeviceData, members: Tensor, model: int, epoch: int) -> float:
-    """Train epoch ``epoch`` (from 0) of shadow model ``model`` on its ``members``; returns the mean loss.
-
-    The order is new each epoch; the ragged last batch is left out, so every step has the same shape.
-    """
-    generator = torch.Generator().manual_seed(seed_of(study.seed, ORDER, model, epoch))
-    torch.manual_seed(seed_of(study.seed, LAYERS, model, epoch))
-    batch = min(study.batch_size, len(members))
-    steps = len(members) // batch
-    order = members[torch.randperm(len(members), generator=generator).to(members.device)]
+    """Train epoch ``epoch`` (from 0) of shadow model ``model`` on its ``members``; returns the mean loss."""
+    device = data.labels.device
+    order, crops, rates = plan_epoch(study, data, members, model, epoch)
+    crops = None if crops is None else crops.to(device)
     state.model.train()
-    total = torch.zeros((), device=members.device)
-    for step in range(steps):
-        progress = (epoch + step / steps) / study.epochs
-        total += train_step(study, state, data, order[step * batch : (step + 1) * batch], generator, progress)
-    return float(total) / steps
+    total = torch.zeros((), device=device)
+    for step, (index, rate) in enumerate(zip(order.to(device), rates.tolist())):
+        total += update(study, state, data, index, None if crops is None else crops[step], rate)
+    return float(total) / len(order)
 
 
-def train_shard(
-    study: Study,
-    pool: Pool,
-    data: DeviceData,
-    model: int,
-    store: RunStore,
-    report: Callable[[dict], None] = lambda event: None,
-    deadline: float = math.inf,
-) -> bool:
+def train_shard(job: Job, model: int) -> bool:
     """Train shadow model ``model`` from its saved state (or from scratch) to the end and write its shard.
 
     Idempotent: a finished shard is left as it is. The whole state is saved after an epoch, unless saving would take
     more than 2 % of the time since the last: an interruption loses one epoch, or 50 times as long as a save takes if
-    epochs are shorter. ``report`` gets a mapping with model, epoch, loss and accuracies after every epoch.
-
-    Args:
-        deadline: of ``time.monotonic``; training stops, its state saved, before an epoch that would end later.
-
-    Returns:
-        Whether the shard is finished.
+    epochs are shorter. Returns whether the shard is finished: the deadline may have come before.
 
     Raises:
         Diverged: the loss is NaN or infinite; nothing of other shards is touched.
         UserError: the disk is full or cannot be written, or another process trains this model.
     """
-    if store.finished(model):
+    if job.store.finished(model):
         return True
-    device = str(data.images.device)
-    with store.locked(model):
-        if store.finished(model):
+    with job.store.locked(model):
+        if job.store.finished(model):
             return True
-        state = new_state(study, pool, model, device)
-        engine = "cpu" if device == "cpu" else "cuda-eager"
-        shard = Shard(study, pool, data, model, store, state, partial(evaluate, state, data), report, engine)
-        members = shard.members.to(device)
-        while shard.goes_on(deadline):
-            shard.trained(train_epoch(study, state, data, members, model, shard.epoch))
+        state = new_state(job.study, job.pool, model, job.device)
+        engine = "cpu" if job.device == "cpu" else "cuda-eager"
+        shard = Shard(job, model, state, partial(evaluate, state, job.data), engine)
+        while shard.goes_on():
+            shard.trained(train_epoch(job.study, state, job.data, shard.members, model, shard.epoch))
         return shard.finished
+
+
+def train_here(job: Job, models: Iterable[int]) -> None:
+    """Train ``models`` one after another in this process, until the deadline."""
+    for model in models:
+        if not train_shard(job, model):
+            break
 
 
 class Shard:
@@ -122,29 +130,19 @@ class Shard:
     """
 
     def __init__(
-        self,
-        study: Study,
-        pool: Pool,
-        data: DeviceData,
-        model: int,
-        store: RunStore,
-        state: TrainState,
-        query: Callable[[Tensor, Tensor], tuple[np.ndarray, np.ndarray]],
-        report: Callable[[dict], None],
-        engine: str,
-    ) -> None:
-        self.study, self.data, self.model, self.store, self.state = study, data, model, store, state
-        self.query, self.report = query, report
-        self.keep = pool.keep[model]
+        self, job: Job, model: int, state: TrainState,
+        query: Callable[[Tensor, Tensor], tuple[np.ndarray, np.ndarray]], engine: str,
+    ) -> None:  # fmt: skip
+        self.job, self.study, self.model, self.state, self.query = job, job.study, model, state, query
+        self.keep = job.pool.keep[model]
         self.members = torch.as_tensor(np.flatnonzero(self.keep))
         self.record: dict[str, np.ndarray] = {}
-        self.epoch, self.seconds, self.finished = 0, 0.0, False
+        self.epoch, self.seconds, self.finished, self.resumed = 0, 0.0, False, False
         self.longest = self.saving = self.saved_at = 0.0
         self.mark = time.perf_counter()
-        exact = data.images.device.type == "cpu" or torch.are_deterministic_algorithms_enabled()
+        exact = job.device == "cpu" or torch.are_deterministic_algorithms_enabled()
         self.how = {"engine": engine, "mode": "deterministic" if exact else "fast"}
-        self.resumed = False
-        if saved := store.load_state(model):
+        if saved := job.store.load_state(model):
             arrays, meta = saved
             self.resumed, self.epoch, self.seconds = True, int(meta["epoch"]), float(meta["seconds"])
             self.record = {n: array for n, array in arrays.items() if not n.startswith(("model.", "optimizer."))}
@@ -154,7 +152,7 @@ class Shard:
             if meta.get("mode") == "fast":
                 self.how["mode"] = "fast"
 
-    def goes_on(self, deadline: float = math.inf, in_flight: int = 1) -> bool:
+    def goes_on(self, in_flight: int = 1) -> bool:
         """Query, save and report as is due after ``epoch`` epochs; whether the next is to be trained now.
 
         The time since the last call counts as this model's, divided by the models ``in_flight`` on the device.
@@ -162,60 +160,115 @@ class Shard:
         self.began = time.perf_counter()
         if self.resumed:  # all that was done before its state was saved
             self.resumed = False
-            return time.monotonic() <= deadline
+            return time.monotonic() <= self.job.deadline
         if self.epoch % self.study.checkpoint_every == 0:
             self._checkpoint()
         now = time.perf_counter()
         self.seconds, self.mark = self.seconds + (now - self.mark) / in_flight, now
-        event: dict[str, float] = dict(model=self.model, epoch=self.epoch)
+        meta = dict(seconds=self.seconds, **self.how)
+        event: dict[str, Any] = dict(model=self.model, epoch=self.epoch)
         event |= {name: float(values[-1]) for name, values in self.record.items() if values.ndim == 1 and len(values)}
         if self.epoch == self.study.epochs:
-            self.store.save_shard(self.model, self.record | {"keep": self.keep}, dict(seconds=self.seconds, **self.how))
+            self.job.store.save_shard(self.model, self.record | {"keep": self.keep}, meta)
             self.finished = True
-            self.report(event | dict(done=True))
+            self.job.report(event | dict(done=True))
             return False
-        stop = time.monotonic() + MARGIN * self.longest > deadline
+        stop = time.monotonic() + MARGIN * self.longest > self.job.deadline
         if stop or self.began - self.saved_at > in_flight * self.saving / SAVING:  # all wait for a save
             before = time.perf_counter()
-            meta = dict(epoch=self.epoch, seconds=self.seconds, **self.how)
-            self.store.save_state(self.model, self.record | flatten(self.state), meta)
+            self.job.store.save_state(self.model, self.record | flatten(self.state), meta | dict(epoch=self.epoch))
             self.saved_at = time.perf_counter()
             self.saving = self.saved_at - before
-        self.report(event)
+        self.job.report(event)
         return not stop
 
     def trained(self, loss: float) -> None:
         """Count an epoch of mean ``loss`` as trained."""
         self.epoch += 1
-        _must_be_finite(loss, self.study, self.model, self.epoch)
+        self._must_be_finite(loss)
         self._append("loss", loss)
         self.longest = max(self.longest, time.perf_counter() - self.began)
 
     def _checkpoint(self) -> None:
-        study = self.study
-        phi, right = self.query(self.data.images, self.data.labels)
-        _must_be_finite(phi, study, self.model, self.epoch)
-        _, test_right = self.query(self.data.test_images, self.data.test_labels)
+        study, data = self.study, self.job.data
+        phi, right = self.query(data.images, data.labels)
+        self._must_be_finite(phi)
+        _, test_right = self.query(data.test_images, data.test_labels)
         self._append("phi", phi.astype(np.float32))
         self._append("train_accuracy", right[self.keep].mean())
         self._append("test_accuracy", test_right.mean())
         if study.record == "hardness":
             seed = seed_of(study.seed, DROPOUT, self.model, self.epoch)
             dear = self.epoch // study.checkpoint_every % SELDOM == 0 or self.epoch == study.epochs
-            data = self.data
-            for name, value in hardness_signals(
-                self.state.model, data.normalise, data.images, data.labels, data.test_images, seed, dear
-            ):
+            for name, value in hardness_signals(self.state.model, data, seed, dear):
                 self._append(name, value)
+
+    def _must_be_finite(self, values: float | np.ndarray) -> None:
+        study = self.study
+        if not np.isfinite(values).all():
+            raise Diverged(
+                f"model {self.model} diverged in epoch {self.epoch} ({study.optimizer}, lr {study.lr}, momentum "
+                f"{study.momentum}, batch size {study.batch_size}): lower lr; finished shards are kept."
+            )
 
     def _append(self, name: str, value: np.ndarray | float) -> None:
         new = np.asarray(value)[None]
         self.record[name] = np.concatenate([self.record[name], new]) if name in self.record else new
 
 
-def _must_be_finite(values: float | np.ndarray, study: Study, model: int, epoch: int) -> None:
-    if not np.isfinite(values).all():
-        raise Diverged(
-            f"model {model} diverged in epoch {epoch} ({study.optimizer}, lr {study.lr}, momentum {study.momentum}, "
-            f"batch size {study.batch_size}): lower lr; finished shards are kept."
-        )
+def hardness_signals(model: nn.Module, data: DeviceData, seed: int, dear: bool) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield what the hardness of samples is measured from (:mod:`dynmia.stats.hardness`) at one checkpoint.
+
+    prob: softmax (n, K), float16. If ``dear``, also test_prob (m, K), the same on the held-out images; grad_norm:
+    ||d loss / d w|| of each sample, float32 (n,), in evaluation mode; and, if the model has dropout layers, from
+    ``PASSES`` passes with dropout drawn anew (Gal and Ghahramani 2016), mc_information: the mutual information (nats)
+    of their predictions, float32 (n,), and mc_test_prob: the mean of their predictions, float16 (m, K).
+    """
+    model.eval()
+
+    def joined(signal: Callable[..., Tensor], images: Tensor, *labels: Tensor) -> np.ndarray:
+        parts = [slice(start, start + RECORDING_BATCH) for start in range(0, len(images), RECORDING_BATCH)]
+        values = [signal(data.normalise(images[part]), *[those[part] for those in labels]) for part in parts]
+        return torch.cat(values).cpu().numpy()
+
+    @torch.no_grad()
+    def predictions(inputs: Tensor, passes: int = 1) -> Tensor:  # (B, C, H, W) -> (passes, B, K)
+        return torch.stack([model(inputs).softmax(1) for _ in range(passes)])
+
+    def prob(inputs: Tensor, passes: int = 1) -> Tensor:
+        return predictions(inputs, passes).mean(0).half()
+
+    yield "prob", joined(prob, data.images)
+    if not dear:
+        return
+    yield "test_prob", joined(prob, data.test_images)
+    yield "grad_norm", joined(partial(gradient_norm, model), data.images, data.labels)
+    layers = [module for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
+    if layers:
+        with torch.random.fork_rng(devices=[data.images.device] if data.images.is_cuda else []):
+            torch.manual_seed(seed)
+            for layer in layers:
+                layer.train()
+            information = joined(lambda inputs: mutual_information(predictions(inputs, PASSES)), data.images)
+            mean = joined(partial(prob, passes=PASSES), data.test_images)
+        model.eval()
+        yield "mc_information", information
+        yield "mc_test_prob", mean
+
+
+def gradient_norm(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    """Norm of the gradient of each sample's cross-entropy with respect to all trainable weights, (B,)."""
+    weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    fixed = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+    fixed |= dict(model.named_buffers())
+
+    def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(functional_call(model, (weights, fixed), (x[None],)), y[None])
+
+    gradients = vmap(grad(loss), in_dims=(None, 0, 0))(weights, inputs, labels)
+    return torch.sqrt(sum(g.flatten(1).square().sum(1) for g in gradients.values()))
+
+
+def mutual_information(prob: Tensor) -> Tensor:
+    """H(mean over passes) - mean over passes of H, in nats: (S, B, K) -> (B,)."""
+    return torch.special.entr(prob.mean(0)).sum(-1) - torch.special.entr(prob).sum(-1).mean(0)

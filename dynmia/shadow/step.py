@@ -1,8 +1,10 @@
-"""One training step of a shadow model as a pure function, what it reads and changes, and a checkpoint's queries."""
+"""One training step of a shadow model: what it reads and changes, its optimisers, the signal that is recorded."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,8 +19,6 @@ from ..pool.datasets import Texts
 from ..pool.pool import Pool
 from ..study import Study
 from .models import build_model, memory_layout
-from .optim import frozen_statistics, learning_rate, make_optimizer, sam_ascend, sam_return
-from .signals import logit_scaled_confidence
 
 EVALUATION_BATCH = 500
 WEIGHTS, ORDER, LAYERS, DROPOUT = 10, 11, 12, 13  # streams of random numbers; 1, 2 belong to pool and keep mask
@@ -58,14 +58,8 @@ class DeviceData:
                 array = array[:]
             return torch.as_tensor(array).to(device)
 
-        return cls(
-            put(pool.images),
-            put(pool.labels),
-            put(pool.test_images),
-            put(pool.test_labels),
-            put(pool.mean),
-            put(1 / pool.std),
-        )
+        arrays = pool.images, pool.labels, pool.test_images, pool.test_labels, pool.mean, 1 / pool.std
+        return cls(*map(put, arrays))
 
     def normalise(self, images: Tensor | np.ndarray) -> Tensor:
         """(B, H, W, C) -> float32 (B, C, H, W), which is channels-last in memory without a copy."""
@@ -100,11 +94,8 @@ def seed_of(seed: int, *path: int) -> int:
 def draw_crops(images: Tensor, batch: int, generator: torch.Generator) -> Tensor:
     """Draw top, left and flip, int64 (3, B), for a batch of ``images`` (n, H, W, C); on the CPU."""
     pad = max(1, images.shape[1] // 8)
-    return torch.stack([
-        torch.randint(0, 2 * pad + 1, (batch,), generator=generator),
-        torch.randint(0, 2 * pad + 1, (batch,), generator=generator),
-        torch.randint(0, 2, (batch,), generator=generator),
-    ])  # fmt: skip
+    ends = 2 * pad + 1, 2 * pad + 1, 2
+    return torch.stack([torch.randint(0, end, (batch,), generator=generator) for end in ends])
 
 
 def crop(images: Tensor, draws: Tensor) -> Tensor:
@@ -118,9 +109,62 @@ def crop(images: Tensor, draws: Tensor) -> Tensor:
     return padded[torch.arange(batch, device=images.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def crop_and_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Random crop after zero padding (4 pixels at 32 x 32) and random horizontal flip of a batch (B, H, W, C)."""
-    return crop(images, draw_crops(images, len(images), generator).to(images.device))
+def make_optimizer(study: Study, model: nn.Module) -> torch.optim.Optimizer:
+    """Return the (base) optimiser of ``study`` over all parameters of ``model``."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    assert study.lr is not None
+    options: dict[str, Any] = dict(lr=study.lr, weight_decay=study.weight_decay, fused=True)
+    if study.optimizer.endswith("adamw"):
+        capturable = any(p.is_cuda for p in parameters)
+        return torch.optim.AdamW(parameters, betas=(study.momentum, study.beta2), capturable=capturable, **options)
+    return torch.optim.SGD(parameters, momentum=study.momentum, nesterov=study.nesterov, **options)
+
+
+def learning_rate(study: Study, progress: float) -> float:
+    """Learning rate at ``progress``, the share of all steps already taken, in [0, 1)."""
+    assert study.lr is not None
+    if study.schedule == "cosine":
+        return study.lr * 0.5 * (1 + math.cos(math.pi * progress))
+    return study.lr
+
+
+@torch.no_grad()
+def sam_ascend(model: nn.Module, rho: float, kept: list[Tensor] | None = None) -> list[tuple[nn.Parameter, Tensor]]:
+    """Move the weights to w + rho g / ||g|| in place (Foret et al. 2021, eq. 2) and clear the gradients.
+
+    Returns the weights as they were, for :func:`sam_return`: subtracting the step again would leave rounding behind.
+    They are copied into ``kept``, one tensor like each parameter, or into new memory.
+    """
+    pairs = zip(model.parameters(), kept or itertools.repeat(None))
+    before = [(p, torch.empty_like(p) if room is None else room) for p, room in pairs if p.grad is not None]
+    weights: list[Tensor] = [p for p, _ in before]
+    steps = [p.grad for p in weights if p.grad is not None]  # scaled in place: they are not needed again
+    torch._foreach_copy_([w for _, w in before], weights)
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(steps)))
+    torch._foreach_mul_(steps, rho / (norm + 1e-12))
+    torch._foreach_add_(weights, steps)
+    for p in weights:
+        p.grad = None
+    return before
+
+
+@torch.no_grad()
+def sam_return(before: list[tuple[nn.Parameter, Tensor]]) -> None:
+    """Put the weights back, keeping the gradients taken at the ascended point."""
+    torch._foreach_copy_([p for p, _ in before], [w for _, w in before])
+
+
+@contextlib.contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Leave batch-norm running statistics untouched; the normalisation itself still uses the batch."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    try:
+        for norm in norms:
+            norm.track_running_stats = False
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def update(
@@ -158,12 +202,48 @@ def update(
     return loss
 
 
+def plan_epoch(
+    study: Study, data: DeviceData, members: Tensor, model: int, epoch: int
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """What the S steps of epoch ``epoch`` (from 0) read: samples (S, B), crops (S, 3, B) and learning rates (S,).
+
+    The order of the ``members`` is new each epoch; the ragged last batch is left out, so every step has the same shape.
+    """
+    generator = torch.Generator().manual_seed(seed_of(study.seed, ORDER, model, epoch))
+    torch.manual_seed(seed_of(study.seed, LAYERS, model, epoch))
+    batch = min(study.batch_size, len(members))
+    steps = len(members) // batch
+    order = members[torch.randperm(len(members), generator=generator)][: steps * batch].view(steps, batch)
+    crops = [draw_crops(data.images, batch, generator) for _ in range(steps)] if study.augment else None
+    rates = [learning_rate(study, (epoch + step / steps) / study.epochs) for step in range(steps)]
+    return order, torch.stack(crops) if crops else None, torch.tensor(rates, dtype=torch.float64)
+
+
 def train_step(
     study: Study, state: TrainState, data: DeviceData, index: Tensor, generator: torch.Generator, progress: float
 ) -> Tensor:
     """:func:`update` with crops from ``generator`` and the learning rate at ``progress``, in [0, 1)."""
     crops = draw_crops(data.images, len(index), generator).to(index.device) if study.augment else None
     return update(study, state, data, index, crops, learning_rate(study, progress))
+
+
+def logit_scaled_confidence(logits: Tensor, labels: Tensor) -> Tensor:
+    """phi = logit_y - logsumexp(the other logits), computed in float64.
+
+    This equals log(p_y / (1 - p_y)) of the softmax without forming p: from probabilities a gap of 17 already rounds to
+    infinity in float32, here a gap of 700 is exact to the last digits of float64.
+
+    Args:
+        logits: (B, K) float32 logits.
+        labels: (B,) int64 true classes.
+
+    Returns:
+        (B,) float64.
+    """
+    logits = logits.double()
+    true = logits.gather(1, labels[:, None])  # (B, 1)
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    return true[:, 0] - torch.logsumexp(others, dim=1)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..pool.pool import Pool
 from ..store.folder import digest
 from ..study import Study
 from .models import blamed, build_model, check_logits, parameters
-from .record import hardness_signals
+from .shard import hardness_signals
 from .step import EVALUATION_BATCH, DeviceData, TrainState, evaluate, flatten, new_state, train_step, unflatten
 
 
@@ -28,10 +29,11 @@ def check_model(study: Study, pool: Pool, device: str) -> None:
     Raises:
         UserError: the model cannot do this, trains another shadow model too, or returns probabilities.
     """
-    name, members = study.model, pool.keep.sum(1)
+    name = study.model
     with torch.random.fork_rng(devices=[]):
         module = build_model(name, pool.shape, pool.classes)
-    index = torch.as_tensor(np.flatnonzero(pool.keep[members.argmin()])[: study.batch_size])
+    smallest = pool.keep[pool.keep.sum(1).argmin()]
+    index = torch.as_tensor(np.flatnonzero(smallest)[: study.batch_size])
     if ":" not in name and len(index) > 1:
         return
     if not parameters(module):
@@ -44,11 +46,12 @@ def check_model(study: Study, pool: Pool, device: str) -> None:
             )
     data, queried = DeviceData.of(pool, device), list[Tensor]()
 
-    def new(model: int) -> TrainState:
+    def new(model: int) -> tuple[TrainState, str]:
         with blamed(name, "be made ready for training"):
-            return new_state(study, pool, model, device)
+            state = new_state(study, pool, model, device)
+        return state, saved(state)
 
-    def start(state: TrainState) -> str:
+    def saved(state: TrainState) -> str:
         with blamed(name, "be saved"):
             return digest(flatten(state), {})
 
@@ -57,48 +60,42 @@ def check_model(study: Study, pool: Pool, device: str) -> None:
         check_logits(name, output, len(inputs[0]), pool.shape, pool.classes, when)
         queried.extend([] if module.training else [output.detach().float()])
 
+    def mind(what: str) -> None:
+        warnings.warn(f"model {name!r} {what}", stacklevel=4)
+
     with torch.random.fork_rng(devices=[]):
-        starts = [start(new(model)) for model in (0, 1)]
-        state = new(0)
+        starts = [new(model)[1] for model in (0, 1)]
+        state, _ = new(0)
         handle = state.model.register_forward_hook(check)
         with blamed(name, f"be trained on a batch of {len(index)} by {study.optimizer} in {study.precision}"):
             state.model.train()
             train_step(study, state, data, index.to(device), torch.Generator().manual_seed(0), 0.0)
-        other = new(1)
-        if start(other) != starts[1]:
-            if _memory(state.model) & _memory(other.model):
-                raise UserError(
-                    f"model {name!r} is one and the same for all shadow models, so that each would train on the last: "
-                    "make a new module, and new parameters, at every call of the factory."
-                )
-            warnings.warn(
-                f"model {name!r} starts otherwise at every call: draw its weights by torch alone, or no run repeats.",
-                stacklevel=3,
+        other, start = new(1)
+        if start != starts[1] and _memory(state.model) & _memory(other.model):
+            raise UserError(
+                f"model {name!r} is one and the same for all shadow models, so that each would train on the last: "
+                "make a new module, and new parameters, at every call of the factory."
             )
+        if start != starts[1]:
+            mind("starts otherwise at every call: draw its weights by torch alone, or no run repeats.")
         elif starts[0] == starts[1]:
-            warnings.warn(
-                f"model {name!r} starts from the same weights in all shadow models: unless that is meant, leave "
-                "torch.manual_seed and fixed weights out of the factory.", stacklevel=3,
-            )  # fmt: skip
+            mind("starts from the same weights in all shadow models: unless that is meant, leave torch.manual_seed and "
+                 "fixed weights out of the factory.")  # fmt: skip
         with blamed(name, "be queried"):
             phi = _last_batches(state, data)
             handle.remove()
             if study.record == "hardness":
-                for _ in hardness_signals(
-                    state.model, data.normalise, data.images[:2], data.labels[:2], data.test_images[:2], 0, True
-                ):
-                    pass
+                few = dict(images=data.images[:2], labels=data.labels[:2], test_images=data.test_images[:2])
+                list(hardness_signals(state.model, dataclasses.replace(data, **few), 0, True))
         if what := _probabilities(state.model, data, torch.cat(queried)):
             raise UserError(f"model {name!r} returns probabilities ({what}): phi wants logits, leave that layer out.")
-        loaded = new(0)
+        loaded, _ = new(0)
         with blamed(name, "be saved and loaded"):
             unflatten(loaded, safetensors.numpy.load(safetensors.numpy.save(flatten(state))))
             same = np.allclose(_last_batches(loaded, data), phi, rtol=1e-3, atol=1e-3, equal_nan=True)
-        if start(loaded) != start(state) or not same:
-            warnings.warn(
-                f"model {name!r} answers otherwise after it is saved and loaded, so an interrupted run would not go on "
-                "as it was: keep what changes in training in parameters and persistent buffers.", stacklevel=3,
-            )  # fmt: skip
+        if saved(loaded) != saved(state) or not same:
+            mind("answers otherwise after it is saved and loaded, so an interrupted run would not go on as it was: "
+                 "keep what changes in training in parameters and persistent buffers.")  # fmt: skip
 
 
 def _last_batches(state: TrainState, data: DeviceData) -> np.ndarray:

@@ -39,8 +39,6 @@ MEASURES = {  # name: what it is, and where it comes from
     "learned": "epoch learned, in-models (Jiang et al. 2021)",
     "forgetting": "forgetting events, in-models (Toneva et al. 2019)",
 }
-
-
 PARTS = ("all", "a", "b")
 ENSEMBLES = {"single": "ensemble", "mc": "mc_ensemble"}  # of the predictions of one model, or of its MC dropout
 
@@ -55,8 +53,7 @@ def measure(store: RunStore, run: xr.Dataset, test_labels: np.ndarray) -> xr.Dat
     """Reduce the recorded signals of a finished run to one value a sample and checkpoint.
 
     Args:
-        store, run: of a study with ``record="hardness"``.
-        test_labels: of the held-out images (m,).
+        store, run: of a study with ``record="hardness"``; test_labels: of the held-out images (m,).
 
     Returns:
         Dims part (``all``, ``a``, ``b``), epoch, sample; a float32 variable for each of ``MEASURES`` that was recorded.
@@ -65,9 +62,9 @@ def measure(store: RunStore, run: xr.Dataset, test_labels: np.ndarray) -> xr.Dat
         part has no model of that side. half_M (half, sample) is measure M at the end from each half of the models
         that intervals over models are taken from (:func:`dynmia.attack.parts.halves`).
 
-        For :mod:`dynmia.stats.agreement`, on dims (seldom, test), of one model also model: confidence_E, the largest
-        predicted probability of a held-out image, and right_E, whether its class is the true one, for the estimators
-        E in single, ensemble (mean over models), mc and mc_ensemble.
+        On dims (seldom, test), of one model also model: confidence_E, the largest predicted probability of a held-out
+        image, and right_E, whether its class is the true one, for the estimators E in single, ensemble (mean over
+        models), mc and mc_ensemble.
 
     Raises:
         StoreError: the run was not recorded for this.
@@ -118,22 +115,19 @@ def measure(store: RunStore, run: xr.Dataset, test_labels: np.ndarray) -> xr.Dat
 
     parts = numbers_of_parts(len(shards))
     rows = [[reduced(models, t) for t in range(len(epochs))] for models in parts.values()]
-    found = {name: np.array([[here[name] for here in row] for row in rows], np.float32) for name in MEASURES}
-    kept = {name: values for name, values in found.items() if np.isfinite(values[0, -1]).any()}
     numbers = numbers_of_halves(len(shards), HALVES) if len(shards) >= LEAST else []
     last = [reduced(models, len(epochs) - 1) for models in numbers]
+    of_parts: dict[str, Any] = {}
+    of_halves: dict[str, Any] = {}
+    for name in MEASURES:
+        values = np.array([[each[name] for each in row] for row in rows], np.float32)
+        if np.isfinite(values[0, -1]).any():
+            of_parts[name] = ("part", "epoch", "sample"), values
+            if last:
+                drawn = np.array([each[name] for each in last], np.float32)
+                of_halves[f"half_{name}"] = ("half", "sample"), _rounded(drawn)
     coords = {"part": list(parts), "epoch": epochs, "sample": run.sample.values, "seldom": epochs[dear]}
-    return xr.Dataset(
-        {name: (("part", "epoch", "sample"), values) for name, values in kept.items()}
-        | {
-            f"half_{name}": (("half", "sample"), _rounded(np.array([here[name] for here in last], np.float32)))
-            for name in kept
-            if last
-        }
-        | _held_out(shards, test_labels),
-        coords,
-        run.attrs,
-    )
+    return xr.Dataset(of_parts | of_halves | _held_out(shards, test_labels), coords, run.attrs)
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
@@ -144,16 +138,16 @@ def _rounded(values: np.ndarray) -> np.ndarray:
 
 def _held_out(shards: list[dict[str, np.ndarray]], labels: np.ndarray) -> dict[str, Any]:
     """Largest probability and whether it is on the true class, for each held-out image and estimator."""
-    found: dict[str, Any] = {}
-    for one, name in (("single", "test_prob"), ("mc", "mc_test_prob")):
+    variables: dict[str, Any] = {}
+    for single, name in (("single", "test_prob"), ("mc", "mc_test_prob")):
         if name not in shards[0]:
             continue
         prob = np.stack([shard[name] for shard in shards], 1).astype(np.float32)  # (seldom, N, m, K)
-        for estimator, p in ((one, prob), (ENSEMBLES[one], prob.mean(1))):
-            dims = ("seldom", "model", "test") if estimator == one else ("seldom", "test")
-            found[f"confidence_{estimator}"] = dims, p.max(-1)
-            found[f"right_{estimator}"] = dims, (p.argmax(-1) == labels).astype(np.int8)
-    return found
+        for estimator, p in ((single, prob), (ENSEMBLES[single], prob.mean(1))):
+            dims = ("seldom", "model", "test") if estimator == single else ("seldom", "test")
+            variables[f"confidence_{estimator}"] = dims, p.max(-1)
+            variables[f"right_{estimator}"] = dims, (p.argmax(-1) == labels).astype(np.int8)
+    return variables
 
 
 def _mean(values: np.ndarray, side: np.ndarray) -> np.ndarray:
@@ -195,9 +189,8 @@ def relate(
     models`` on both sides, with the interval over models and samples if the measure of halves is recorded, else over
     samples; ``same half`` and ``other half``, the mean over the two halves of the population with the measure from one
     and the vulnerability from the same or the other (ends of the intervals, over samples, are averaged too); ``no
-    signal``, the vulnerability scored anew after redrawing the keep mask ``null`` times (or what
-    :func:`dynmia.stats.correlations.null_vulnerability` returned): mean and 95 % range. kind: ``pearson`` or
-    ``spearman``.
+    signal``, mean and 95 % range of ``null`` redraws of the keep mask (or of what
+    :func:`dynmia.stats.correlations.null_vulnerability` returned). kind: ``pearson`` or ``spearman``.
 
     The p-value (:func:`dynmia.stats.resample.p_values`) is exact for measures that do not look at the keep mask, as
     the one of all models. A measure of in- or out-models keeps the true mask: how far off it is,

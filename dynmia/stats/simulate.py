@@ -28,10 +28,8 @@ from ..pool.pool import draw_keep
 from ..study import FORMAT, Study
 
 NOISE = {
-    "normal": stats.norm(),
-    "heavy": stats.t(5, scale=np.sqrt(3 / 5)),
-    "skewed": stats.gamma(4, loc=-2, scale=0.5),
-}
+    "normal": stats.norm(), "heavy": stats.t(5, scale=np.sqrt(3 / 5)), "skewed": stats.gamma(4, loc=-2, scale=0.5)
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,16 +90,14 @@ class Simulator:
             for name, side in (("train_accuracy", keep), ("test_accuracy", ~keep))
         }
         study = Study(shadow_models=models, design=design, epochs=int(self.epochs[-1]), checkpoint_every=10)
-        return xr.Dataset(
-            {
-                "phi": (("epoch", "model", "sample"), phi.astype(np.float32)),
-                "keep": (("model", "sample"), keep),
-                "label": ("sample", np.zeros(self.samples, np.int64)),
-            }
-            | accuracy,
-            {"epoch": self.epochs, "model": range(models), "sample": range(self.samples)},
-            {"title": "simulated", "study": json.dumps(study.to_dict()), "format": FORMAT},
-        )
+        variables = {
+            "phi": (("epoch", "model", "sample"), phi.astype(np.float32)),
+            "keep": (("model", "sample"), keep),
+            "label": ("sample", np.zeros(self.samples, np.int64)),
+        }
+        coords = {"epoch": self.epochs, "model": range(models), "sample": range(self.samples)}
+        attrs = {"title": "simulated", "study": json.dumps(study.to_dict()), "format": FORMAT}
+        return xr.Dataset(variables | accuracy, coords, attrs)
 
     def truth(self, rule: str = "fpr@0.01") -> xr.Dataset:
         """The plane of the ideal attack: normal densities with the true centres and spreads, infinitely many models.

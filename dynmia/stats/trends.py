@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,11 +34,11 @@ def rank_trend(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Law:
-    """A curve fitted to values over pool sizes; ``exponent`` is its slope in log-log where neither bound is felt.
+    """A curve fitted to values over pool sizes.
 
     Attributes:
         form: ``power law`` a n^b; ``with ceiling`` M / (1 + 1 / (a n^b)); ``with floor`` c + a n^b.
-        exponent, low, high: b and its 95 % interval.
+        exponent, low, high: b, the slope in log-log where neither bound is felt, and its 95 % interval.
         aicc: Akaike's information criterion for small samples, with the standard errors of the values as errors.
         scatter: standard deviation of log value about the curve beyond their standard errors.
         predict: sizes to (3, sizes): the curve and the prediction interval of one population there.
@@ -99,17 +97,3 @@ def fit_law(
     small = len(x) - parameters - 1
     aicc = squares + 2 * parameters + (2 * parameters * (parameters + 1) / small if small > 0 else np.inf)
     return Law(form, best[1], best[1] - half, best[1] + half, aicc, scatter, predict)
-
-
-def best_law(sizes: np.ndarray, values: np.ndarray, errors: np.ndarray, ceiling: float | None = None) -> Law:
-    """The form with the lowest AICc: a power law, one with a ceiling if there is one, one with a floor from 5 sizes.
-
-    A floor counts only if the points resolve the fall towards it: its exponent's interval lies below 0.
-    """
-    forms = ["power law"] + ["with ceiling"] * (ceiling is not None) + ["with floor"] * (len(sizes) > 4)
-    laws = []
-    for form in forms:
-        with contextlib.suppress(RuntimeError, optimize.OptimizeWarning), warnings.catch_warnings():
-            warnings.simplefilter("error", optimize.OptimizeWarning)  # the covariance could not be found
-            laws.append(fit_law(sizes, values, errors, form, ceiling or 1.0))
-    return min((law for law in laws if law.form != "with floor" or law.high < 0), key=lambda law: law.aicc)

@@ -31,9 +31,11 @@ from safetensors import SafetensorError, safe_open
 from ..errors import StoreError, UserError, disk_error, reason
 from ..study import FORMAT, Study
 
+Sealed = tuple[dict[str, np.ndarray], dict[str, Any]]  # arrays, and what is said of them
 TEMPORARY = ".dynmia-tmp-"  # begins the name of every file that is being written, and of no other
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  # of a file system without flock
 ORIGIN = {"hardware": str, "device": str, "workers": int, "command": str, "created": str, "versions": dict}
+CORE = ("format", "identity", "fingerprint", "study", "merged")  # of a manifest; the rest says where it was trained
 FIELDS = {"identity": str, "fingerprint": str, "study": dict} | ORIGIN  # of a manifest, with their types
 
 
@@ -78,14 +80,12 @@ def clear(folder: Path, begins: str, dead: bool = False) -> None:
 
 def _lives(process: str) -> bool:
     """Whether a process of that number may be running here."""
-    if os.name != "posix" or not process.isdecimal():
-        return True
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        pass
+    with contextlib.suppress(OSError, OverflowError):
+        try:
+            if os.name == "posix" and process.isdecimal():
+                os.kill(int(process), 0)
+        except ProcessLookupError:
+            return False
     return True
 
 
@@ -146,7 +146,7 @@ def write_sealed(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]
     write_atomic(path, safetensors.numpy.save(arrays, sealed), flush)
 
 
-def read_sealed(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read_sealed(path: Path) -> Sealed:
     """Read what :func:`write_sealed` wrote.
 
     Raises:
@@ -196,14 +196,10 @@ class RunStore:
         except OSError as error:
             raise disk_error(error, self.folder) from error
         if new:
+            core = dict(format=FORMAT, identity=self.identity, fingerprint=fingerprint, study=study.to_dict())
             with self.locked():
                 if not (self.folder / "manifest.json").exists():  # of two that begin at once the first decides
-                    self.write_manifest(
-                        {
-                            "format": FORMAT, "identity": self.identity, "fingerprint": fingerprint,
-                            "study": study.to_dict(),
-                        } | about
-                    )  # fmt: skip
+                    self.write_manifest(core | about)
         self.manifest = read_manifest(self.folder)
         if self.manifest["identity"] != self.identity:
             what = differing(self.manifest["study"], study.to_dict())
@@ -255,10 +251,6 @@ class RunStore:
             path.unlink(missing_ok=True)
             file.close()
 
-    def models(self) -> list[int]:
-        """The models of which there is a shard or a state."""
-        return [m for m in range(self.study.shadow_models) if self.finished(m) or self.state(m).exists()]
-
     def missing(self) -> list[int]:
         """The models that are not finished."""
         return [model for model in range(self.study.shadow_models) if not self.finished(model)]
@@ -267,7 +259,7 @@ class RunStore:
         """Save the state of a model in flight; not flushed to the platter, a power cut may cost more than an epoch."""
         write_sealed(self.state(model), arrays, meta | {"model": model, "identity": self.identity}, flush=False)
 
-    def load_state(self, model: int) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    def load_state(self, model: int) -> Sealed | None:
         """Load the state of a model in flight, verified, or None."""
         try:
             return self._read(self.state(model), model) if self.state(model).exists() else None
@@ -293,11 +285,11 @@ class RunStore:
                 with contextlib.suppress(UserError), self.locked(model):
                     self.drop_state(model)
 
-    def load_shard(self, model: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def load_shard(self, model: int) -> Sealed:
         """Load a finished shard, verified."""
         return self._read(self.shard(model), model)
 
-    def _read(self, path: Path, model: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def _read(self, path: Path, model: int) -> Sealed:
         arrays, meta = read_sealed(path)
         if (meta.get("identity"), meta.get("model")) != (self.identity, model):
             raise StoreError(f"{path} belongs to another study or model: delete it and run the same command again.")
@@ -326,46 +318,97 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise StoreError(
             f"{path} has format {manifest['format']}, this dynmia reads format {FORMAT}: choose another --out."
         )
-    if wrong := wrong_field(manifest):
-        raise StoreError(f"{path} is damaged ({wrong}): {mend}")
+    if fault := next(_faults(manifest), ""):
+        raise StoreError(f"{path} is damaged ({fault}): {mend}")
     return manifest
 
 
-def wrong_field(manifest: Any) -> str:
-    """The first field of a manifest that is missing or not what it must be; empty if all are well."""
-    if wrong := _untyped(manifest, {"format": int} | FIELDS):
-        return wrong
+def _faults(manifest: Any) -> Iterator[str]:
+    """The first field of a manifest that is missing or not what it must be; read no further."""
+    yield from _untyped(manifest, {"format": int} | FIELDS)
     try:
         study = Study.from_dict(manifest["study"])
     except UserError as error:
-        return f"study: {reason(error)}"
+        yield f"study: {reason(error)}"
     if study.identity(manifest["fingerprint"]) != manifest["identity"]:
-        return "identity is not that of its study and fingerprint"
+        yield "identity is not that of its study and fingerprint"
     merged = manifest.get("merged", [])
     if not isinstance(merged, list):
-        return f"merged is {merged!r:.40}: it must be a list"
+        yield f"merged is {merged!r:.40}: it must be a list"
     for number, entry in enumerate(merged):
-        if wrong := _untyped(entry, ORIGIN | {"models": list}):
-            return f"merged[{number}]: {wrong}"
-        strange = [m for m in entry["models"] if type(m) is not int or not 0 <= m < study.shadow_models]
-        if strange:
-            return f"merged[{number}]: models has {strange[0]!r:.40}: they are 0 to {study.shadow_models - 1}"
-    return ""
+        yield from (f"merged[{number}]: {fault}" for fault in _untyped(entry, ORIGIN | {"models": list}))
+        for model in entry["models"]:
+            if type(model) is not int or not 0 <= model < study.shadow_models:
+                yield f"merged[{number}]: models has {model!r:.40}: they are 0 to {study.shadow_models - 1}"
 
 
-def _untyped(mapping: Any, fields: dict[str, type]) -> str:
+def _untyped(mapping: Any, fields: dict[str, type]) -> Iterator[str]:
     """What is wrong with a mapping that must have ``fields`` of these types."""
     if not isinstance(mapping, dict):
-        return f"{mapping!r:.40} is no mapping"
+        yield f"{mapping!r:.40} is no mapping"
     for name, kind in fields.items():
         if type(mapping.get(name)) is not kind:
             value = f"is {mapping[name]!r:.40}" if name in mapping else "is missing"
-            return f"{name} {value}: it must be of type {kind.__name__}"
+            yield f"{name} {value}: it must be of type {kind.__name__}"
         if name == "workers" and mapping[name] < 1:
-            return f"workers is {mapping[name]}: it must be at least 1"
-    return ""
+            yield f"workers is {mapping[name]}: it must be at least 1"
 
 
 def continued_by(manifest: dict[str, Any], folder: str | os.PathLike[str]) -> str:
     """The line that continues the run in ``folder``, as one types it."""
     return f"{manifest['command']} --out {shlex.quote(str(folder))}"
+
+
+def merge(into: str | os.PathLike[str], sources: list[str]) -> Iterator[str]:
+    """Join the shards and states of run folders of the same study into one; yields a line for each model
+    taken and one for the whole.
+
+    A finished shard is never replaced, and of two unfinished models the one that is further on is kept. Each file is
+    verified before anything of ours goes. Nothing is removed from the sources; merging again changes nothing.
+
+    Raises:
+        StoreError: a folder holds another study (the differing fields are named), or a file is damaged.
+    """
+    folders = [Path(source) for source in sources if os.path.realpath(source) != os.path.realpath(into)]
+    manifests = [read_manifest(folder) for folder in folders]
+    first = manifests[0] if manifests and not (Path(into) / "manifest.json").exists() else read_manifest(into)
+    for folder, manifest in zip(folders, manifests):  # all, before anything is copied
+        if manifest["identity"] != first["identity"]:
+            what = differing(manifest["study"], first["study"])
+            raise StoreError(f"{folder} holds a run of another study; it differs in {what}: nothing was merged.")
+    study = Study.from_dict(first["study"])
+    store = RunStore(into, study, first["fingerprint"], {k: v for k, v in first.items() if k not in CORE})
+    for folder, manifest in zip(folders, manifests):
+        source = RunStore(folder, study, manifest["fingerprint"], {})
+        for model in range(study.shadow_models):
+            if store.finished(model) or not (source.finished(model) or source.state(model).exists()):
+                continue
+            with store.locked(model):
+                if source.finished(model):
+                    shard = source.load_shard(model)
+                    credit(store, model, manifest)
+                    store.save_shard(model, *shard)
+                    yield f"model {model:3d}  finished, from {folder}"
+                    continue
+                theirs, ours = source.load_state(model), store.load_state(model)
+                if theirs and (ours is None or ours[1]["epoch"] < theirs[1]["epoch"]):
+                    credit(store, model, manifest)
+                    store.save_state(model, *theirs)
+                    yield f"model {model:3d}  epoch {theirs[1]['epoch']} of {study.epochs}, from {folder}"
+    done = study.shadow_models - len(store.missing())
+    yield f"{into}: {done} of {study.shadow_models} models finished; {continued_by(first, into)}"
+
+
+def credit(store: RunStore, model: int, source: dict[str, Any]) -> None:
+    """Note in the manifest of ``store`` where ``model`` was trained: as the manifest of its source says."""
+    from_part = [part for part in source.get("merged", []) if model in part["models"]]
+    about = {name: (from_part or [source])[0][name] for name in ORIGIN}
+    with store.locked():
+        manifest = read_manifest(store.folder)  # as others that merge at the same time have left it
+        parts = [part | {"models": [m for m in part["models"] if m != model]} for part in manifest.get("merged", [])]
+        same = [part for part in parts if all(part[name] == about[name] for name in ORIGIN)]
+        if not same:
+            parts.append(about | {"models": [model]})
+        else:
+            same[0]["models"].append(model)
+        store.write_manifest(manifest | {"merged": [part for part in parts if part["models"]]})

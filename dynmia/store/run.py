@@ -52,28 +52,26 @@ def resolve(path: str | os.PathLike[str]) -> Path:
 
 def assemble(store: RunStore, pool: Pool) -> xr.Dataset:
     """Join the verified shards of a finished run into one data set."""
-    study = store.study
+    study, manifest = store.study, store.manifest
     shards = [store.load_shard(model) for model in range(study.shadow_models)]
+    merged = manifest.get("merged", [])
+    workers = np.full(len(shards), manifest["workers"])
+    for part in merged:
+        workers[part["models"]] = part["workers"]
+    seconds = np.array([meta["seconds"] for _, meta in shards])
+    engines = [part for _, meta in shards for part in meta.get("engine", manifest["device"]).split(" and ")]
+    fast = any(meta.get("mode") == "fast" for _, meta in shards)
 
     def stack(name: str) -> np.ndarray:
         return np.stack([arrays[name] for arrays, _ in shards])
 
-    seconds = np.array([meta["seconds"] for _, meta in shards])
-    manifest, phi = store.manifest, stack("phi").swapaxes(0, 1)
-    merged = manifest.get("merged", [])
-    hardware = dict.fromkeys(part["hardware"] for part in [manifest, *merged])
-    workers = np.full(len(shards), manifest["workers"])
-    engines = [part for _, meta in shards for part in meta.get("engine", manifest["device"]).split(" and ")]
-    fast = any(meta.get("mode") == "fast" for _, meta in shards)
-    for part in merged:
-        workers[part["models"]] = part["workers"]
     return xr.Dataset(
         {
-            "phi": (("epoch", "model", "sample"), phi, {"long_name": "logit-scaled confidence"}),
-            "keep": (("model", "sample"), stack("keep"), {"long_name": "sample is in the model's training set"}),
+            "phi": (VARIABLES["phi"], stack("phi").swapaxes(0, 1), {"long_name": "logit-scaled confidence"}),
+            "keep": (VARIABLES["keep"], stack("keep"), {"long_name": "sample is in the model's training set"}),
             "label": ("sample", pool.labels),
-            "train_accuracy": (("epoch", "model"), stack("train_accuracy").T),
-            "test_accuracy": (("epoch", "model"), stack("test_accuracy").T),
+            "train_accuracy": (VARIABLES["train_accuracy"], stack("train_accuracy").T),
+            "test_accuracy": (VARIABLES["test_accuracy"], stack("test_accuracy").T),
             "seconds": ("model", seconds, {"units": "s"}),
         },
         coords={
@@ -84,22 +82,12 @@ def assemble(store: RunStore, pool: Pool) -> xr.Dataset:
         attrs={
             "title": study.title, "study": json.dumps(study.to_dict()), "identity": store.identity, "format": FORMAT,
             "fingerprint": manifest["fingerprint"], "versions": json.dumps(manifest["versions"]),
-            "hardware": " and ".join(hardware), "device": manifest["device"], "command": manifest["command"],
-            "created": manifest["created"], "wall_time_s": round(float((seconds / workers).sum()), 1),
-            "workers": manifest["workers"], "engine": " and ".join(dict.fromkeys(engines)),
-            "mode": "fast" if fast else "deterministic",
+            "hardware": " and ".join(dict.fromkeys(part["hardware"] for part in [manifest, *merged])),
+            "device": manifest["device"], "command": manifest["command"], "created": manifest["created"],
+            "wall_time_s": round(float((seconds / workers).sum()), 1), "workers": manifest["workers"],
+            "engine": " and ".join(dict.fromkeys(engines)), "mode": "fast" if fast else "deterministic",
         },
     )  # fmt: skip
-
-
-def study_of(run: xr.Dataset) -> Study:
-    """The study that a run (or a plane made from it) belongs to."""
-    try:
-        return Study.from_dict(json.loads(run.attrs["study"]))
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise UserError(
-            "the run does not say its study: set run.attrs['study'] to json.dumps(study.to_dict())."
-        ) from error
 
 
 def provenance(command: str, device: str, workers: int) -> dict[str, Any]:
@@ -132,6 +120,79 @@ def hardware(device: str) -> str:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def study_of(run: xr.Dataset) -> Study:
+    """The study that a run (or a plane made from it) belongs to."""
+    try:
+        return Study.from_dict(json.loads(run.attrs["study"]))
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise UserError(
+            "the run does not say its study: set run.attrs['study'] to json.dumps(study.to_dict())."
+        ) from error
+
+
+def checked_run(run: xr.Dataset) -> xr.Dataset:
+    """``run`` as whatever scores or stores it assumes: the dimensions of every variable in order, ``keep`` as bool.
+
+    Raises:
+        UserError: a variable or dimension is missing, phi is not finite, or the epochs do not increase.
+    """
+    for name, dims in VARIABLES.items():
+        if name not in run.variables:
+            raise UserError(f"the run has no {name}: a run has {', '.join(VARIABLES)} (see dynmia.store.run).")
+        stored = run.variables[name]
+        if sorted(map(str, stored.dims)) != sorted(dims):
+            raise UserError(f"{name} has the dimensions {stored.dims}: they must be {dims}.")
+        if stored.dims != dims:
+            run = run.assign({name: stored.transpose(*dims)})
+    must_be_finite(run.phi.values, VARIABLES["phi"])
+    if run.keep.dtype != bool:
+        run = run.assign(keep=(VARIABLES["keep"], boolean(run.keep.values), run.keep.attrs))
+    return ordered(run)
+
+
+def ordered(data: xr.Dataset) -> xr.Dataset:
+    """``data`` if its checkpoints are whole epochs that increase, as whatever compares them assumes, else an error."""
+    epochs = data["epoch"].values
+    if epochs.dtype.kind not in "iuf" or not (epochs == np.rint(epochs)).all():
+        raise UserError(f"the epochs are {listed(epochs)}: they must be whole numbers.")
+    if (np.diff(epochs) <= 0).any():
+        raise UserError(f"the epochs are {listed(epochs)}: they must increase; sort and thin by run.sortby('epoch').")
+    return data
+
+
+def listed(epochs: np.ndarray) -> str:
+    """Epochs as a message quotes them: the first eight."""
+    return ", ".join(map(str, epochs[:8])) + ", ..." * (len(epochs) > 8)
+
+
+def boolean(keep: np.ndarray) -> np.ndarray:
+    """A keep mask of 0 and 1 of any type as bool; everything else is a ``UserError``."""
+    keep = np.asarray(keep)
+    if keep.dtype == bool:
+        return keep
+    inside = np.asarray(keep == 1, bool)
+    wrong = ~(inside | np.asarray(keep == 0, bool))
+    if wrong.any():
+        raise UserError(
+            f"of {wrong.size} values of keep ({keep.dtype}), {wrong.sum()} are neither 0 nor 1, the first "
+            f"{keep[wrong][0]!s:.20}: write True or 1 where the model trained on the sample, else False or 0."
+        )
+    return inside
+
+
+def must_be_finite(phi: np.ndarray, dims: Sequence[str]) -> None:
+    """Raise a ``UserError`` with count and first place, by ``dims``, if phi is not of finite numbers."""
+    if phi.dtype.kind not in "fiu":
+        raise UserError(f"phi is of type {phi.dtype}: it must be of numbers, as float32.")
+    if not (finite := np.isfinite(phi)).all():
+        places = np.argwhere(~finite)
+        place = ", ".join(f"{dim} {index}" for dim, index in zip(dims, places[0]))
+        raise UserError(
+            f"of {phi.size} values of phi, {len(places)} are not finite, the first ({phi[tuple(places[0])]}) at {place}"
+            " (counted from 0): leave that model or sample out, or train it again with a lower lr."
+        )
 
 
 def save_run(run: xr.Dataset, path: str | os.PathLike[str], *, pack: bool = True) -> Path:
@@ -265,66 +326,3 @@ def _checksum(stored: xr.Dataset) -> str:
     for name in map(str, stored.data_vars):
         attrs |= {f"{name}.{key}": str(value) for key, value in stored[name].attrs.items() if key != "_FillValue"}
     return digest({str(name): stored[name].values for name in stored.variables}, attrs)
-
-
-def checked_run(run: xr.Dataset) -> xr.Dataset:
-    """``run`` with the dimensions of every variable in order and ``keep`` as bool.
-
-    Raises:
-        UserError: a variable or dimension is missing, phi is not finite, or the epochs do not increase.
-    """
-    for name, dims in VARIABLES.items():
-        if name not in run.variables:
-            raise UserError(f"the run has no {name}: a run has {', '.join(VARIABLES)} (see dynmia.store.run).")
-        stored = run.variables[name]
-        if sorted(map(str, stored.dims)) != sorted(dims):
-            raise UserError(f"{name} has the dimensions {stored.dims}: they must be {dims}.")
-        if stored.dims != dims:
-            run = run.assign({name: stored.transpose(*dims)})
-    must_be_finite(run.phi.values, VARIABLES["phi"])
-    if run.keep.dtype != bool:
-        run = run.assign(keep=(VARIABLES["keep"], boolean(run.keep.values), run.keep.attrs))
-    return ordered(run)
-
-
-def ordered(data: xr.Dataset) -> xr.Dataset:
-    """``data`` if its checkpoints are whole epochs that increase, as whatever compares them assumes, else an error."""
-    epochs = data["epoch"].values
-    if epochs.dtype.kind not in "iuf" or not (epochs == np.rint(epochs)).all():
-        raise UserError(f"the epochs are {listed(epochs)}: they must be whole numbers.")
-    if (np.diff(epochs) <= 0).any():
-        raise UserError(f"the epochs are {listed(epochs)}: they must increase; sort and thin by run.sortby('epoch').")
-    return data
-
-
-def listed(epochs: np.ndarray) -> str:
-    """Epochs as a message quotes them: the first eight."""
-    return ", ".join(map(str, epochs[:8])) + ", ..." * (len(epochs) > 8)
-
-
-def boolean(keep: np.ndarray) -> np.ndarray:
-    """A keep mask of 0 and 1 of any type as bool; everything else is a ``UserError``."""
-    keep = np.asarray(keep)
-    if keep.dtype == bool:
-        return keep
-    inside = np.asarray(keep == 1, bool)
-    wrong = ~(inside | np.asarray(keep == 0, bool))
-    if wrong.any():
-        raise UserError(
-            f"of {wrong.size} values of keep ({keep.dtype}), {wrong.sum()} are neither 0 nor 1, the first "
-            f"{keep[wrong][0]!s:.20}: write True or 1 where the model trained on the sample, else False or 0."
-        )
-    return inside
-
-
-def must_be_finite(phi: np.ndarray, dims: Sequence[str]) -> None:
-    """Raise a ``UserError`` with count and first place, by ``dims``, if phi is not of finite numbers."""
-    if phi.dtype.kind not in "fiu":
-        raise UserError(f"phi is of type {phi.dtype}: it must be of numbers, as float32.")
-    if not (finite := np.isfinite(phi)).all():
-        places = np.argwhere(~finite)
-        place = ", ".join(f"{dim} {index}" for dim, index in zip(dims, places[0]))
-        raise UserError(
-            f"of {phi.size} values of phi, {len(places)} are not finite, the first ({phi[tuple(places[0])]}) at {place}"
-            " (counted from 0): leave that model or sample out, or train it again with a lower lr."
-        )

@@ -7,19 +7,13 @@ Measured on two cores with the 3-layer CNN at 3 x 32 x 32: two processes of one 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
-import queue
 import shlex
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +24,12 @@ from .. import errors
 from ..errors import UserError
 from ..pool.datasets import load_dataset
 from ..pool.pool import Pool, make_pool
-from ..store.folder import RunStore, continued_by, read_manifest
+from ..store.folder import RunStore, read_manifest
 from ..store.run import assemble, cores, open_run, provenance, save_run
 from ..study import Study
-from . import gpu
-from .models import build_model, forward_flops, model_fingerprint
-from .progress import Progress, Report
-from .shard import DeviceData, train_shard
-from .step import arithmetic
-from .trial import check_model
 
 Folder = str | os.PathLike[str] | None
 MOST_WORKERS = 1024
-COMPILE_FROM = 1e16  # FLOPs of training from which compiling, about a minute, pays
 
 
 def train(study: Study, **options: Any) -> xr.Dataset:
@@ -66,7 +53,7 @@ def train_part(
     Args:
         models: numbers of shadow models, 0 ... N - 1; None takes all.
         time_budget: seconds from now; training stops cleanly before they are over and goes on by the next call, here or
-            elsewhere (:func:`dynmia.store.merge.merge`).
+            elsewhere (:func:`dynmia.store.folder.merge`).
         out: the run's folder; default ``runs/<title>-<first 8 digits of the identity>``.
         data_dir: see :func:`dynmia.pool.datasets.load_dataset`.
         device: ``cpu`` or ``cuda``; None takes CUDA if there is one.
@@ -74,7 +61,7 @@ def train_part(
         mode: on a GPU ``fast``, or ``deterministic``: repeats and resumes to the bit, as a CPU always does.
         progress: show a bar with time left, train and test accuracy.
         command: kept in the run as what reproduces it; None derives the ``dynmia train`` line.
-        engine: ``local``, or ``ray`` (:mod:`dynmia.shadow.cluster`, the extra ``dynmia[ray]``).
+        engine: ``local``, or ``ray`` (:mod:`dynmia.shadow.workers`, the extra ``dynmia[ray]``).
         address: of a running Ray cluster.
 
     Returns:
@@ -83,18 +70,19 @@ def train_part(
     Raises:
         UserError: also if the time was over before any epoch ended.
     """
+    from .gpu import train_cuda
+    from .shard import Job
+    from .workers import reach, train_pool, train_ray
+
     errors.choose(engine, ("local", "ray"), "engine")
     if address and engine != "ray":
         raise UserError("address is that of a Ray cluster: give it with --engine ray.")
     if engine == "ray":
-        from .cluster import reach, train_ray
-
         reach(address or os.environ.get("RAY_ADDRESS"))
     deadline = math.inf if time_budget is None else time.monotonic() + time_budget
     if time_budget is not None and not time_budget > 0:
         raise UserError(f"time_budget is {time_budget} s: it must be above 0.")
-    bad = [model for model in models or [] if not 0 <= model < study.shadow_models]
-    if bad:
+    if bad := [model for model in models or [] if not 0 <= model < study.shadow_models]:
         raise UserError(f"model {bad[0]} does not exist: this study has models 0 to {study.shadow_models - 1}.")
     errors.choose(mode, ["fast", "deterministic"], "mode")
     device = pick_device(device)
@@ -102,18 +90,51 @@ def train_part(
         study, out=out, data_dir=data_dir, device=device, workers=workers, command=command, mode=mode
     )
     missing = [model for model in store.missing() if models is None or model in models]
-    with ended_cleanly(), (bar := Progress(study, missing, store, progress)) as report:
+    with ended_cleanly(), Progress(study, missing, store, progress) as bar:
+        job = Job(study, pool, store, device, mode, workers, deadline, bar.report)
         if engine == "ray" and missing:
-            train_ray(study, pool, store, missing, report, device, deadline, address, workers)
-        elif device.startswith("cuda"):  # where it goes on, which need not be where it began
-            with arithmetic(mode):
-                train_cuda(study, pool, store, missing, report, device, deadline, workers, mode)
-        else:
-            train_pool(study, pool, store, missing, min(workers or cores(), max(1, len(missing))), report, deadline)
+            train_ray(job, missing, address)
+        elif device.startswith("cuda") and missing:  # where it goes on, which need not be where it began
+            train_cuda(job, missing)
+        elif missing:
+            train_pool(job, missing)
     store.tidy()
     if missing and not bar.moved:
         raise UserError(f"the time budget of {time_budget:g} s was over before an epoch ended: use a longer one.")
     return pool, store
+
+
+class Progress:
+    """One bar over all epochs of the missing models, from where their states stand."""
+
+    def __init__(self, study: Study, missing: list[int], store: RunStore, show: bool) -> None:
+        self.done: dict[int, int] = {}
+        self.moved = False  # whether any epoch has ended
+        for model in missing:
+            with store.locked(model):  # a damaged state, or another process, stops here: before any process starts
+                saved = store.load_state(model)
+            self.done[model] = int(saved[1]["epoch"]) if saved else 0
+        ahead = study.shadow_models * study.epochs - sum(study.epochs - epoch for epoch in self.done.values())
+        self.bar = tqdm(
+            total=study.shadow_models * study.epochs, initial=ahead, unit="epoch", desc=study.title,
+            disable=not show or not missing, dynamic_ncols=True, smoothing=0.05,
+        )  # fmt: skip
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def report(self, event: dict[str, Any]) -> None:
+        """Move the bar to an event of :class:`dynmia.shadow.shard.Job`."""
+        model, epoch = event["model"], event["epoch"]
+        self.moved |= epoch > self.done[model]
+        self.bar.update(epoch - self.done[model])
+        self.done[model] = epoch
+        self.bar.set_postfix_str(
+            f"model {model}, train {event['train_accuracy']:.2f}, test {event['test_accuracy']:.2f}", refresh=False
+        )
 
 
 def finish(pool: Pool, store: RunStore) -> xr.Dataset:
@@ -136,6 +157,10 @@ def open_store(
     workers: int | None = None, command: str | None = None, mode: str = "fast",
 ) -> tuple[Study, Pool, RunStore]:  # fmt: skip
     """Load the data, check that the model fits them, and open (or make) the run's folder; see :func:`train_part`."""
+    from .models import model_fingerprint
+    from .step import arithmetic
+    from .trial import check_model
+
     check_workers(workers)
     device = pick_device(device)
     study = study.resolve(device)
@@ -214,146 +239,3 @@ def command_of(study: Study) -> str:
         if value is not None and (name in ("dataset", "model", "optimizer") or value != default[name]):
             words.append(f"--{name.replace('_', '-')} {shlex.quote(str(value))}".removesuffix(" True"))
     return " ".join(words)
-
-
-def train_here(
-    study: Study, pool: Pool, store: RunStore, models: Iterable[int], report: Report, device: str = "cpu",
-    deadline: float = math.inf,
-) -> None:  # fmt: skip
-    """Train ``models`` one after another in this process, on ``device``, until ``deadline``."""
-    data = DeviceData.of(pool, device)
-    for model in models:
-        if not train_shard(study, pool, data, model, store, report, deadline):
-            break
-
-
-def train_cuda(
-    study: Study, pool: Pool, store: RunStore, models: list[int], report: Report, device: str, deadline: float,
-    lanes: int | None, mode: str,
-) -> None:  # fmt: skip
-    """Train ``models`` by captured steps (:mod:`dynmia.shadow.gpu`), compiled if it pays, or else eagerly."""
-    work = 3 * forward_flops(build_model(study.model, pool.shape, pool.classes), pool.shape)
-    work *= int(pool.keep[models].sum()) * study.epochs
-    try:
-        compiled = mode == "fast" and study.record == "phi" and work > COMPILE_FROM  # vmap takes no compiled model
-        gpu.train_lanes(study, pool, store, models, report, device, deadline, lanes, compiled)
-    except gpu.NotCaptured as error:
-        tqdm.write(f"dynmia: no CUDA graph for this study ({error}): it trains step by step", file=sys.stderr)
-        train_here(study, pool, store, models, report, device, deadline)
-
-
-def train_pool(
-    study: Study, pool: Pool, store: RunStore, models: list[int], workers: int, report: Report,
-    deadline: float = math.inf,
-) -> None:  # fmt: skip
-    """Train ``models`` in ``workers`` processes; a free process starts the next model at once.
-
-    Raises:
-        UserError: what stopped a worker; the others are ended and keep their last epoch.
-    """
-    if not models:
-        return
-    with scratch() as job:
-        try:
-            pool.save(job)
-        except OSError as error:
-            raise errors.disk_error(error, job) from error
-        about = dict(study=study.to_dict(), folder=str(store.folder.resolve()), classes=pool.classes,
-                     fingerprint=store.manifest["fingerprint"], deadline=deadline)  # fmt: skip
-        (job / "job.json").write_text(json.dumps(about))
-        events: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
-        started: list[tuple[subprocess.Popen[str], threading.Thread]] = []
-        try:
-            try:
-                for number in range(workers):
-                    started.append(_start(number, job, events))
-            except OSError as error:
-                raise UserError(
-                    f"only {len(started)} of {workers} workers start ({error.strerror}): use fewer --workers."
-                ) from error
-            waiting, flying = list(models), {}
-
-            def next_model(number: int) -> None:
-                stdin = started[number][0].stdin
-                assert stdin is not None
-                if waiting and time.monotonic() < deadline:
-                    flying[number] = waiting.pop(0)
-                    with contextlib.suppress(BrokenPipeError):  # it has ended: its last event says why
-                        stdin.write(f"{flying[number]}\n")
-                        stdin.flush()
-                else:
-                    flying.pop(number, None)
-
-            for number in range(workers):
-                next_model(number)
-            while flying:
-                number, event = events.get()
-                if event is None:
-                    if number in flying:
-                        _failed(started[number][0], flying[number], continued_by(store.manifest, store.folder))
-                elif "error" in event:
-                    raise getattr(errors, event["kind"])(event["error"])
-                elif "free" in event:
-                    if not event["free"]:
-                        waiting.clear()  # the time is over
-                    next_model(number)
-                else:
-                    report(event)
-        finally:
-            for process, _ in started:
-                process.terminate()
-            for _, forwarder in started:  # it ends with its process, and reads the log: before the folder goes
-                forwarder.join()
-
-
-@contextlib.contextmanager
-def scratch() -> Iterator[Path]:
-    """A temporary folder that is locked while this process lives; those of processes that were killed are removed."""
-    with tempfile.TemporaryDirectory(prefix="dynmia-") as folder, (Path(folder) / "owner").open("w") as owner:
-        with contextlib.suppress(ImportError, OSError):  # Windows; a file system without locks
-            import fcntl
-
-            for lock in Path(folder).parent.glob("dynmia-*/owner.lock"):
-                with contextlib.suppress(OSError), lock.open("r+") as left:
-                    fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(lock.parent)
-            fcntl.flock(owner, fcntl.LOCK_EX)
-            os.rename(owner.name, f"{owner.name}.lock")  # seen by others once it is locked
-        yield Path(folder)
-
-
-def _start(number: int, job: Path, events: queue.Queue) -> tuple[subprocess.Popen[str], threading.Thread]:
-    """Start a worker and a thread that forwards what it reports; None marks its end."""
-    here = str(Path(__file__).parents[2])
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([here, *[path or os.getcwd() for path in sys.path]]),  # a user's own model too
-    }  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dynmia.shadow.worker", str(job)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=(job / f"{number}.log").open("w"), text=True,
-        env=environment,
-    )  # fmt: skip
-
-    def forward() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            with contextlib.suppress(ValueError):  # a killed process may leave half a line
-                events.put((number, json.loads(line)))
-        process.wait()
-        process.log = (job / f"{number}.log").read_text()  # type: ignore[attr-defined]
-        events.put((number, None))
-
-    forwarder = threading.Thread(target=forward, daemon=True)
-    forwarder.start()
-    return process, forwarder
-
-
-def _failed(process: subprocess.Popen[str], model: int, command: str) -> None:
-    """Raise the clear line for a worker that ended without a word."""
-    if process.returncode and process.returncode < 0:
-        why = f"was ended by signal {-process.returncode}"
-    else:
-        last = [line for line in process.log.splitlines() if line.strip()][-1:]  # type: ignore[attr-defined]
-        why = f"failed ({last[0].strip() if last else f'exit code {process.returncode}'})"
-    raise UserError(f"the process that trained model {model} {why}: continue from its last epoch by {command}")
