@@ -8,7 +8,7 @@ import pytest
 
 import dynmia
 from dynmia import dynamics
-from dynmia.book import compare, plots
+from dynmia.book import plots
 
 
 @pytest.fixture
@@ -26,18 +26,18 @@ def planes(tiny_run):
 
 def test_words_name_only_what_differs(planes):
     sets = {"a": planes(dataset="mnist"), "b": planes(dataset="cifar10")}
-    assert compare.labels(sets) == {"a": "MNIST", "b": "CIFAR-10"}
+    assert plots.labels(sets) == {"a": "MNIST", "b": "CIFAR-10"}
     both = {"a": planes(optimizer="sgd"), "b": planes(optimizer="sam-sgd", rho=0.1)}
-    assert compare.labels(both) == {"a": "SGD", "b": "SAM, rho 0.1"}
+    assert plots.labels(both) == {"a": "SGD", "b": "SAM, rho 0.1"}
     pools = {"a": planes(pool_size=None), "b": planes(pool_size=100)}
-    assert compare.labels(pools)["a"] == "pool 120"
-    assert compare.labels({"a": planes()}) == {"a": "digits"}
+    assert plots.labels(pools)["a"] == "pool 120"
+    assert plots.labels({"a": planes()}) == {"a": "digits"}
 
 
 def test_a_data_set_has_its_colour_and_other_runs_a_scale(planes):
     sets = {"a": planes(dataset="mnist"), "b": planes(dataset="cifar10")}
-    assert compare.colours(sets) == {"a": plots.COLOURS["mnist"], "b": plots.COLOURS["cifar10"]}
-    scale = compare.colours({"a": planes(pool_size=100), "b": planes(pool_size=110)})
+    assert plots.colours(sets) == {"a": plots.COLOURS["mnist"], "b": plots.COLOURS["cifar10"]}
+    scale = plots.colours({"a": planes(pool_size=100), "b": planes(pool_size=110)})
     assert len(set(scale.values())) == 2
     assert not set(scale.values()) & set(plots.COLOURS.values())
 
@@ -46,12 +46,12 @@ def test_curves_and_paths_show_the_values_of_each_run(planes, tiny_run):
     _, run = tiny_run
     sets = {"a": planes(dataset="mnist"), "b": planes(dataset="cifar10")}
     nulls = {"a": list(dynmia.null_planes(run, draws=2))}
-    figure = compare.curves(sets, dynamics.displacement, "displacement", nulls)
+    figure = plots.curves(sets, dynamics.displacement, "displacement", nulls)
     lines = [line for line in figure.axes[0].get_lines() if line.get_label() in ("MNIST", "CIFAR-10")]
     for line, plane in zip(lines, sets.values(), strict=True):
         np.testing.assert_allclose(line.get_ydata(), dynamics.displacement(plane))
     assert figure.axes[0].get_ylabel() == "displacement"
-    path = compare.paths(sets, nulls)
+    path = plots.paths(sets, nulls)
     x, y = next(line for line in path.axes[0].get_lines() if line.get_label() == "MNIST").get_data()
     np.testing.assert_allclose(x, sets["a"].fpr.mean("sample"))
     np.testing.assert_allclose(y, sets["a"].tpr.mean("sample"))

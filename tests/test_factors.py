@@ -9,7 +9,7 @@ from scipy.stats import spearmanr, ttest_1samp
 from test_matching import ACCURACY, STRENGTHS, run_of
 
 from dynmia import null_planes, vulnerability_plane
-from dynmia.book import compare
+from dynmia.book import plots
 from dynmia.chapters.factors import (
     CLAIMS,
     FITTING,
@@ -208,7 +208,7 @@ def test_figures_have_a_panel_a_metric_with_units(planes, nulls, table):
     figure = against_fit(planes, nulls)
     assert [axis.get_xlabel() for axis in figure.axes[3:]] == ["epoch", "train accuracy (%)", "held-out accuracy (%)"]
     figure, plane = against_fit(planes, clocks=["epoch", GAP]), planes["sgd"]
-    line = next(line for line in figure.axes[1].get_lines() if line.get_color() == compare.colours(planes)["sgd"])
+    line = next(line for line in figure.axes[1].get_lines() if line.get_color() == plots.colours(planes)["sgd"])
     apart = 100 * (plane.train_accuracy - plane.test_accuracy).mean("model")
     np.testing.assert_allclose(line.get_xdata(), apart)
     figure = dose_response(table, {"slow": 0.1, "leaky": 0.2}, ("auc", "vulnerable"), "SGD")

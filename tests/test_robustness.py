@@ -162,7 +162,7 @@ def test_control_is_the_mean_of_both_ways(run):
 def test_figures_show_every_run_and_attack(run):
     planes = {a: vulnerability_plane(run, Scoring(a)) for a in ("online", "rmia", "loss")}
     runs = {"one": run, "two": run.assign_attrs(study=run.attrs["study"].replace('"cnn"', '"mlp"'))}
-    looks = figures_early.looks(runs)
+    looks = figures_early.styles(runs)
     assert looks["one"]["color"] == looks["two"]["color"]
     assert looks["one"]["ls"] != looks["two"]["ls"]
     both = {name: vulnerability_plane(part) for name, part in runs.items()}
@@ -170,7 +170,7 @@ def test_figures_show_every_run_and_attack(run):
         figures_early.early_panels(both, list(null_planes(run, draws=2)), draws=20),
         figures_early.prediction_panels({"one": {"now": early.prediction(both["one"], draws=20).sel(score="now")}}),
         figures_attacks.clouds(planes),
-        figures_attacks.lines(
+        figures_attacks.shares_over_epochs(
             planes, {"vulnerable (%)": lambda p, w: dynamics.population_mean(dynamics.vulnerable(p), w)}
         ),
     ]

@@ -10,7 +10,6 @@ import xarray as xr
 
 from dynmia import Study, vulnerability_plane
 from dynmia import dynamics as dyn
-from dynmia.book.verdict import CLAIMS
 from dynmia.chapters.comparison import (
     above_noise,
     accuracy,
@@ -26,6 +25,7 @@ from dynmia.chapters.comparison import (
     side_by_side,
 )
 from dynmia.chapters.figures_scale import against_complexity, equal_progress, over_pool_size
+from dynmia.chapters.population import CLAIMS
 from dynmia.chapters.scaling import (
     at_equal_progress,
     by_pool_size,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
+import xarray as xr
 
 from ..dynamics.metrics import METRICS
 
@@ -27,10 +30,23 @@ def cell(value: float, low: float, high: float, digits: int = 1, least: int = 0)
     return "{} [{}, {}]".format(*(f"{round(v, digits) + 0.0:.{digits}f}" for v in (value, low, high)))
 
 
+def said(row: Any, digits: int = 1, blank: str = "–") -> str:
+    """:func:`cell` of value, low and high of ``row``; ``blank`` where one of them is not finite."""
+    known = np.isfinite([row.value, row.low, row.high]).all()
+    return cell(row.value, row.low, row.high, digits) if known else blank
+
+
 def band(low: float, high: float, p: float = np.nan, digits: int = 1) -> str:
     """A no-signal level as it is printed: ``low to high``, with the p-value of the figure beside it if there is one."""
     ends = " to ".join(f"{round(end, digits) + 0.0:.{digits}f}" for end in (low, high))
     return ends if np.isnan(p) else f"{ends} (p = {p:.2g})"
+
+
+def compare(row: pd.Series, null: pd.Series) -> str:
+    """``above``, ``below`` (the whole interval outside the no-signal band) or ``not distinguishable from``."""
+    if row.low > null.high:
+        return "above"
+    return "below" if row.high < null.low else "not distinguishable from"
 
 
 def rounded(table: pd.DataFrame, null: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -46,3 +62,16 @@ def rounded(table: pd.DataFrame, null: pd.DataFrame | None = None) -> pd.DataFra
         [] if null is None else ["no signal"]
     )
     return pd.DataFrame(lines, columns=columns).set_index("metric")
+
+
+def instability(plane: xr.Dataset, points: float = 1.0) -> str:
+    """A warning if the mean train accuracy falls by more than ``points`` per cent after it has passed 90 %, else ''."""
+    mean = 100 * plane.train_accuracy.mean("model")
+    fall = (mean.shift(epoch=1) - mean).where(mean.shift(epoch=1) > 90, 0)
+    worst = fall.isel(epoch=int(fall.argmax("epoch")))
+    if float(worst) <= points:
+        return ""
+    return (
+        f"Mean train accuracy falls by {float(worst):.1f} points at epoch {int(worst.epoch)}: some models pass through "
+        "an instability of the optimiser there. Speed and transition peaks near it measure the fall and the recovery."
+    )

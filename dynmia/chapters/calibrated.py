@@ -9,9 +9,8 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
-from ..book.plots import INK, NULL
+from ..book.plots import INK, NULL, panels, shaded
 from . import reliability
-from ._shared import panels
 from .uncertainty import ESTIMATORS, MIXED
 
 PREDICTORS = {  # what predicts the held-out images: its population, its name there, and the estimators made of it
@@ -120,8 +119,8 @@ def calibration_and_correlation(calibrated: pd.DataFrame, found: pd.DataFrame) -
     with panels(1, 2, (9.6, 3.7)) as (figure, [[left, right]]):
         for name in calibrated.index.unique("predictor"):
             rows = calibrated.loc[name]
-            left.fill_between(rows.index, rows.low, rows.high, color=COLOURS[name], alpha=0.25, lw=0)
-            left.plot(rows.index, rows.value, color=COLOURS[name], marker="o", ms=3, label=name)
+            look = {"color": COLOURS[name], "marker": "o", "ms": 3, "label": name}
+            shaded(left, rows.index, rows.value, (rows.low, rows.high), alpha=0.25, **look)
         left.set(xlabel="epoch", ylabel="expected calibration error", ylim=(0, None))
         left.legend()
         for name, row in found.iterrows():

@@ -16,6 +16,7 @@ from ..attack.others import attack_scores
 from ..attack.parts import halves
 from ..attack.plane import LEVELS, rate_interval, vulnerability_plane
 from ..attack.scoring import LIRA, Scoring
+from ..book.plots import titled
 from ..dynamics import cloud as dyn
 from ..dynamics.markov import passage
 from ..dynamics.metrics import METRICS
@@ -23,7 +24,6 @@ from ..stats.agreement import overlap, rank_agreement
 from ..stats.intervals import interval
 from ..stats.resample import p_values
 from . import oracles
-from ._shared import titled
 
 TOLERANCE = 1e-9  # of a difference that is rounding only; fits by another solver get FITTED
 FITTED = 1e-4

@@ -11,10 +11,10 @@ import xarray as xr
 from scipy.stats import t
 
 from ..book import maker
+from ..book.cells import said
 from ..dynamics import cloud as dyn
 from ..dynamics.metrics import EARLY, METRICS
 from ..registry import DATASETS
-from ._shared import said
 
 made = maker("sensitivity")
 SETS = {name: DATASETS[name].title for name in ("mnist", "fashion_mnist", "cifar10", "cinic10")}

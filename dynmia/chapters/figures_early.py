@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from ..book.compare import MARKERS, grid, labels, shaded
-from ..book.plots import COLOURS, INK, NULL, OTHER, STYLE, band
+from ..book.plots import COLOURS, INK, NULL, OTHER, limits, looks, panels, shaded
 from ..dynamics import cloud as dyn
 from ..stats.matching import Planes
 from ..stats.resample import bootstrap_weights
@@ -22,66 +19,63 @@ from .early import stay
 SHADES = ["#0072B2", "#D55E00", "#009E73", "#E69F00"]  # of scores and kinds, in the order in which they are given
 
 
-def looks(planes: Planes) -> dict[str, dict[str, Any]]:
-    """Colour by data set, line by model, and a label, for each run or plane."""
+def styles(planes: Planes) -> dict[str, dict[str, Any]]:
+    """Marker and label of each run or plane, colour by data set, line by model, as matplotlib takes them."""
     studies = {name: study_of(plane) for name, plane in planes.items()}
     models = list(dict.fromkeys(study.model for study in studies.values()))
-    words = labels(planes)
+    lines = ["-", "--", ":", "-."]
     return {
-        name: {
-            "color": COLOURS.get(study.dataset, OTHER), "label": words[name],
-            "ls": ["-", "--", ":", "-."][models.index(study.model) % 4], "marker": MARKERS[number % len(MARKERS)],
-        }
-        for number, (name, study) in enumerate(studies.items())
-    }  # fmt: skip
+        name: look | {"color": COLOURS.get(study.dataset, OTHER), "ls": lines[models.index(study.model) % 4]}
+        for (name, look), study in zip(looks(planes).items(), studies.values())
+    }
 
 
-@rc_context(STYLE)
 def early_panels(planes: Planes, nulls: Sequence[xr.Dataset] = (), draws: int = 100) -> Figure:
     """Recall, precision, first entry and stay over epochs, one line a run with its band; grey is no signal."""
 
     def of(name: str) -> Callable[[xr.Dataset, dyn.Weights], xr.DataArray]:
         return lambda plane, weights: 100 * dyn.early_identification(plane, weights)[name]
 
-    panels = {
+    shares = {
         "recall: of the finally vulnerable, so now": of("recall"),
         "precision: of the vulnerable now, so finally": of("precision"),
         "entry: of the finally vulnerable, so once by now": of("entered"),
         "stay: of those that have entered, never leave": lambda plane, weights: 100 * stay(plane, weights),
     }
-    figure, axes = plt.subplots(2, 2, figsize=(9.6, 6.6), sharex=True)
-    for axis, (label, value) in zip(axes.flat, panels.items()):
-        for name, look in looks(planes).items():
-            plane = planes[name]
-            line, drawn = value(plane, None), value(plane, bootstrap_weights(plane, draws))
-            shaded(axis, line.epoch, line, band(drawn), alpha=0.15, ms=3, lw=1.2, **look)
-        if len(nulls):
-            noise = np.stack([value(plane, None).values for plane in nulls])
-            low, high = np.fmin.reduce(noise), np.fmax.reduce(noise)
-            axis.fill_between(nulls[0].epoch, low, high, color=NULL, alpha=0.3, lw=0, label="no signal", zorder=0)
-        axis.set(title=label, ylabel="samples (%)", xlabel="epoch", ylim=(-3, 103))
-        axis.label_outer()
-    axes[0, 0].axhline(70, color=INK, lw=0.8, ls=":")
-    axes[0, 0].legend()
+    with panels(2, 2, (9.6, 6.6), sharex=True) as (figure, axes):
+        for axis, (label, value) in zip(axes.flat, shares.items()):
+            for name, look in styles(planes).items():
+                plane = planes[name]
+                line, drawn = value(plane, None), value(plane, bootstrap_weights(plane, draws))
+                shaded(axis, line.epoch, line, limits(drawn), alpha=0.15, ms=3, lw=1.2, **look)
+            if len(nulls):
+                noise = np.stack([value(plane, None).values for plane in nulls])
+                low, high = np.fmin.reduce(noise), np.fmax.reduce(noise)
+                axis.fill_between(nulls[0].epoch, low, high, color=NULL, alpha=0.3, lw=0, label="no signal", zorder=0)
+            axis.set(title=label, ylabel="samples (%)", xlabel="epoch", ylim=(-3, 103))
+            axis.label_outer()
+        axes[0, 0].axhline(70, color=INK, lw=0.8, ls=":")
+        axes[0, 0].legend()
     return figure
 
 
-@rc_context(STYLE)
-def prediction_panels(panels: Mapping[str, Planes]) -> Figure:
+def prediction_panels(runs: Mapping[str, Planes]) -> Figure:
     """Average precision over epochs, one panel a run and one line a score; dotted is the chance level.
 
     Args:
-        panels: for each panel title, for each line, value, low and high over epoch, and chance.
+        runs: for each panel title, for each line, value, low and high over epoch, and chance.
     """
-    columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
-    figure, axes = grid(len(panels), columns, (3.4, 2.9), (0.4, 0.3), sharey=True)
-    for axis, (title, lines) in zip(axes.flat, panels.items()):
-        for number, (name, line) in enumerate(lines.items()):
-            look = dict[str, Any](color=SHADES[number], ls=["-", "--", "-.", ":"][number], lw=1.3, label=name)
-            shaded(axis, line.epoch, line.value, (line.low, line.high), **look)
-        axis.axhline(float(line.chance), color=INK, lw=0.9, ls=":", label="chance")
-        axis.set(title=title, ylim=(0, 1.03), xlabel="epoch")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("average precision")
-    axes[0, 0].legend(loc="lower right")
+    columns = 2 if len(runs) in (2, 4) else min(3, len(runs))
+    rows = -(-len(runs) // columns)
+    size = columns * 3.4 + 0.4, rows * 2.9 + 0.3
+    with panels(rows, columns, size, count=len(runs), sharey=True) as (figure, axes):
+        for axis, (title, lines) in zip(axes.flat, runs.items()):
+            for number, (name, line) in enumerate(lines.items()):
+                look = dict[str, Any](color=SHADES[number], ls=["-", "--", "-.", ":"][number], lw=1.3, label=name)
+                shaded(axis, line.epoch, line.value, (line.low, line.high), **look)
+            axis.axhline(float(line.chance), color=INK, lw=0.9, ls=":", label="chance")
+            axis.set(title=title, ylim=(0, 1.03), xlabel="epoch")
+        for axis in axes[:, 0]:
+            axis.set_ylabel("average precision")
+        axes[0, 0].legend(loc="lower right")
     return figure

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import xarray as xr
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from ..book.compare import errors, grid, shaded
-from ..book.plots import INK, NULL, STYLE, colour_of, frame
+from ..book.plots import INK, NULL, bars, colour_of, frame, legend_outside, panels, shaded
 from ..dynamics.cloud import dynamic_vulnerability, vulnerable
 from ..stats.correlations import over_time
 from ..stats.hardness import MEASURES
@@ -25,7 +22,6 @@ LINES = {
 }  # fmt: skip
 
 
-@rc_context(STYLE)
 def correlations(table: pd.DataFrame, kind: str = "spearman", words: Mapping[str, str] = SHORT) -> Figure:
     """Correlation of each measure with dynamic vulnerability: all models, across halves, and the no-signal range.
 
@@ -36,27 +32,26 @@ def correlations(table: pd.DataFrame, kind: str = "spearman", words: Mapping[str
     """
     table = table.xs(kind, level="kind")
     names = table.value.xs(("all", "all models"), level=("samples", "models")).sort_values().index
-    looks = {
+    marks = {
         "all models": ("o", "#D55E00", 0.2), "same half": ("s", "#E69F00", 0.0), "other half": ("D", "#0072B2", -0.2)
     }  # fmt: skip
-    figure, axes = plt.subplots(1, 2, figsize=(10, 0.34 * len(names) + 1.2), sharey=True)
-    for axis, subset in zip(axes, ("all", "vulnerable")):
-        rows = table.xs(subset, level="samples")
-        noise = rows.xs("no signal", level="models").loc[names]
-        y = np.arange(len(names))
-        axis.barh(y, noise.high - noise.low, left=noise.low, height=0.8, color=NULL, alpha=0.5, label="no signal")
-        for models, (mark, colour, shift) in looks.items():
-            part = rows.xs(models, level="models").loc[names]
-            axis.errorbar(part.value, y + shift, xerr=errors(part), fmt=mark, color=colour, ms=4, lw=1, label=models)
-        axis.axvline(0, color=INK, lw=0.8, ls=":")
-        title = "all samples" if subset == "all" else "finally vulnerable samples"
-        axis.set(xlim=(-1, 1), xticks=np.linspace(-1, 1, 5), xlabel=f"{kind.capitalize()} correlation", title=title)
-    axes[0].set_yticks(y, [words[name] for name in names])
-    axes[0].legend(loc="lower right")
+    with panels(1, 2, (10, 0.34 * len(names) + 1.2), sharey=True) as (figure, [axes]):
+        for axis, subset in zip(axes, ("all", "vulnerable")):
+            rows = table.xs(subset, level="samples")
+            noise = rows.xs("no signal", level="models").loc[names]
+            y = np.arange(len(names))
+            axis.barh(y, noise.high - noise.low, left=noise.low, height=0.8, color=NULL, alpha=0.5, label="no signal")
+            for models, (mark, colour, shift) in marks.items():
+                part = rows.xs(models, level="models").loc[names]
+                axis.errorbar(part.value, y + shift, xerr=bars(part), fmt=mark, color=colour, ms=4, lw=1, label=models)
+            axis.axvline(0, color=INK, lw=0.8, ls=":")
+            title = "all samples" if subset == "all" else "finally vulnerable samples"
+            axis.set(xlim=(-1, 1), xticks=np.linspace(-1, 1, 5), xlabel=f"{kind.capitalize()} correlation", title=title)
+        axes[0].set_yticks(y, [words[name] for name in names])
+        axes[0].legend(loc="lower right")
     return figure
 
 
-@rc_context(STYLE)
 def predictive_when(
     hardness: xr.Dataset, plane: xr.Dataset, kind: str = "spearman", colours: Mapping[str, str] = LINES,
     words: Mapping[str, str] = SHORT,
@@ -64,36 +59,34 @@ def predictive_when(
     """Correlation of a measure at each checkpoint with the dynamic vulnerability of the whole training."""
     vulnerability = dynamic_vulnerability(plane)
     final = vulnerable(plane).isel(epoch=-1, drop=True)
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
     groups = {"all": vulnerability, "vulnerable": vulnerability.where(final)}
-    for axis, (title, chosen) in zip(axes, groups.items()):
-        for name in (name for name in colours if name in hardness):
-            rows = over_time(hardness[name].sel(part="all"), chosen, kind)
-            look = dict[str, Any](color=colours[name], marker="o", ms=3, label=words[name])
-            shaded(axis, rows.index, rows.value, (rows.low, rows.high), **look)
-        axis.axhline(0, color=INK, lw=0.8, ls=":")
-        axis.set(xlabel="epoch of the measure", title=f"{title} samples")
-    axes[0].set(ylabel=f"{kind.capitalize()} correlation", ylim=(-1, 1))
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    with panels(1, 2, (9, 3.4), sharey=True) as (figure, [axes]):
+        for axis, (title, chosen) in zip(axes, groups.items()):
+            for name in (name for name in colours if name in hardness):
+                rows = over_time(hardness[name].sel(part="all"), chosen, kind)
+                look = dict[str, Any](color=colours[name], marker="o", ms=3, label=words[name])
+                shaded(axis, rows.index, rows.value, (rows.low, rows.high), **look)
+            axis.axhline(0, color=INK, lw=0.8, ls=":")
+            axis.set(xlabel="epoch of the measure", title=f"{title} samples")
+        axes[0].set(ylabel=f"{kind.capitalize()} correlation", ylim=(-1, 1))
+        legend_outside(figure, axes[0], "lower center", 3)
     return figure
 
 
-@rc_context(STYLE)
 def against_vulnerability(hardness: xr.Dataset, plane: xr.Dataset, names: Sequence[str]) -> Figure:
     """Dynamic vulnerability against some measures at the end of training, one point a sample."""
     vulnerability, final = dynamic_vulnerability(plane), vulnerable(plane).isel(epoch=-1).values
-    figure, axes = grid(len(names), len(names), (3.3, 3.2), sharey=True)
-    for axis, name in zip(axes.flat, names):
-        x = hardness[name].sel(part="all").isel(epoch=-1).values
-        for chosen, colour, word in ((~final, NULL, "other"), (final, colour_of(plane), "vulnerable at the end")):
-            axis.scatter(x[chosen], vulnerability.values[chosen], s=5, color=colour, alpha=0.5, lw=0, label=word)
-        axis.set(xlabel=SHORT[name])
-    axes[0, 0].set(ylabel="dynamic vulnerability")
-    axes[0, 0].legend(markerscale=3)
+    with panels(1, len(names), (len(names) * 3.3, 3.2), sharey=True) as (figure, axes):
+        for axis, name in zip(axes.flat, names):
+            x = hardness[name].sel(part="all").isel(epoch=-1).values
+            for chosen, colour, word in ((~final, NULL, "other"), (final, colour_of(plane), "vulnerable at the end")):
+                axis.scatter(x[chosen], vulnerability.values[chosen], s=5, color=colour, alpha=0.5, lw=0, label=word)
+            axis.set(xlabel=SHORT[name])
+        axes[0, 0].set(ylabel="dynamic vulnerability")
+        axes[0, 0].legend(markerscale=3)
     return figure
 
 
-@rc_context(STYLE | {"axes.grid": False})
 def gallery(plane: xr.Dataset, images: np.ndarray, count: int = 6) -> Figure:
     """The most (upper rows) and least (lower rows) dynamically vulnerable samples and their paths over the plane.
 
@@ -102,19 +95,19 @@ def gallery(plane: xr.Dataset, images: np.ndarray, count: int = 6) -> Figure:
         count: samples of each kind.
     """
     order = np.argsort(-dynamic_vulnerability(plane).values, kind="stable")
-    figure, axes = plt.subplots(4, count, figsize=(1.75 * count, 7.0))
-    for rows, samples in ((axes[:2], order[:count]), (axes[2:], order[::-1][:count])):
-        for column, sample in enumerate(samples):
-            one = plane.isel(sample=sample)
-            picture, axis = rows[:, column]
-            picture.imshow(images[int(one.sample)].squeeze(), cmap="gray")
-            picture.set_axis_off()
-            picture.set_title(f"class {int(one.label)}", fontsize=8)
-            frame(axis)
-            axis.plot(one.fpr, one.tpr, color=NULL, lw=0.8, zorder=1)
-            axis.scatter(one.fpr, one.tpr, c=plane.epoch.values, cmap="viridis", s=12, zorder=2)
-            axis.set(xlabel="FPR", ylabel="TPR" if column == 0 else "")
-            axis.tick_params(labelsize=7)
+    with panels(4, count, (1.75 * count, 7.0), grid=False) as (figure, axes):
+        for rows, samples in ((axes[:2], order[:count]), (axes[2:], order[::-1][:count])):
+            for column, sample in enumerate(samples):
+                path = plane.isel(sample=sample)
+                picture, axis = rows[:, column]
+                picture.imshow(images[int(path.sample)].squeeze(), cmap="gray")
+                picture.set_axis_off()
+                picture.set_title(f"class {int(path.label)}", fontsize=8)
+                frame(axis)
+                axis.plot(path.fpr, path.tpr, color=NULL, lw=0.8, zorder=1)
+                axis.scatter(path.fpr, path.tpr, c=plane.epoch.values, cmap="viridis", s=12, zorder=2)
+                axis.set(xlabel="FPR", ylabel="TPR" if column == 0 else "")
+                axis.tick_params(labelsize=7)
     return figure
 
 

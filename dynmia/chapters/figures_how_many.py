@@ -10,10 +10,9 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from ..book import maker
-from ..book.plots import INK, NULL
+from ..book.plots import INK, NULL, log_axis, panels
 from ..dynamics.metrics import METRICS
-from ._shared import log_axis, panels
-from .how_many import CHECK, Z, effect, looks
+from .how_many import CHECK, Z, effect, set_looks
 from .retest import LABELS
 
 precision = maker("precision")
@@ -25,7 +24,7 @@ def bias_panels(tables: Mapping[str, pd.DataFrame], rule: str) -> Figure:
     """Every metric over the number of models: mean over subsets, 1.96 spreads, and the value of all models."""
     with panels(2, 4, (11, 5.2), sharex=True) as (figure, axes):
         for axis, name in zip(axes.flat, WANTED):
-            for number, (run, look) in enumerate(looks(tables).items()):
+            for number, (run, look) in enumerate(set_looks(tables).items()):
                 part = tables[run].loc[rule, name, :]
                 sizes = part.index.get_level_values("models")
                 at = sizes.to_numpy() * (1.04 if number else 0.96)  # side by side
@@ -47,7 +46,7 @@ def agreement_panels(measured: pd.DataFrame) -> Figure:
     with panels(len(rules), 3, (10.5, 3.1 * len(rules)), sharex=True, sharey="col") as (figure, axes):
         for line, rule in zip(axes, rules):
             for axis, (name, label) in zip(line, AGREEMENT.items()):
-                for run, look in looks(measured.index.unique("run")).items():
+                for run, look in set_looks(measured.index.unique("run")).items():
                     mean = means.loc[run, rule]
                     for other, ls, word in (("disjoint", "-", "disjoint"), ("full", "--", "with the whole")):
                         values = mean[f"{name}_{other}"].dropna()
@@ -70,7 +69,7 @@ def required_panels(
     grid, measured = np.geomspace(4, 1000, 60), measured.sort_index()
     with panels(1, 3, (11, 3.7)) as (figure, [axes]):
         axes[0].plot(grid, Z * np.sqrt(1 / grid), color=INK, ls=":", label="worst case, independent")
-        for run, look in looks(tables).items():
+        for run, look in set_looks(tables).items():
             deff = effect(measured, run, rule)[1]
             # invert the function at a half-width of 0.02: N grows with its inverse square
             needed = [precision.required_shadow_models(0.02, plane=planes[run], design_effect=d) for d in (1.0, deff)]
@@ -95,12 +94,12 @@ def required_panels(
     return figure
 
 
-def retest_panels(found: Mapping[str, pd.DataFrame]) -> Figure:
+def retest_panels(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Measured statistics of test and retest with their intervals, beside what sampling noise alone gives."""
     with panels(1, 2, (11, 4.2), width_ratios=(1, 0.8)) as (figure, [axes]):
         for axis, over in zip(axes, (True, False)):
             names = [name for name in LABELS if name.startswith("cv_") == over][::-1]
-            for number, (rule, table) in enumerate(found.items()):
+            for number, (rule, table) in enumerate(tables.items()):
                 rows, colour = table.loc[names], SHADES.get(rule, INK)
                 y = np.arange(len(names)) + (0.16 - 0.32 * number)
                 look = {"color": NULL, "lw": 6, "alpha": 0.7, "label": None if number else "noise"}

@@ -13,10 +13,8 @@ import xarray as xr
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from ..book.compare import MARKERS
-from ..book.plots import COLOURS, INK, NULL
+from ..book.plots import COLOURS, INK, MARKERS, NULL, bars, legend_outside, panels, titled
 from ..dynamics import cloud as dyn
-from ._shared import bars, legend_outside, panels, titled
 from .definitions import RUNS, SETS
 from .sensitivity import OUTCOMES
 
@@ -54,7 +52,7 @@ def values(table: pd.DataFrame, among: Sequence[Any], metrics: Sequence[str], no
         noise: the run whose no-signal range is drawn.
     """
     rows = -(-len(metrics) // 2)
-    with panels(rows, 2, (10, 3.0 * rows)) as (figure, axes):
+    with panels(rows, 2, (10, 3.0 * rows), count=len(metrics)) as (figure, axes):
         for axis, metric in zip(axes.flat, metrics):
             labels = [choice.label for choice in among if (noise, choice.label, metric) in table.index]
             at = np.arange(len(labels))
@@ -68,8 +66,6 @@ def values(table: pd.DataFrame, among: Sequence[Any], metrics: Sequence[str], no
             axis.set_yticks(at, labels)
             axis.invert_yaxis()
             axis.set_xlabel(titled(metric), fontsize=9)
-        for axis in axes.flat[len(metrics) :]:
-            axis.set_visible(False)
         legend_outside(figure, axes[0, 0])
     return figure
 

@@ -14,14 +14,12 @@ from scipy import stats
 
 from ..attack.parts import part_of
 from ..attack.plane import vulnerability_plane
-from ..book.cells import cell
-from ..book.compare import MARKERS
-from ..book.plots import INK, NULL
+from ..book.cells import cell, said
+from ..book.plots import INK, MARKERS, NULL, legend_outside, panels, titled
 from ..book.tables import read_table
 from ..dynamics.metrics import METRICS
 from ..stats.intervals import figures, interval
 from ..store.run import resolve
-from ._shared import legend_outside, panels, said, titled
 
 LOW, HIGH = 0.93, 0.97  # a 95 % interval holds if its coverage lies here
 SHADES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")

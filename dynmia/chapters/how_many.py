@@ -9,12 +9,10 @@ import pandas as pd
 import xarray as xr
 
 from ..book import maker
-from ..book.cells import cell
-from ..book.compare import DATASETS
-from ..book.plots import COLOURS
+from ..book.cells import cell, said
+from ..book.plots import COLOURS, DATASETS, titled
 from ..dynamics import cloud as dyn
 from ..dynamics.metrics import METRICS
-from ._shared import said, titled
 from .retest import LEAK
 
 precision = maker("precision")
@@ -29,7 +27,7 @@ def label(run: str) -> str:
     return DATASETS[run.split("-")[0]]
 
 
-def looks(names: Iterable[str]) -> dict[str, dict]:
+def set_looks(names: Iterable[str]) -> dict[str, dict]:
     """Colour and label of each run, by its data set."""
     return {name: {"color": COLOURS[name.split("-")[0]], "label": label(name)} for name in names}
 

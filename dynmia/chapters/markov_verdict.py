@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 
 from ..book import maker
 from ..book.cells import cell
-from ..book.plots import COLOURS, INK, NULL
-from ._shared import log_axis, panels
+from ..book.plots import COLOURS, INK, NULL, log_axis, panels
 from .markov import COSTLY, HIDDEN, MATTERS
 
 NULLS = maker("markov").NULLS

@@ -11,9 +11,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..book import maker
-from ..book.plots import COLOURS, INK, NULL
+from ..book.cells import said
+from ..book.plots import COLOURS, INK, NULL, bars, log_axis, panels
 from ..dynamics.metrics import METRICS
-from ._shared import bars, log_axis, panels, said
 
 CALIBRATED, LEVEL = maker("null-calibration").CALIBRATED, maker("null-calibration").LEVEL
 expected_rates = maker("null-bias").expected_rates

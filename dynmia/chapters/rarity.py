@@ -8,20 +8,19 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import xarray as xr
+from matplotlib import pyplot as plt
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
-from ..book.cells import cell
-from ..book.compare import grid, shaded
-from ..book.plots import STYLE, band
+from ..book.cells import cell, said
+from ..book.plots import STYLE, limits, shaded
 from ..book.tables import read_table
 from ..dynamics import cloud as dyn
 from ..stats.correlations import correlation, halved_targets, null_correlations, null_vulnerability, over_both
 from ..stats.matching import Planes
 from ..stats.resample import bootstrap_weights, p_values, quantiles
 from ..store.run import resolve
-from ._shared import said
 
 PATH = "rarity.csv"
 GROUPS = {"no other": (1, 1), "one other": (2, 2), "2 to 4": (3, 5), "5 to 9": (6, 10), "10 or more": (11, np.inf)}
@@ -84,7 +83,7 @@ def shares(plane: xr.Dataset, rare: xr.DataArray) -> dict[str, tuple[int, xr.Dat
         if some.sizes["sample"] >= 20:
             now = dyn.vulnerable(some)
             drawn = 100 * dyn.population_mean(now, bootstrap_weights(some))
-            found[name] = some.sizes["sample"], 100 * dyn.population_mean(now), band(drawn)
+            found[name] = some.sizes["sample"], 100 * dyn.population_mean(now), limits(drawn)
     return found
 
 
@@ -119,7 +118,7 @@ def sentence(
 @rc_context(STYLE)
 def panels(found: dict[str, dict[str, tuple[int, xr.DataArray, np.ndarray]]]) -> Figure:
     """Vulnerable share over epochs by how many others have the sample's rarest feature, one panel a run."""
-    figure, axes = grid(len(found), max(len(found), 1), (5.2, 3.5), sharey=True)
+    figure, axes = plt.subplots(1, len(found), figsize=(5.2 * len(found), 3.5), sharey=True, squeeze=False)
     for axis, (name, groups) in zip(axes.flat, found.items()):
         for label, (count, share, interval) in groups.items():
             shade = SHADES[list(GROUPS).index(label)]

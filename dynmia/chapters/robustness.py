@@ -8,7 +8,7 @@ from itertools import pairwise
 import pandas as pd
 
 from ..book import maker
-from ..book.verdict import compare
+from ..book.cells import compare
 from ..dynamics.metrics import METRICS
 
 Tables = Mapping[str, Mapping[str, pd.DataFrame]]
@@ -114,5 +114,5 @@ def verdict(
 
 
 def _side(row: pd.Series) -> str:
-    """:func:`dynmia.book.verdict.compare` with the no-signal level of the same row."""
+    """:func:`dynmia.book.cells.compare` with the no-signal level of the same row."""
     return compare(row, pd.Series({"low": row.null_low, "high": row.null_high}))

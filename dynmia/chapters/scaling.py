@@ -12,7 +12,7 @@ import xarray as xr
 from scipy import optimize
 
 from ..book.cells import cell
-from ..book.compare import DATASETS
+from ..book.plots import DATASETS
 from ..dynamics import cloud as dyn
 from ..stats.resample import bootstrap_weights
 from ..stats.trends import Law, directions, fit_law

@@ -12,9 +12,8 @@ from matplotlib.figure import Figure
 
 from ..attack.smooth import ESTIMATES
 from ..book import RULES, maker
-from ..book.plots import INK
+from ..book.plots import INK, bars, panels
 from ..dynamics.metrics import METRICS
-from ._shared import bars, panels
 
 plane_error = maker("plane-error")
 COUNTS, NOTHING, GROUP = plane_error.COUNTS, plane_error.NOTHING, plane_error.GROUP

@@ -1,0 +1,175 @@
+"""Page 01: figures of one population, what they show against noise in words, and beside the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..book.cells import compare, decimals
+from ..book.plots import INK, cloud, colour_of, curve, limits, noise_band, noise_paths, panels, shaded
+from ..book.tables import read_table
+from ..dynamics import cloud as dyn
+from ..dynamics.metrics import METRICS
+from ..stats.resample import bootstrap_weights
+
+CLAIMS = {  # metric: what it means for it to lie above (below) the no-signal band
+    "displacement": ("the cloud moves as a whole", "the cloud moves less than noise would"),
+    "entropy_change": ("the cloud spreads over the plane", "the cloud gathers"),
+    "vulnerable": ("some samples end up vulnerable", "fewer end up vulnerable than by chance"),
+    "transition_peak": (
+        "samples turn vulnerable faster than noise explains",
+        "fewer samples turn vulnerable than by chance",
+    ),
+    "early_recall": ("the finally vulnerable can partly be told early", "early membership says less than chance"),
+}
+
+
+def key_figure(plane: xr.Dataset, null: Sequence[xr.Dataset] = ()) -> Figure:
+    """Three panels that tell the story: the plane at the end, the path of the centre of mass, early identification."""
+    with panels(1, 3, (10.5, 3.5)) as (figure, [axes]):
+        image = cloud(axes[0], plane, int(plane.epoch[-1]))
+        figure.colorbar(image, ax=axes[0], label="samples (log scale)", shrink=0.8)
+        _path(axes[1], plane, null)
+        _early(axes[2], plane)
+    return figure
+
+
+def centre_path(plane: xr.Dataset, null: Sequence[xr.Dataset] = ()) -> Figure:
+    """The path of the centre of mass, and its displacement over epochs."""
+    with panels(1, 2, (8.4, 3.5)) as (figure, [axes]):
+        _path(axes[0], plane, null)
+        _measured(axes[1], plane, dyn.displacement, "displacement of the centre (thousandths)", null)
+    return figure
+
+
+def entropy_and_speed(plane: xr.Dataset, null: Sequence[xr.Dataset] = ()) -> Figure:
+    """Spatial entropy and mean membership encoding speed over epochs."""
+
+    def speed(plane: xr.Dataset, weights: dyn.Weights = None) -> xr.DataArray:
+        return 1000 * dyn.population_mean(dyn.encoding_speed(plane), weights)
+
+    with panels(1, 2, (8.4, 3.3)) as (figure, [axes]):
+        _measured(axes[0], plane, dyn.spatial_entropy, "spatial entropy (bits)", null)
+        _measured(axes[1], plane, speed, "encoding speed (thousandths an epoch)", null)
+    return figure
+
+
+def transitions(plane: xr.Dataset, null: Sequence[xr.Dataset] = ()) -> Figure:
+    """The 3 x 3 transition matrix pooled over training as a heat map, and the transition to vulnerable over epochs."""
+
+    def to_vulnerable(plane: xr.Dataset, weights: dyn.Weights = None) -> xr.DataArray:
+        return 100 * dyn.transition_to_vulnerable(plane, weights)
+
+    counts = dyn.transition_counts(plane).sum("epoch")
+    matrix = dyn.transition_matrix(counts)
+    with panels(1, 2, (10.5, 4.6), grid=False, width_ratios=(1.25, 1)) as (figure, [axes]):
+        image = axes[0].imshow(matrix, cmap="cividis", vmin=0, vmax=1)
+        for row, column in np.ndindex(matrix.shape):
+            if counts[row, column] > 0:
+                value = float(matrix[row, column])
+                text = f"{value:.2f}".lstrip("0") if value >= 0.005 else "<.01"
+                axes[0].text(column, row, text, ha="center", va="center", fontsize=7, color="w" if value < 0.5 else "k")
+        names = [name.replace("TPR ", "").replace(", FPR ", " / ") for name in dyn.STATES]
+        axes[0].set_xticks(range(9), names, rotation=45, ha="right")
+        axes[0].set_yticks(range(9), [f"{n} ({int(c)})" for n, c in zip(names, counts.sum("target"))])
+        axes[0].set(xlabel="to state (TPR / FPR)", ylabel="from state (TPR / FPR) and its count")
+        figure.colorbar(image, ax=axes[0], label="probability a checkpoint", shrink=0.7)
+        axes[1].grid(alpha=0.25)
+        _measured(axes[1], plane, to_vulnerable, "transition to vulnerable (% a checkpoint)", null)
+    return figure
+
+
+def early_identification(plane: xr.Dataset) -> Figure:
+    """Recall, precision and first entry of the finally vulnerable samples over epochs."""
+    with panels(1, 1, (5.6, 3.5)) as (figure, [[axis]]):
+        _early(axis, plane)
+    return figure
+
+
+def _measured(
+    axis: Axes, plane: xr.Dataset, of: Callable[..., xr.DataArray], label: str, null: Sequence[xr.Dataset]
+) -> None:
+    """A population figure over epochs with its bootstrap band and the no-signal band."""
+    look = {"color": colour_of(plane), "marker": "o", "label": "measured"}
+    curve(axis, plane, of, alpha=0.25, named="95 % interval", **look)
+    noise_band(axis, null, of)
+    axis.set(xlabel="epoch", ylabel=label)
+    axis.legend()
+
+
+def _path(axis: Axes, plane: xr.Dataset, null: Sequence[xr.Dataset]) -> None:
+    """Path of the centre of mass, with 95 % crosses, over the paths of the permutation null."""
+    centre = dyn.centre_of_mass(plane)
+    drawn = dyn.centre_of_mass(plane, bootstrap_weights(plane))
+    x, y = centre.fpr.values, centre.tpr.values
+    noise_paths(axis, null, "no signal")
+    axis.errorbar(
+        x, y, xerr=np.abs(limits(drawn.fpr) - x), yerr=np.abs(limits(drawn.tpr) - y),
+        color=colour_of(plane), lw=1.2, elinewidth=0.7, marker="o", ms=3, label="centre, 95 %",
+    )  # fmt: skip
+    for t in (0, -1):
+        axis.annotate(
+            f"epoch {int(plane.epoch[t])}", (x[t], y[t]), xytext=(6, -2), textcoords="offset points", fontsize=8
+        )
+    span = max(np.ptp(x), 0.01)  # leave room at the left: under fpr@a the path is a vertical line
+    axis.set(xlabel="mean FPR", ylabel="mean TPR", xlim=(max(0.0, x.min() - 1.6 * span), x.max() + 0.7 * span))
+    axis.legend(loc="center left")
+
+
+def _early(axis: Axes, plane: xr.Dataset) -> None:
+    """Recall, precision and first entry, with bands."""
+    value = dyn.early_identification(plane)
+    drawn = dyn.early_identification(plane, bootstrap_weights(plane))
+    for name, line, colour, label in (
+        ("recall", "-", colour_of(plane), "vulnerable now (recall)"),
+        ("entered", "--", "#009E73", "entered once by now"),
+        ("precision", ":", "#0072B2", "precision"),
+    ):
+        interval = 100 * limits(drawn[name])
+        shaded(axis, value.epoch, 100 * value[name], interval, color=colour, ls=line, label=label)
+    axis.axhline(70, color=INK, lw=0.8, ls=":")
+    axis.set(xlabel="epoch", ylabel="of the finally vulnerable (%)", ylim=(-3, 103))
+    axis.legend()
+
+
+def verdict(table: pd.DataFrame, null: pd.DataFrame) -> list[str]:
+    """One sentence a claim; its figures are those of ``summarise`` and ``null_summary``."""
+    sentences = []
+    for name, (above, below) in CLAIMS.items():
+        row, noise, metric = table.loc[name], null.loc[name], METRICS[name]
+        side = compare(row, noise)
+        meaning = {"above": above, "below": below}.get(side, "no conclusion")
+        digits = decimals(name, row)
+        number = [f"{value + 0.0:.{digits}f}" for value in (row.value, row.low, row.high, noise.low, noise.high)]
+        label = metric.label[0].upper() + metric.label[1:]
+        unit = f" {metric.unit}".replace(" /1000", " thousandths")
+        sentences.append(
+            f"{label}: {number[0]}{unit} (95 % interval {number[1]} to {number[2]}), "
+            f"{side} the no-signal level of {number[3]} to {number[4]}: {meaning}."
+        )
+    return sentences
+
+
+def beside_paper(table: pd.DataFrame, paper: str | Path, dataset: str) -> pd.DataFrame:
+    """Our figures beside the paper's for ``dataset``, from the table file of the paper's values.
+
+    The two are at different scale (see the setting column), so this is a comparison of direction and size, not a test.
+    """
+    values = read_table(Path(paper), "paper.csv").reset_index()
+    rows = []
+    for _, entry in values[(values.dataset == dataset) & values.metric.isin(list(METRICS))].iterrows():
+        row, metric = table.loc[entry.metric], METRICS[entry.metric]
+        ours = [f"{row[key] + 0.0:.{decimals(entry.metric, row)}f}" for key in ("value", "low", "high")]
+        inside = row.low <= entry.value <= row.high
+        rows.append([
+            metric.label, metric.unit, f"{entry.value:g}", entry.setting, f"{ours[0]} [{ours[1]}, {ours[2]}]",
+            "inside our interval" if inside else ("ours is higher" if row.low > entry.value else "ours is lower"),
+        ])  # fmt: skip
+    columns = ["metric", "unit", "paper", "paper's setting", "ours [95 % interval]", "comparison"]
+    return pd.DataFrame(rows, columns=columns).set_index("metric")
