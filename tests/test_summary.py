@@ -207,12 +207,21 @@ def frame(name, value, low, high):
     ("recall_epoch", (4, 4, 4), "4 [4, 4]"),
     ("advantage", (-0.3, -0.4, 0.2), "0 [0, 0]"),  # no negative zero
     ("early_recall", (np.nan, np.nan, np.nan), "undefined"),
+    ("early_recall", (80, np.nan, np.nan), "80 [no interval]"),
 ])  # fmt: skip
 def test_rounded_prints_value_and_interval(name, numbers, text):
     printed = rounded(frame(name, *numbers))
     assert printed.columns.tolist() == ["unit", "value [95 % interval]"]
     assert printed.index.tolist() == [METRICS[name].label]
     assert printed.iloc[0].tolist() == [METRICS[name].unit, text]
+
+
+def test_rounded_marks_clipped_ends_and_the_model_that_carries_a_figure():
+    row = frame("vulnerable", 99.0, 90.0, 100.0).assign(clipped="high", carrier=7.0)
+    row.attrs["over"] = "samples"
+    printed = rounded(row)
+    assert printed.iloc[0, 1] == "99 [90, 100*], by model 7"
+    assert printed.columns[1] == "value [95 % interval over samples]"
 
 
 def test_rounded_prints_the_null_with_the_decimals_of_the_value():
