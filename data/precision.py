@@ -12,8 +12,7 @@ import pandas as pd
 import xarray as xr
 from scipy.stats import norm
 
-from dynmia.attack.parts import part_of
-from dynmia.attack.plane import vulnerability_planes
+from dynmia.attack.plane import part_of, vulnerability_planes
 from dynmia.attack.scoring import Scoring
 from dynmia.book.makers import table_place, write_table
 from dynmia.book.tables import RULES, released

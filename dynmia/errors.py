@@ -27,7 +27,7 @@ class Diverged(UserError):
 def choose(value: str, allowed: Iterable[str], what: str, also: str = "") -> str:
     """Return ``value`` if it is ``allowed``, else raise a ``UserError`` that names the nearest and the allowed ones.
 
-    Args: ``what`` kind of thing it is, and which forms are ``also`` accepted, for the message.
+    ``what`` kind of thing it is, and what is accepted ``also``, are for the message.
     """
     names = list(allowed)
     if value in names:

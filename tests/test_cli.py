@@ -1,54 +1,30 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import ROOT, TINY_WORDS, bad, run_cli
 
 import dynmia
 from dynmia.cli import duration, main, pair_parameters
 
-ROOT = Path(__file__).resolve().parents[1]
-TINY = ["--epochs", "2", "--checkpoint-every", "1", "--shadow-models", "4", "--pool-size", "100"]
-
-
-def run(capsys, *words):
-    """Exit code, output and errors of one command line."""
-    code = 0
-    try:
-        main([str(word) for word in words])
-    except SystemExit as stop:
-        code = stop.code or 0
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
-def bad(capsys, *words):
-    """The one line of a command that fails by bad input."""
-    code, out, err = run(capsys, *words)
-    assert code == 2
-    assert out == ""
-    assert err.count("\n") == 1
-    assert "Traceback" not in err
-    return err
-
 
 @pytest.mark.parametrize(("command", "word"), [("datasets", "cinic10"), ("models", "wrn-D-K")])
 def test_lists_name_what_there_is(capsys, command, word):
-    code, out, _ = run(capsys, command)
+    code, out, _ = run_cli(capsys, command)
     assert code == 0
     assert word in out
 
 
 def test_train_status_summarise_follow_one_another(capsys, tmp_path):
     folder, file = tmp_path / "run", tmp_path / "run.nc"
-    code, out, _ = run(capsys, "train", *TINY, "--out", folder, "--save", file, "--quiet", "--device", "cpu")
+    code, out, _ = run_cli(capsys, "train", *TINY_WORDS, "--out", folder, "--save", file, "--quiet", "--device", "cpu")
     assert code == 0
     assert "4 models, 3 checkpoints" in out
-    code, out, _ = run(capsys, "status", folder)
+    code, out, _ = run_cli(capsys, "status", folder)
     assert "4 of 4 models finished" in out
     for source in (file, folder):
-        code, out, _ = run(capsys, "summarise", source, "--draws", 40, "--null", 2, "--json")
+        code, out, _ = run_cli(capsys, "summarise", source, "--draws", 40, "--null", 2, "--json")
         assert code == 0
         assert set(json.loads(out)["displacement"]) >= {"value", "low", "high", "null_low", "null_high"}
 
@@ -59,11 +35,11 @@ def test_the_command_kept_in_a_run_makes_it_again(capsys, tmp_path):
 
     from dynmia import open_run
 
-    words = ["train", *TINY, "--optimizer", "sgd", "--augment", "--quiet", "--device", "cpu"]
-    run(capsys, *words, "--out", tmp_path / "a")
+    words = ["train", *TINY_WORDS, "--optimizer", "sgd", "--augment", "--quiet", "--device", "cpu"]
+    run_cli(capsys, *words, "--out", tmp_path / "a")
     first = open_run(tmp_path / "a")
     again = first.attrs["command"].split()[1:]
-    code, _, err = run(capsys, *again, "--out", tmp_path / "b", "--quiet", "--device", "cpu")
+    code, _, err = run_cli(capsys, *again, "--out", tmp_path / "b", "--quiet", "--device", "cpu")
     assert code == 0, err
     second = open_run(tmp_path / "b")
     assert second.attrs["identity"] == first.attrs["identity"]
@@ -71,7 +47,7 @@ def test_the_command_kept_in_a_run_makes_it_again(capsys, tmp_path):
 
 
 def test_plan_states_the_cost_before_anything_starts(capsys):
-    code, out, _ = run(capsys, "plan", "--preset", "quick", "--json", "--device", "cpu")
+    code, out, _ = run_cli(capsys, "plan", "--preset", "quick", "--json", "--device", "cpu")
     cost = json.loads(out)
     assert code == 0
     assert cost["training_samples"] == 20 * 600 * 30
@@ -122,13 +98,13 @@ def test_bad_input_is_one_line_with_the_mend(capsys, monkeypatch, words, hint):
 
 
 def test_a_run_folder_of_another_study_names_the_field(capsys, tmp_path):
-    run(capsys, "train", *TINY, "--out", tmp_path, "--quiet", "--device", "cpu")
-    line = bad(capsys, "train", *TINY, "--lr", "0.002", "--out", tmp_path, "--quiet", "--device", "cpu")
+    run_cli(capsys, "train", *TINY_WORDS, "--out", tmp_path, "--quiet", "--device", "cpu")
+    line = bad(capsys, "train", *TINY_WORDS, "--lr", "0.002", "--out", tmp_path, "--quiet", "--device", "cpu")
     assert "lr (0.001 there, 0.002 here)" in line
 
 
 def test_a_value_of_the_wrong_type_is_a_usage_error(capsys):
-    code, _, err = run(capsys, "train", "--epochs", "ten")
+    code, _, err = run_cli(capsys, "train", "--epochs", "ten")
     assert code == 2
     assert "--epochs" in err
     assert "Traceback" not in err
@@ -147,10 +123,12 @@ def test_ctrl_c_says_how_to_continue(capsys, monkeypatch, tmp_path):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("dynmia.shadow.train_part", interrupted)
-    code, _, err = run(capsys, "train", *TINY, "--out", tmp_path / "a folder")
+    code, _, err = run_cli(capsys, "train", *TINY_WORDS, "--out", tmp_path / "a folder")
     assert code == 130
     assert (
-        err.strip().splitlines()[-1].endswith(f"continues: dynmia train {' '.join(TINY)} --out '{tmp_path}/a folder'")
+        err.strip()
+        .splitlines()[-1]
+        .endswith(f"continues: dynmia train {' '.join(TINY_WORDS)} --out '{tmp_path}/a folder'")
     )
 
 
@@ -170,13 +148,13 @@ def test_debug_shows_the_traceback():
 
 def test_a_fault_of_ours_is_one_line_and_exits_with_1(capsys, monkeypatch):
     monkeypatch.setattr("dynmia.shadow.train_part", lambda *_, **__: 1 / 0)
-    code, _, err = run(capsys, "train", *TINY)
+    code, _, err = run_cli(capsys, "train", *TINY_WORDS)
     assert code == 1
     assert err == "dynmia: ZeroDivisionError: division by zero. Show where by `dynmia --debug ...`, and report it.\n"
 
 
 def test_without_a_command_the_help_is_shown(capsys):
-    code, out, _ = run(capsys)
+    code, out, _ = run_cli(capsys)
     assert code == 0
     assert "summarise" in out
 
@@ -184,7 +162,7 @@ def test_without_a_command_the_help_is_shown(capsys):
 def test_a_table_is_written_into_a_new_folder(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     file = tmp_path / "new" / "table.csv"
-    code, _, err = run(capsys, "summarise", "data/quick.nc", "--null", "0", "--csv", file)
+    code, _, err = run_cli(capsys, "summarise", "data/quick.nc", "--null", "0", "--csv", file)
     assert code == 0, err
     assert file.read_text().startswith("metric,")
 

@@ -5,9 +5,10 @@ import errno
 import numpy as np
 import pytest
 import torch
+from helpers import assert_one_clear_line
 
 import dynmia
-from dynmia import Study, UserError
+from dynmia import Study
 from dynmia.errors import choose, disk_error
 from dynmia.pool.datasets import load_dataset
 from dynmia.pool.pool import make_pool
@@ -76,14 +77,6 @@ RANGES = {
     for value in (-1 if name in WHOLE else -1.0, float("nan"), float("inf"), -float("inf"))
 }
 TABLE = NAMES | MODELS | NUMBERS | TYPES | RANGES
-
-
-def assert_one_clear_line(call, parts):
-    with pytest.raises(UserError) as caught:
-        call()
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    assert [part for part in parts if part not in message] == [], message
 
 
 @pytest.mark.parametrize("case", TABLE)

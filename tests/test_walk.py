@@ -4,16 +4,15 @@ import contextlib
 import os
 import shutil
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
 import typer
+from helpers import ROOT
 
 from dynmia import cli
 from dynmia.book import makers
 
-ROOT = Path(__file__).resolve().parents[1]
 DIGITS, LONG = "9" * 5000, "x" * 300
 TINY = ["--epochs", "2", "--checkpoint-every", "1", "--shadow-models", "4", "--pool-size", "100", "--device", "cpu"]
 BASE = {  # words that would be right, to which one bad value is added

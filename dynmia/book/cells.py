@@ -49,13 +49,6 @@ def band(low: float, high: float, p: float = np.nan, digits: int = 1) -> str:
     return ends if np.isnan(p) else f"{ends} (p = {p:.2g})"
 
 
-def compare(row: pd.Series, null: pd.Series) -> str:
-    """``above``, ``below`` (the whole interval outside the no-signal band) or ``not distinguishable from``."""
-    if row.low > null.high:
-        return "above"
-    return "below" if row.high < null.low else "not distinguishable from"
-
-
 def rounded(table: pd.DataFrame, null: pd.DataFrame | None = None) -> pd.DataFrame:
     """The table as it is printed: one column ``value [interval]``, and the no-signal level if given.
 
@@ -71,16 +64,15 @@ def rounded(table: pd.DataFrame, null: pd.DataFrame | None = None) -> pd.DataFra
             line.append(band(noise.low, noise.high, noise.get("p", np.nan), decimals(str(name), row)))
         lines.append(line)
     over = " over samples" * (table.attrs.get("over") == "samples")
-    columns = ["metric", "unit", f"value [{100 * table.attrs.get('level', 0.95):g} % interval{over}]"] + (
-        [] if null is None else ["no signal"]
-    )
-    return pd.DataFrame(lines, columns=columns).set_index("metric")
+    columns = ["metric", "unit", f"value [{100 * table.attrs.get('level', 0.95):g} % interval{over}]", "no signal"]
+    return pd.DataFrame(lines, columns=columns[: 3 if null is None else 4]).set_index("metric")
 
 
 def instability(plane: xr.Dataset, points: float = 1.0) -> str:
     """A warning if the mean train accuracy falls by more than ``points`` per cent after it has passed 90 %, else ''."""
     mean = 100 * plane.train_accuracy.mean("model")
-    fall = (mean.shift(epoch=1) - mean).where(mean.shift(epoch=1) > 90, 0)
+    before = mean.shift(epoch=1)
+    fall = (before - mean).where(before > 90, 0)
     worst = fall.isel(epoch=int(fall.argmax("epoch")))
     if float(worst) <= points:
         return ""

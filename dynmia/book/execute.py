@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import tokenize
-import types
 import typing
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ import papermill
 import xarray as xr
 from papermill.exceptions import PapermillExecutionError
 from papermill.translators import PythonTranslator, papermill_translators
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ..errors import UserError, choose, reason, shown, writable
 from ..store.folder import write_atomic
@@ -42,6 +42,7 @@ class _Translator(PythonTranslator):
 
 
 papermill_translators.register("python", _Translator)
+STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,6 @@ class Parameter:
     annotation: str
     default: str
     help: str
-
-    @property
-    def kind(self) -> Any:
-        """The type that the annotation names; ``Any`` if it is none of Python's own or of ``typing``."""
-        return _kind(self.annotation)
 
     @property
     def value(self) -> Any:
@@ -71,11 +67,7 @@ def available() -> dict[str, Path]:
 
 
 def parameters(name: str) -> dict[str, Parameter]:
-    """The parameters of the notebook ``name``, from its cell tagged ``parameters``; empty without one.
-
-    Raises:
-        UserError: there is no such notebook, or it cannot be read.
-    """
+    """The parameters in the cell tagged so of notebook ``name``; a ``UserError`` if it is none or cannot be read."""
     path = available()[choose(name, available(), "notebook")]
     try:
         cells = nbformat.read(path, nbformat.NO_CONVERT).cells
@@ -87,18 +79,20 @@ def parameters(name: str) -> dict[str, Parameter]:
     except Exception as error:  # nbformat raises errors of many kinds
         what = f"{type(error).__name__}: {reason(error)}"
         raise UserError(f"notebook {path}, or its parameters, cannot be read ({what}): restore it.") from error
-    found = {}
+    known = {}
     for node in body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(target, ast.Name) and node.value:
             annotation = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else ""
             default = ast.get_source_segment(source, node.value) or ""
-            found[target.id] = Parameter(annotation, default, comments.get(node.end_lineno or 0, ""))
-    return found
+            known[target.id] = Parameter(annotation, default, comments.get(node.end_lineno or 0, ""))
+    return known
 
 
 def check_parameters(name: str, given: dict[str, Any]) -> dict[str, Any]:
     """Check ``given`` against the annotated parameters of notebook ``name`` and return them with their right types.
+
+    Strings from the command line are read as Python literals where the annotation wants that.
 
     Raises:
         UserError: the notebook or a parameter is unknown (the nearest is named), or a value has a wrong type.
@@ -108,24 +102,24 @@ def check_parameters(name: str, given: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"notebook {name} takes no parameters: none of its cells is tagged parameters.")
     for key in given:
         choose(key, known, f"parameter of {name}:")
-    return {key: _typed(key, value, known[key]) for key, value in given.items()}
+    return {key: _typed(key, value, known[key].annotation) for key, value in given.items()}
 
 
-def _typed(key: str, value: Any, parameter: Parameter) -> Any:
-    """``value`` as its annotation says; strings from the command line are read as Python literals where that fits."""
-    kind, values = parameter.kind, [value]
+def _typed(key: str, value: Any, annotation: str) -> Any:
+    kind, values = _kind(annotation), [value]
     if isinstance(value, str) and kind is not str:
         with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             values = [ast.literal_eval({"true": "True", "false": "False"}.get(value.lower(), value)), value]
     for read in values:
-        if fits(read, kind):
-            with contextlib.suppress(OverflowError):
-                return float(read) if kind is float else read
-    raise UserError(f"notebook parameter {key} is {shown(value)}; it must be of type {parameter.annotation}.")
+        with contextlib.suppress(ValidationError):
+            checked = TypeAdapter(kind, config=STRICT).validate_python(read)
+            if isinstance(checked, bool) == isinstance(read, bool):  # Literal[1] takes True
+                return checked if isinstance(read, (int, float)) else read
+    raise UserError(f"notebook parameter {key} is {shown(value)}; it must be of type {annotation}.")
 
 
 def _kind(annotation: str) -> Any:
-    """What the text of an annotation names; nothing in it is called."""
+    """The type that an annotation names, nothing in it called; ``Any`` if none of Python's own or of ``typing``."""
     allowed = (
         ast.Expression, ast.Name, ast.Subscript, ast.Attribute, ast.Tuple, ast.List, ast.Constant, ast.BinOp, ast.BitOr,
         ast.UnaryOp, ast.USub, ast.Load,
@@ -133,38 +127,14 @@ def _kind(annotation: str) -> Any:
     with contextlib.suppress(Exception):  # an annotation that is not understood allows anything
         tree = ast.parse(annotation, mode="eval")
         if all(isinstance(node, allowed) for node in ast.walk(tree)):
-            own = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
-            names = own | vars(typing) | {"typing": typing}
-            return eval(compile(tree, "annotation", "eval"), {"__builtins__": {}}, names)
+            names = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)} | vars(typing)
+            kind = eval(compile(tree, "annotation", "eval"), {"__builtins__": {}}, names | {"typing": typing})
+            if isinstance(kind, str):
+                return _kind(kind)
+            with contextlib.suppress(ValidationError):
+                TypeAdapter(kind, config=STRICT).validate_python(None)
+            return kind
     return Any
-
-
-def fits(value: Any, kind: Any) -> bool:
-    """Whether ``value``, and what it holds, is of the ``kind`` that an annotation names; what is unknown fits."""
-    origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
-    if isinstance(kind, (str, typing.ForwardRef)):  # the text of an annotation in quotes
-        return fits(value, _kind(kind if isinstance(kind, str) else kind.__forward_arg__))
-    if kind is None or kind is Any:
-        return kind is Any or value is None
-    if origin is typing.Literal:
-        return any(value == one and type(value) is type(one) for one in inner)
-    if origin in (typing.Union, types.UnionType):
-        return any(fits(value, one) for one in inner)
-    if origin in (typing.Annotated, typing.Final, typing.ClassVar):
-        return fits(value, inner[0])
-    if not isinstance(origin, type) or origin is object or getattr(origin, "_is_protocol", False):
-        return True
-    if origin in (int, float) and (isinstance(value, bool) or not isinstance(value, (int, origin))):
-        return False
-    if origin not in (int, float) and not isinstance(value, origin):
-        return False
-    if isinstance(value, dict) and len(inner) == 2:
-        return all(fits(key, inner[0]) and fits(item, inner[1]) for key, item in value.items())
-    if isinstance(value, tuple) and inner and inner[-1] is not ...:
-        return len(value) == len(inner) and all(map(fits, value, inner))
-    if isinstance(value, (list, set, frozenset, tuple)) and inner:
-        return all(fits(item, inner[0]) for item in value)
-    return True
 
 
 def run_notebook(name: str, given: dict[str, Any], out: str | os.PathLike[str], progress: bool = True) -> Path:
@@ -173,11 +143,15 @@ def run_notebook(name: str, given: dict[str, Any], out: str | os.PathLike[str], 
     Raises:
         UserError: bad parameters, a place that cannot be written, or a cell failed; the message holds the cell's error.
     """
-    known, checked, source = parameters(name), check_parameters(name, given), available()[name]
-    out = _place(out)
+    known, checked, templates = parameters(name), check_parameters(name, given), available()
+    if Path(out).suffix != ".ipynb":
+        raise UserError(f"cannot write {out}: name a file that ends in .ipynb.")
+    file = writable(Path(out).absolute())
+    if os.path.realpath(file) in map(os.path.realpath, templates.values()):
+        raise UserError(f"cannot write {out}: it is a notebook's template, choose another name with --out.")
     try:
         notebook = papermill.execute_notebook(
-            source, None, checked, cwd=project_root(), progress_bar=progress, log_output=False
+            templates[name], None, checked, cwd=project_root(), progress_bar=progress, log_output=False
         )
     except PapermillExecutionError as error:
         what = f"cell {error.cell_index} failed with {error.ename}: {error.evalue}"
@@ -185,26 +159,14 @@ def run_notebook(name: str, given: dict[str, Any], out: str | os.PathLike[str], 
     except Exception as error:  # a kernel that is not there, or was killed
         raise UserError(f"notebook {name} was not executed: {type(error).__name__}: {reason(error)}.") from error
     clean(notebook, {key: parameter.value for key, parameter in known.items()} | checked)
-    write_atomic(out, (nbformat.writes(notebook).rstrip("\n") + "\n").encode())
-    return out
-
-
-def _place(out: str | os.PathLike[str]) -> Path:
-    """``out`` if an executed notebook can be written there, checked before it takes its time."""
-    if Path(out).suffix != ".ipynb":
-        raise UserError(f"cannot write {out}: name a file that ends in .ipynb.")
-    path = writable(Path(out).absolute())
-    if os.path.realpath(path) in map(os.path.realpath, available().values()):
-        raise UserError(f"cannot write {out}: it is a notebook's template, choose another name with --out.")
-    return path
+    write_atomic(file, (nbformat.writes(notebook).rstrip("\n") + "\n").encode())
+    return file
 
 
 def clean(notebook: nbformat.NotebookNode, values: dict[str, Any]) -> None:
     """Drop times, versions and random ids, and fill ``{{name}}`` in text cells, so that diffs show results only."""
-    for key in set(notebook.metadata) - {"kernelspec", "language_info"}:
-        del notebook.metadata[key]
-    notebook.metadata.kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    notebook.metadata.language_info = {"name": "python"}
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number:02d}"
         for key in ("papermill", "execution"):
@@ -238,12 +200,9 @@ def experiments() -> list[dict[str, Any]]:
 
 
 def run_experiments(jobs: int = 2, only: str = "") -> Iterator[Path]:
-    """Check all experiments, then execute them, ``jobs`` at once; yields each output as it is written.
+    """Check all experiments whose output's name contains ``only``, then execute them, ``jobs`` at once; yields outputs.
 
     One that fails does not stop the others; after Ctrl-C those that run end, and no other begins.
-
-    Args:
-        only: just those whose output name contains this.
 
     Raises:
         UserError: before anything is executed, if the list is bad; at the end, if an experiment failed.

@@ -16,10 +16,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm, to_hex
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from .. import registry
 from ..attack.plane import rate_interval
@@ -43,9 +41,6 @@ FACTORS = ["dataset", "model", "optimizer", "rho", "pool_size", "seed"]
 MARKERS = "osD^vPX*"
 
 
-# What tells runs apart
-
-
 def labels(planes: Planes) -> dict[str, str]:
     """What tells each run or plane from the others, in words: only the factors in which they differ."""
     studies = {name: study_of(plane) for name, plane in planes.items()}
@@ -62,21 +57,15 @@ def labels(planes: Planes) -> dict[str, str]:
     return words
 
 
-def colours(planes: Planes) -> dict[str, str]:
-    """The colour of each run: that of its data set if no two share one, else a dark to light scale in order."""
-    sets = [study_of(plane).dataset for plane in planes.values()]
-    if len(set(sets)) == len(sets):
-        return {name: COLOURS.get(data, INK) for name, data in zip(planes, sets)}
-    shades = plt.get_cmap("viridis")(np.linspace(0, 0.88, len(sets)))
-    return {name: to_hex(shade) for name, shade in zip(planes, shades)}
-
-
 def looks(planes: Planes) -> dict[str, dict[str, Any]]:
-    """Colour, marker and label of each run, as matplotlib takes them."""
-    words, shades = labels(planes), colours(planes)
+    """Colour (of the data set if no two runs share one, else on a dark to light scale), marker and label of each."""
+    words, sets = labels(planes), [study_of(plane).dataset for plane in planes.values()]
+    shades = [COLOURS.get(data, INK) for data in sets]
+    if len(set(sets)) < len(sets):
+        shades = [to_hex(shade) for shade in plt.get_cmap("viridis")(np.linspace(0, 0.88, len(sets)))]
     return {
-        name: {"color": shades[name], "marker": MARKERS[number % len(MARKERS)], "label": words[name]}
-        for number, name in enumerate(planes)
+        name: {"color": shade, "marker": marker, "label": words[name]}
+        for name, shade, marker in zip(planes, shades, itertools.cycle(MARKERS))
     }
 
 
@@ -86,12 +75,9 @@ def colour_of(plane: xr.Dataset) -> str:
 
 
 def titled(metric: str, gap: str = " ") -> str:
-    """Label of a metric of :data:`dynmia.dynamics.metrics.METRICS`, and after ``gap`` its unit if it has one."""
+    """Label of a metric of ``METRICS``, and after ``gap`` its unit if it has one."""
     label, unit = METRICS[metric].label, METRICS[metric].unit
     return f"{label}{gap}({unit})" if unit else label
-
-
-# What figures are made of
 
 
 @contextmanager
@@ -100,7 +86,7 @@ def panels(
 ) -> Iterator[Any]:
     """A figure and its axes, always (rows, columns), to be drawn in within the ``with``; size in inches.
 
-    Panels beyond the first ``count`` stay hidden.
+    Args: ``count`` of panels that are shown (default: all); whether they have a ``grid``; options of ``plt.subplots``.
     """
     with plt.rc_context(STYLE | {"axes.grid": grid}):
         figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
@@ -109,9 +95,7 @@ def panels(
         yield figure, axes
 
 
-def shaded(
-    axis: Axes, x: Any, value: Any, interval: Any, alpha: float = 0.2, named: str | None = None, **look: Any
-) -> None:
+def shaded(axis: Axes, x: Any, value: Any, interval: Any, alpha: float = 0.2, named: str = "", **look: Any) -> None:
     """A line over its interval (low, high), a band of the same colour that is ``named`` so in the legend, if at all."""
     axis.fill_between(x, *interval, color=look["color"], alpha=alpha, lw=0, label=named)
     axis.plot(x, value, **look)
@@ -148,20 +132,18 @@ def log_axis(axis: Any, ticks: Sequence[float] | np.ndarray, names: Sequence[str
 def frame(axis: Axes) -> None:
     """An empty plane: the chance diagonal and the vulnerable corner."""
     axis.plot([0, 1], [0, 1], color=INK, lw=0.8, ls=":")
-    axis.add_patch(Rectangle((0, 2 / 3), 1 / 3, 1 / 3, fill=False, ec=COLOURS["cifar10"], lw=1.2, ls="--"))
-    axis.set(
-        xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), xlabel="FPR (share of out-models)", ylabel="TPR (share of in-models)"
-    )
-    axis.set_aspect("equal")
+    axis.add_patch(plt.Rectangle((0, 2 / 3), 1 / 3, 1 / 3, fill=False, ec=COLOURS["cifar10"], lw=1.2, ls="--"))
+    axis.set(xlabel="FPR (share of out-models)", ylabel="TPR (share of in-models)")
+    axis.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), aspect="equal")
 
 
-def cloud(axis: Axes, plane: xr.Dataset, epoch: int) -> QuadMesh:
+def cloud(axis: Axes, plane: xr.Dataset, epoch: int) -> Any:
     """A histogram of the cloud on the lattice of tenths, on a log scale that all checkpoints share."""
     now = plane.sel(epoch=epoch)
     edges = np.linspace(-0.05, 1.05, 12)
     count, _, _ = np.histogram2d(now.fpr.values, now.tpr.values, [edges, edges])
-    norm = LogNorm(1, plane.sizes["sample"])
-    image = axis.pcolormesh(edges, edges, np.where(count > 0, count, np.nan).T, cmap="viridis", norm=norm)
+    count[count == 0] = np.nan
+    image = axis.pcolormesh(edges, edges, count.T, cmap="viridis", norm=LogNorm(1, plane.sizes["sample"]))
     frame(axis)
     axis.set_title(f"epoch {epoch}")
     return image
@@ -191,9 +173,6 @@ def noise_paths(axis: Axes, nulls: Iterable[xr.Dataset], label: str | None = Non
     for number, plane in enumerate(nulls):
         centre = dyn.centre_of_mass(plane)
         axis.plot(centre.fpr, centre.tpr, color=NULL, lw=0.6, label=None if number else label)
-
-
-# Whole figures
 
 
 def trajectories(plane: xr.Dataset, samples: Sequence[int] | None = None) -> Figure:

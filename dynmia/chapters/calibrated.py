@@ -93,9 +93,9 @@ def verdict(found: pd.DataFrame) -> str:
 
 def diagrams(recorded: Mapping[str, xr.Dataset], bins: int = 15) -> Figure:
     """Accuracy against confidence on held-out images at the end, a panel a predictor; bars: share of the images."""
-    found = [n for n, (role, key, _) in PREDICTORS.items() if f"confidence_{key}" in recorded.get(role, {})]
-    with panels(1, len(found), (2.35 * len(found) + 0.4, 2.8), sharex=True, sharey=True) as (figure, [axes]):
-        for axis, name in zip(axes, found):
+    names = [n for n, (role, key, _) in PREDICTORS.items() if f"confidence_{key}" in recorded.get(role, {})]
+    with panels(1, len(names), (2.35 * len(names) + 0.4, 2.8), sharex=True, sharey=True) as (figure, [axes]):
+        for axis, name in zip(axes, names):
             role, key, _ = PREDICTORS[name]
             last = recorded[role].isel(seldom=-1)
             pair = last[f"confidence_{key}"].values, last[f"right_{key}"].values
@@ -110,11 +110,11 @@ def diagrams(recorded: Mapping[str, xr.Dataset], bins: int = 15) -> Figure:
     return figure
 
 
-def calibration_and_correlation(calibrated: pd.DataFrame, found: pd.DataFrame) -> Figure:
+def calibration_and_correlation(calibrated: pd.DataFrame, correlated: pd.DataFrame) -> Figure:
     """Calibration error over training, and at the end beside the correlation with vulnerability.
 
     Args:
-        calibrated, found: from :func:`calibrations` and :func:`pairs`.
+        calibrated, correlated: from :func:`calibrations` and :func:`pairs`.
     """
     with panels(1, 2, (9.6, 3.7)) as (figure, [[left, right]]):
         for name in calibrated.index.unique("predictor"):
@@ -123,7 +123,7 @@ def calibration_and_correlation(calibrated: pd.DataFrame, found: pd.DataFrame) -
             shaded(left, rows.index, rows.value, (rows.low, rows.high), alpha=0.25, **look)
         left.set(xlabel="epoch", ylabel="expected calibration error", ylim=(0, None))
         left.legend()
-        for name, row in found.iterrows():
+        for name, row in correlated.iterrows():
             look = {"marker": "D", "mfc": "white"} if row.mixed else {"marker": "o"}
             xerr, yerr = (
                 [[max(row[x] - row[f"{x}_low"], 0)], [max(row[f"{x}_high"] - row[x], 0)]] for x in ("ece", "r")

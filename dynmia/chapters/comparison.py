@@ -13,12 +13,12 @@ import xarray as xr
 from scipy import stats
 
 from ..book import maker
-from ..book.cells import band, cell, compare
+from ..book.cells import band, cell
 from ..book.plots import DATASETS, labels
 from ..book.tables import no_signal, read_table
 from ..dynamics.metrics import METRICS
 from ..stats.trends import directions, rank_trend
-from .population import CLAIMS
+from .population import CLAIMS, compare
 
 
 def accuracy(run: xr.Dataset, gap: bool = False) -> tuple[float, float, float]:

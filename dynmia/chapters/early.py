@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ..attack.parts import part_of
-from ..attack.plane import vulnerability_plane
+from ..attack.plane import part_of, vulnerability_plane
 from ..dynamics import cloud as dyn
 from ..dynamics.cloud import Weights
 from ..dynamics.metrics import EARLY

@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 
 from ..book.plots import INK, NULL, bars, colour_of, frame, legend_outside, panels, shaded
 from ..dynamics.cloud import dynamic_vulnerability, vulnerable
-from ..stats.correlations import over_time
-from ..stats.hardness import MEASURES
+from ..stats.hardness import MEASURES, over_time
 
 SHORT = {name: text.split(" (")[0] for name, text in MEASURES.items()}
 LINES = {

@@ -12,8 +12,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from scipy import stats
 
-from ..attack.parts import part_of
-from ..attack.plane import vulnerability_plane
+from ..attack.plane import part_of, vulnerability_plane
 from ..book.cells import cell, said
 from ..book.plots import INK, MARKERS, NULL, legend_outside, panels, titled
 from ..book.tables import read_table
@@ -62,9 +61,9 @@ def run_panels(tables: Mapping[str, Mapping[str, pd.DataFrame]]) -> Figure:
     metrics = list(next(iter(next(iter(tables.values())).values())).index)
     with panels(2, -(-len(metrics) // 2), (11, 5.0), sharey=True) as (figure, axes):
         for axis, name in zip(axes.flat, metrics):
-            for y, found in enumerate(tables.values()):
+            for y, table in enumerate(tables.values()):
                 for k, over in enumerate(OVERS):
-                    row, at = found[over].loc[name], y + 0.22 * (k - 1)
+                    row, at = table[over].loc[name], y + 0.22 * (k - 1)
                     label = f"over {over}" if y == 0 else None
                     axis.plot([row.low, row.high], [at, at], color=SHADES[k], lw=2, label=label)
                     axis.plot(row.value, at, color=INK, marker="o", ms=3)

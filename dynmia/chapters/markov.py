@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ..attack.parts import part_of
-from ..attack.plane import vulnerability_plane
+from ..attack.plane import part_of, vulnerability_plane
 from ..attack.scoring import Scoring
 from ..book import maker
 from ..dynamics import markov

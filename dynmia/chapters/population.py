@@ -11,7 +11,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..book.cells import compare, decimals
+from ..book.cells import decimals
 from ..book.plots import INK, cloud, colour_of, curve, limits, noise_band, noise_paths, panels, shaded
 from ..book.tables import read_table
 from ..dynamics import cloud as dyn
@@ -136,6 +136,11 @@ def _early(axis: Axes, plane: xr.Dataset) -> None:
     axis.axhline(70, color=INK, lw=0.8, ls=":")
     axis.set(xlabel="epoch", ylabel="of the finally vulnerable (%)", ylim=(-3, 103))
     axis.legend()
+
+
+def compare(row: pd.Series, null: pd.Series) -> str:
+    """``above``, ``below`` (the whole interval outside the no-signal band) or ``not distinguishable from``."""
+    return "above" if row.low > null.high else "below" if row.high < null.low else "not distinguishable from"
 
 
 def verdict(table: pd.DataFrame, null: pd.DataFrame) -> list[str]:

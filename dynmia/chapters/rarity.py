@@ -17,7 +17,7 @@ from ..book.cells import cell, said
 from ..book.plots import STYLE, limits, shaded
 from ..book.tables import read_table
 from ..dynamics import cloud as dyn
-from ..stats.correlations import correlation, halved_targets, null_correlations, null_vulnerability, over_both
+from ..stats.hardness import correlation, halved_targets, null_correlations, null_vulnerability, over_both
 from ..stats.matching import Planes
 from ..stats.resample import bootstrap_weights, p_values, quantiles
 from ..store.run import resolve

@@ -8,8 +8,8 @@ from itertools import pairwise
 import pandas as pd
 
 from ..book import maker
-from ..book.cells import compare
 from ..dynamics.metrics import METRICS
+from .population import compare
 
 Tables = Mapping[str, Mapping[str, pd.DataFrame]]
 NAMES: dict[str, str] = maker("attacks").NAMES
@@ -114,5 +114,5 @@ def verdict(
 
 
 def _side(row: pd.Series) -> str:
-    """:func:`dynmia.book.cells.compare` with the no-signal level of the same row."""
+    """:func:`dynmia.chapters.population.compare` with the no-signal level of the same row."""
     return compare(row, pd.Series({"low": row.null_low, "high": row.null_high}))

@@ -13,11 +13,11 @@ import pandas as pd
 import xarray as xr
 from scipy.special import expit
 
-from ..attack.parts import part_of
+from ..attack.plane import part_of
 from ..book.cells import cell
 from ..errors import UserError
 from ..stats import hardness
-from ..stats.correlations import correlation, target
+from ..stats.hardness import correlation, target
 from ..store.run import study_of
 
 ESTIMATORS = {

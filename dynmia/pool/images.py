@@ -58,8 +58,6 @@ def read_folder(path: Path, splits: tuple[str, ...]) -> dict[str, np.ndarray]:
     Images are grey if all files of all splits are (of modes 1, L or 16 bits), else RGB; 16 bits are scaled to 8. Hidden
     files and folders are ignored, and so are links that lead back to a folder that they lie in.
     """
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
     images: dict[Path, np.ndarray] = {}
     labels: dict[str, list[int]] = {}
     classes: list[str] = []
@@ -72,6 +70,8 @@ def read_folder(path: Path, splits: tuple[str, ...]) -> dict[str, np.ndarray]:
             raise UserError(f"image folder {path} needs {split}/CLASS/*.png: {reason(error)}.") from error
         if not files:
             raise UserError(f"image folder {path} needs {split}/CLASS/*.png: {path / split} holds no folder.")
+        from torchvision.datasets.folder import IMG_EXTENSIONS  # slow: not before the first refusal
+
         classes = classes or list(files)
         if unknown := set(files) - set(classes):
             raise UserError(f"{path}: {split} has classes {sorted(unknown)} that train lacks; it has {classes}.")

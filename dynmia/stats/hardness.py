@@ -7,21 +7,25 @@ models share their noise, across disjoint halves they share the sample alone.
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy.stats import rankdata
 
-from ..attack.parts import LEAST, numbers_of_halves, part_of
+from ..attack.plane import LEAST, numbers_of_halves, part_of, planes_of_halves, vulnerability_plane
 from ..attack.scoring import Scoring
+from ..dynamics.cloud import dynamic_vulnerability, vulnerable
 from ..errors import StoreError
 from ..store.folder import RunStore
 from ..store.run import stored_dataset, write_dataset
-from .correlations import HALVES, correlation, halved_targets, null_correlations, null_vulnerability, over_both, target
-from .resample import p_values, quantiles
+from .matching import estimate
+from .resample import null_planes, p_values, quantiles
 
 MEASURES = {  # name: what it is, and where it comes from
     "epistemic_out": "epistemic uncertainty, out-models (mutual information; Depeweg et al. 2018)",
@@ -60,7 +64,7 @@ def measure(store: RunStore, run: xr.Dataset, test_labels: np.ndarray) -> xr.Dat
         Uncertainties are in nats. What counts over time (self_influence, forgetting, learned, loss_iqr) uses the
         checkpoints up to that epoch. Values are NaN where nothing is recorded (gradients: every fourth checkpoint) or a
         part has no model of that side. half_M (half, sample) is measure M at the end from each half of the models
-        that intervals over models are taken from (:func:`dynmia.attack.parts.halves`).
+        that intervals over models are taken from (:func:`dynmia.attack.plane.halves`).
 
         On dims (seldom, test), of one model also model: confidence_E, the largest predicted probability of a held-out
         image, and right_E, whether its class is the true one, for the estimators E in single, ensemble (mean over
@@ -190,7 +194,7 @@ def relate(
     samples; ``same half`` and ``other half``, the mean over the two halves of the population with the measure from one
     and the vulnerability from the same or the other (ends of the intervals, over samples, are averaged too); ``no
     signal``, mean and 95 % range of ``null`` redraws of the keep mask (or of what
-    :func:`dynmia.stats.correlations.null_vulnerability` returned). kind: ``pearson`` or ``spearman``.
+    :func:`dynmia.stats.hardness.null_vulnerability` returned). kind: ``pearson`` or ``spearman``.
 
     The p-value (:func:`dynmia.stats.resample.p_values`) is exact for measures that do not look at the keep mask, as
     the one of all models. A measure of in- or out-models keeps the true mask: how far off it is,
@@ -226,3 +230,111 @@ def relate(
             rows[*key, "other half"] = (pair("a", "b", subset) + pair("b", "a", subset)) / 2
             rows[*key, "no signal"] = quantiles(drawn).assign(n=whole.n)
     return pd.concat(rows, names=["measure", "samples", "models", "kind"])
+
+
+HALVES = 20  # of the models, and of the samples, from which intervals are taken
+
+
+Target = tuple[xr.DataArray, xr.DataArray]  # dynamic vulnerability of each sample; whether it is vulnerable at the end
+
+
+def target(run: xr.Dataset, scoring: Scoring | str) -> Target:
+    """Dynamic vulnerability of each sample, and whether it is vulnerable at the end."""
+    return _target(vulnerability_plane(run, scoring, roc=False))
+
+
+def _target(plane: xr.Dataset) -> Target:
+    return dynamic_vulnerability(plane), vulnerable(plane).isel(epoch=-1, drop=True)
+
+
+def correlation(
+    x: xr.DataArray, y: xr.DataArray, *, draws: int = 500, seed: int = 0, level: float = 0.95
+) -> pd.DataFrame:
+    """Pearson and Spearman correlation of two values a sample, with bootstrap intervals over samples.
+
+    Only samples that both have, with finite values, count. Ranks stay those of the whole sample in every draw.
+
+    Returns:
+        Index ``pearson``, ``spearman``; columns value, low, high, n.
+    """
+    x, y = xr.align(x, y, join="inner")
+    good = np.isfinite(x.values) & np.isfinite(y.values)
+    a, b = x.values[good].astype(float), y.values[good].astype(float)
+    if len(a) < 4 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return pd.DataFrame(np.nan, ["pearson", "spearman"], ["value", "low", "high"]).assign(n=len(a))
+    weights, rows = _weights(len(a), draws, seed), {}
+    for name, (u, v) in {"pearson": (a, b), "spearman": (rankdata(a), rankdata(b))}.items():
+        u, v = (u - u.mean()) / u.std(), (v - v.mean()) / v.std()
+        moments = weights @ np.stack([u, v, u * u, v * v, u * v], 1)  # (draw + 1, 5)
+        mu, mv, uu, vv, uv = moments.T
+        spread = (uu - mu**2) * (vv - mv**2)
+        drawn = (uv - mu * mv) / np.sqrt(np.where(spread > 1e-12, spread, np.nan))  # NaN if one value fills a draw
+        low, high = np.nanquantile(drawn[1:], [(1 - level) / 2, (1 + level) / 2]) if draws else (np.nan, np.nan)
+        rows[name] = [drawn[0], low, high, len(a)]
+    return pd.DataFrame.from_dict(rows, "index", columns=["value", "low", "high", "n"])
+
+
+@functools.lru_cache(4)  # drawing them takes longer than all that is done with them
+def _weights(samples: int, draws: int, seed: int) -> np.ndarray:
+    """Weights of bootstrap draws, (draw + 1, sample); the first row is the sample itself."""
+    drawn = np.random.default_rng(seed).multinomial(samples, np.full(samples, 1 / samples), draws) / samples
+    return np.vstack([np.full(samples, 1 / samples), drawn])
+
+
+def over_time(measured: xr.DataArray, vulnerability: xr.DataArray, kind: str = "spearman") -> pd.DataFrame:
+    """Correlation of a measure at each checkpoint, (epoch, sample), with one value a sample, by epoch."""
+    rows = {
+        int(epoch): correlation(measured.sel(epoch=epoch), vulnerability, draws=200).loc[kind]
+        for epoch in measured.epoch.values
+        if np.isfinite(measured.sel(epoch=epoch)).any()
+    }
+    return pd.DataFrame(rows).T.rename_axis("epoch")
+
+
+def halved_targets(run: xr.Dataset, scoring: Scoring | str) -> list[Target]:
+    """The :func:`target` of ``HALVES`` halves of the models and then of the samples."""
+    dims = "model", "sample"
+    return [_target(plane) for dim in dims for plane in planes_of_halves(run, scoring, dim, HALVES, roc=False)]
+
+
+def over_both(
+    whole: pd.DataFrame, measured: Sequence[xr.DataArray], halved: Sequence[Target],
+    subset: str = "all",
+) -> pd.DataFrame:  # fmt: skip
+    """``whole``, from :func:`correlation`, with the interval over models and samples instead.
+
+    It is formed on Fisher's scale (artanh), where its width does not depend on the value.
+
+    Args:
+        measured: what the halves give: one value a sample for each of them.
+        halved: from :func:`halved_targets`.
+        subset: ``all``, or the samples that are ``vulnerable`` at the end of the half.
+    """
+    drawn = [
+        correlation(x, y.where(final) if subset == "vulnerable" else y, draws=0).value
+        for x, (y, final) in zip(measured, halved, strict=True)
+    ]
+    table = np.arctanh(pd.DataFrame([whole.value, *drawn]).clip(-0.9999, 0.9999))
+    rows = {kind: estimate(xr.DataArray(table[kind], dims="draw")) for kind in table}
+    ends = {end: pd.Series({kind: np.tanh(row[end]) for kind, row in rows.items()}) for end in ("low", "high")}
+    return whole.assign(**ends)
+
+
+def null_vulnerability(run: xr.Dataset, scoring: Scoring | str = "fpr@0.01", draws: int = 200) -> xr.DataArray:
+    """Dynamic vulnerability (draw, sample) of the same phi under keep masks that no model was trained with."""
+    planes = null_planes(run, scoring, draws=draws, roc=False)
+    return xr.concat([dynamic_vulnerability(plane) for plane in planes], "draw")
+
+
+def null_correlations(x: xr.DataArray, noise: xr.DataArray) -> pd.DataFrame:
+    """Correlations of a value a sample with each draw of :func:`null_vulnerability`: columns pearson, spearman."""
+    x, noise = xr.align(x, noise, join="inner")
+    good = np.isfinite(x.values) & np.isfinite(noise.values).all(0)
+    if good.sum() < 4:
+        return pd.DataFrame(np.nan, range(len(noise)), ["pearson", "spearman"])
+    a, b, rows = x.values[good].astype(float), noise.values[:, good], {}
+    for name, (u, v) in {"pearson": (a, b), "spearman": (rankdata(a), rankdata(b, axis=1))}.items():
+        u, v = u - u.mean(), v - v.mean(1, keepdims=True)
+        length = np.sqrt((u**2).sum() * (v**2).sum(1))
+        rows[name] = (v @ u) / np.where(length > 0, length, np.nan)
+    return pd.DataFrame(rows)

@@ -32,8 +32,7 @@ import pandas as pd
 import xarray as xr
 from scipy import stats
 
-from ..attack.parts import LEAST, numbers_of_halves, planes_of_halves
-from ..attack.plane import vulnerability_plane
+from ..attack.plane import LEAST, numbers_of_halves, planes_of_halves, vulnerability_plane
 from ..attack.scoring import Scoring
 from ..dynamics.metrics import METRICS
 from ..errors import UserError, bounded, choose

@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ..attack.parts import planes_of_halves
-from ..attack.plane import vulnerability_plane
+from ..attack.plane import planes_of_halves, vulnerability_plane
 from ..attack.scoring import Scoring
 from ..dynamics import cloud as dyn
 from ..dynamics.metrics import METRICS
