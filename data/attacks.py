@@ -17,7 +17,7 @@ from dynmia.cli import Folder
 from dynmia.dynamics.cloud import dynamic_vulnerability, states
 from dynmia.dynamics.metrics import EARLY
 from dynmia.stats.agreement import overlap, rank_agreement
-from dynmia.stats.intervals import every
+from dynmia.stats.intervals import summarise
 from dynmia.stats.resample import null_planes, null_table, p_values, quantiles
 
 NAMES = {  # in the order of what the attacker knows about each sample
@@ -52,12 +52,12 @@ def measure(
         null: draws of the permutation null, or its planes.
 
     Returns:
-        Index metric; columns value, low, high (:func:`dynmia.stats.intervals.every`), null_value, null_low,
+        Index metric; columns value, low, high (:func:`dynmia.summarise`), null_value, null_low,
         null_high, p.
     """
     scoring = Scoring(attack, rule)
     planes = null_planes(run, scoring, draws=null) if isinstance(null, int) else null
-    drawn, table = null_table(planes, only), every(run, scoring, only=only)[["value", "low", "high"]]
+    drawn, table = null_table(planes, only), summarise(run, scoring, only=only)[["value", "low", "high"]]
     return table.join(quantiles(drawn).add_prefix("null_")).assign(p=p_values(table.value, drawn))
 
 

@@ -75,7 +75,7 @@ class Released:
         if measure == "figure":
             if (key := (runs[0], of["metric"])) not in self.figures().index:
                 raise UserError(f"{self.folder / 'figures.csv'} has no row {', '.join(key)}: dynmia make figures.")
-            return Measured(*self.figures().loc[[key], list(Measured._fields)].iloc[0])
+            return Measured(**self.figures().loc[[key], list(Measured._fields)].fillna({"clipped": ""}).iloc[0])
         if measure == "spread":
             choose(of["metric"], POPULATION, "metric of a spread:")
             populations = [self.run(name) for name in runs]
@@ -84,7 +84,10 @@ class Released:
             return Measured(row.value, row.population_low, row.population_high)
         if measure in RATIOS:
             steps = [self._ratio(pair, of["metric"]) for pair in _pairs(measure, runs)]
-            return Measured(*np.min(steps, axis=0))  # NaN if a step is undefined; the least is below all upper ends
+            least = np.min([step[:3] for step in steps], axis=0)  # NaN if a step is undefined; below all upper ends
+            ends = {end for step in steps for end in step.clipped.split()}
+            value, low, high = map(float, least)
+            return Measured(value, low, high, clipped="both" if len(ends) > 1 else "".join(ends))
         rows = self.related(runs[0])
         for name in (of["measure"], of.get("over", of["measure"])):
             choose(name, rows.index.unique("measure"), f"measure in {runs[0]}.hardness.nc:")
@@ -94,9 +97,8 @@ class Released:
         return difference(first, rows.loc[of["over"], of["samples"], of["models"]])
 
     def _ratio(self, pair: tuple[str, str], metric: str) -> Measured:
-        pools = [(study_of(run).dataset, run.sample.values.tolist()) for run in map(self.run, pair)]
         first, second = (self.scored(name, self.common(pair)) for name in pair)
-        return Measured(*intervals.ratio(first, second, metric, paired=pools[0] == pools[1])[["value", "low", "high"]])
+        return Measured(**intervals.ratio(first, second, metric).drop("error"))
 
 
 def _pairs(measure: str, runs: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -18,8 +18,9 @@ from scipy import stats
 from dynmia.attack.plane import rate_interval, vulnerability_plane
 from dynmia.book.makers import table_place, two_processes, write_table
 from dynmia.cli import Folder
-from dynmia.stats.intervals import CHOSEN, OVER, figures, from_halves, halved
-from dynmia.stats.resample import summarise
+from dynmia.dynamics.metrics import METRICS
+from dynmia.stats.intervals import CHOSEN, OVER, Scored, ends, figures, halved
+from dynmia.stats.resample import bootstrap_weights
 from dynmia.stats.simulate import Simulator
 
 SCENARIOS: dict[str, dict[str, Any]] = {
@@ -69,10 +70,10 @@ def coverage(name: str, sets: int = 100, each: int = 4, others: int = 28, rivals
             drawn = {dim: halved(run, RULE, dim, seed=r) for dim in ("sample", "model")}
             value = figures([planes[r]]).iloc[0]
             tables = {
-                (over, "halves"): from_halves(value, {dim: drawn[dim] for dim in dims}, run.sizes)
+                (over, "halves"): ends(Scored(planes[r], value, {dim: drawn[dim] for dim in dims}, run.keep, r))
                 for over, (_, dims) in OVER.items()
             }
-            tables["samples", "bootstrap"] = summarise(planes[r], draws=100, only=CHOSEN)
+            tables["samples", "bootstrap"] = bootstrap_samples(planes[r])
             if number * each + r < rivals:
                 for method, rival in RIVALS.items():
                     tables["models", method] = rival(run)
@@ -169,6 +170,17 @@ def half_against_half(run: xr.Dataset) -> pd.DataFrame:
     drawn = halved(run, RULE, "model")
     apart = drawn.iloc[::2].reset_index(drop=True) - drawn.iloc[1::2].reset_index(drop=True)
     return _table(run, np.sqrt((apart**2).mean() / 4), stats.t.ppf(0.975, 10))
+
+
+def bootstrap_samples(plane: xr.Dataset, draws: int = 100) -> pd.DataFrame:
+    """Samples drawn with replacement, thresholds kept: quantiles, for biased figures mirrored at the value (basic)."""
+    weights, rows = bootstrap_weights(plane, draws), {}
+    for name in CHOSEN:
+        value, drawn = float(METRICS[name].of(plane, None)), METRICS[name].of(plane, weights).values
+        low, high = np.nanquantile(drawn, [0.025, 0.975])
+        rows[name] = [value, 2 * value - high, 2 * value - low] if METRICS[name].biased else [value, low, high]
+    table = pd.DataFrame.from_dict(rows, "index", columns=["value", "low", "high"])
+    return table.clip(lower=pd.Series({name: METRICS[name].low for name in CHOSEN}), axis=0).rename_axis("metric")
 
 
 def bootstrap_models(run: xr.Dataset, draws: int = 20) -> pd.DataFrame:

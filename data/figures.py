@@ -15,11 +15,14 @@ from dynmia.book.tables import RULES, entries, read_table
 from dynmia.cli import Folder
 from dynmia.dynamics.metrics import METRICS
 from dynmia.errors import bounded
-from dynmia.stats.intervals import every
+from dynmia.stats.intervals import summarise
 from dynmia.stats.resample import null_masks, null_table, p_values, quantiles
 from dynmia.store.run import open_run
 
-COLUMNS = ["value", "low", "high", "error", "null_value", "null_low", "null_high", "p", "null_draws", "run_sha256"]
+COLUMNS = [
+    "value", "low", "high", "error", "clipped", "carrier", "null_value", "null_low", "null_high", "p", "null_defined",
+    "null_draws", "run_sha256",
+]  # fmt: skip
 Null = Annotated[int, typer.Option(help="draws of the permutation null")]
 
 
@@ -39,9 +42,10 @@ def write_figures(folder: Path, name: str, run: xr.Dataset, *, null: int) -> boo
         for keep in null_masks(run, null)
     ]
     for rule in RULES:
-        table = every(run, rule)
+        table = summarise(run, rule)
         drawn = pd.concat([tables[rule] for tables in noise], ignore_index=True)
-        table = table.join(quantiles(drawn).add_prefix("null_")).assign(
+        level = quantiles(drawn).rename(columns={"draws": "defined"}).add_prefix("null_")
+        table = table.join(level).assign(
             p=p_values(table.value, drawn).astype(float), null_draws=null, run_sha256=run.attrs["sha256"][:12]
         )
         table.index = _index([(name, rule, metric) for metric in table.index])

@@ -73,8 +73,8 @@ def rejections(batch: int, populations: int = BATCH, draws: int = DRAWS, models:
         for population in range(populations):
             one = values.isel(population=population).to_dataframe()[list(CALIBRATED)]
             p = p_values(one.iloc[0], one.iloc[1:])
-            far = (one - one.mean()).abs().round(9)
-            turn = far.rank(ascending=False, method="max") / one.notna().sum()  # the p-value of each in its turn
+            tails = [one.round(9).rank(ascending=way, method="max") for way in (True, False)]
+            turn = 2 * np.minimum(*tails) / one.notna().sum()  # the p-value of each in its turn
             attainable = ((turn <= LEVEL).sum() / one.notna().sum()).where(p.notna(), 0)
             found.append(pd.DataFrame({"rejected": p <= LEVEL, "defined": p.notna(), "attainable": attainable}))
         tables[batch, rule] = sum(table.astype(float) for table in found)

@@ -126,7 +126,7 @@ def _of(metric: str, plane: xr.Dataset, weights: xr.DataArray, bins: int) -> np.
 
 
 def interval(drawn: pd.Series, metric: str, margins: int = 0) -> dict[str, float]:
-    """Estimate and 95 % interval from its row of draws, as :func:`dynmia.stats.resample.summarise` forms it.
+    """Estimate and 95 % interval from its row of draws: quantiles, for biased metrics mirrored at the estimate.
 
     Args:
         drawn: the estimate, then the bootstrap draws.
@@ -138,9 +138,9 @@ def interval(drawn: pd.Series, metric: str, margins: int = 0) -> dict[str, float
         return {"value": value, "low": np.nan, "high": np.nan}
     tail = 0.025 / max(margins, 1)
     low, high = np.quantile(rest, [0.025, 1 - tail])
-    if METRICS[metric].interval == "basic":
+    if METRICS[metric].biased:
         high, low = 2 * value - np.quantile(rest, [tail, 0.975])
-    floor = -np.inf if margins else METRICS[metric].floor
+    floor = -np.inf if margins else METRICS[metric].low
     return {"value": value, "low": max(float(low), floor), "high": max(float(high), floor)}
 
 

@@ -3,7 +3,7 @@
 >>> study = dynmia.Study(dataset="digits", model="cnn", optimizer="adamw", epochs=30)
 >>> run = dynmia.train(study)
 >>> plane = dynmia.vulnerability_plane(run, "fpr@0.01")
->>> dynmia.stats.every(run)
+>>> dynmia.summarise(run)
 """
 
 from . import attack, book, dynamics, pool, shadow, stats, store

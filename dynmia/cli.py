@@ -272,14 +272,14 @@ def summarise(
     """Print every metric of a run with its interval over models and samples and its no-signal level."""
     from .attack import Scoring
     from .book.cells import rounded
-    from .stats.intervals import every
+    from .stats.intervals import summarise as summary
     from .stats.resample import null_summary
     from .store.folder import write_atomic
     from .store.run import open_run
 
     bounded("null", null, 0)
     scoring, file, data = Scoring(attack, rule, centre, variance), csv and writable(csv, ".csv"), open_run(run)
-    table = every(data, scoring, draws=draws)
+    table = summary(data, scoring, draws=draws)
     noise = null_summary(data, scoring, draws=null, value=table.value) if null else None
     whole = table if noise is None else table.join(noise.add_prefix("null_"))
     if file:

@@ -22,18 +22,30 @@ def decimals(name: str, row: pd.Series) -> int:
     return resolved(row.low, row.high, METRICS[name].digits)
 
 
-def cell(value: float, low: float, high: float, digits: int = 1, least: int = 0) -> str:
-    """``value [low, high]`` to what the interval resolves, at ``least``; ``undefined`` where there is no value."""
+def cell(value: float, low: float, high: float, digits: int = 1, least: int = 0, clipped: object = "") -> str:
+    """``value [low, high]`` to what the interval resolves, at ``least``; ``undefined`` where there is no value.
+
+    An end that was ``clipped`` to what is possible (``low``, ``high``, ``both``) has an asterisk.
+    """
     if np.isnan(value):
         return "undefined"
     digits = max(least, resolved(low, high, digits))
-    return "{} [{}, {}]".format(*(f"{round(v, digits) + 0.0:.{digits}f}" for v in (value, low, high)))
+    value, low, high = (round(number, digits) + 0.0 for number in (value, low, high))
+    if np.isnan([low, high]).any():
+        return f"{value:.{digits}f} [no interval]"
+    first, last = ("*" * (clipped in (end, "both")) for end in ("low", "high"))
+    return f"{value:.{digits}f} [{low:.{digits}f}{first}, {high:.{digits}f}{last}]"
 
 
 def said(row: Any, digits: int = 1, blank: str = "–") -> str:
     """:func:`cell` of value, low and high of ``row``; ``blank`` where one of them is not finite."""
     known = np.isfinite([row.value, row.low, row.high]).all()
     return cell(row.value, row.low, row.high, digits) if known else blank
+
+
+def carried(text: str, carrier: float) -> str:
+    """``by model 7``: it alone explains more than nine tenths of what moves the figure over halves of the models."""
+    return text if np.isnan(carrier) else f"{text}, by model {carrier:.0f}"
 
 
 def band(low: float, high: float, p: float = np.nan, digits: int = 1) -> str:
@@ -46,12 +58,14 @@ def rounded(table: pd.DataFrame, null: pd.DataFrame | None = None) -> pd.DataFra
     """The table as it is printed: one column ``value [interval]``, and the no-signal level if given."""
     lines = []
     for name, row in table.iterrows():
-        line = [row.label, row.unit, cell(row.value, row.low, row.high, METRICS[str(name)].digits)]
+        text = cell(row.value, row.low, row.high, METRICS[str(name)].digits, clipped=row.get("clipped"))
+        line = [row.label, row.unit, carried(text, row.get("carrier", np.nan))]
         if null is not None:
             noise = null.loc[name]
             line.append(band(noise.low, noise.high, noise.get("p", np.nan), decimals(str(name), row)))
         lines.append(line)
-    columns = ["metric", "unit", f"value [{100 * table.attrs.get('level', 0.95):g} % interval]", "no signal"]
+    over = " over samples" * (table.attrs.get("over") == "samples")
+    columns = ["metric", "unit", f"value [{100 * table.attrs.get('level', 0.95):g} % interval{over}]", "no signal"]
     return pd.DataFrame(lines, columns=columns[: 3 if null is None else 4]).set_index("metric")
 
 

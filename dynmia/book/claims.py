@@ -31,7 +31,7 @@ from ..dynamics.metrics import METRICS
 from ..errors import UserError, choose, shown
 from ..stats.hardness import MEASURES as HARDNESS
 from ..store.run import project_root, resolve
-from .cells import band, cell, resolved
+from .cells import band, carried, cell, resolved
 from .tables import entries, member, named, read_list, read_table
 
 VERDICTS = ("agrees", "agrees elsewhere", "same direction", "present", "opposite", "undecided", "not measured")
@@ -51,13 +51,15 @@ PARTS = ("id", "page", "sentence", "measure", "asserts", "paper", "source", "run
 
 
 class Measured(NamedTuple):
-    """A figure with its 95 % interval and its no-signal level, NaN where there is none."""
+    """A figure with its 95 % interval, its no-signal level (NaN where there is none), and what marks the interval."""
 
     value: float
     low: float
     high: float
     null_low: float = math.nan
     null_high: float = math.nan
+    clipped: str = ""
+    carrier: float = math.nan
 
 
 class Claim(NamedTuple):
@@ -177,7 +179,7 @@ def printed(table: pd.DataFrame) -> pd.DataFrame:
         least = int(row.unit == "ratio")  # 1 is no effect, so whole numbers would not tell
         digits = max(least, resolved(row.low, row.high, 3))
         noise = "" if np.isnan(row.null_low) else band(row.null_low, row.null_high, digits=digits)
-        return cell(row.value, row.low, row.high, 3, least), noise
+        return carried(cell(row.value, row.low, row.high, 3, least, row.clipped), row.carrier), noise
 
     table = table.reset_index()
     cells = [numbers(row) for row in table.itertuples()]

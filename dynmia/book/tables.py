@@ -28,11 +28,14 @@ RANGE = "value low high"
 # name of a released table -> the columns that tell its rows apart, further columns of text, and what must be there of
 # numbers; every other column holds numbers too
 TABLES = {
-    "figures.csv": ("run rule metric", "run_sha256", f"{RANGE} error null_value null_low null_high p null_draws"),
+    "figures.csv": (
+        "run rule metric", "run_sha256 clipped",
+        f"{RANGE} error carrier null_value null_low null_high p null_defined null_draws",
+    ),
     "attacks.csv": ("run attack metric", "", f"{RANGE} null_value null_low null_high p"),
     "claims.csv": (
-        "id reading", "page kind sentence source unit runs setting paper_setting verdict",
-        f"paper {RANGE} null_low null_high",
+        "id reading", "page kind sentence source unit runs setting paper_setting verdict clipped",
+        f"paper {RANGE} null_low null_high carrier",
     ),
     "complexity.csv": ("dataset measure", "label unit fingerprint", f"{RANGE} null_low null_high samples"),
     "coverage.csv": (
@@ -239,13 +242,14 @@ def figures(folder: str | os.PathLike[str] = "data", rule: str = "fpr@0.01") -> 
     """Every metric of every run in ``folder`` under ``rule``, from ``figures.csv``.
 
     Returns:
-        Index (run, metric); columns label, unit; value, low, high, error from :func:`dynmia.stats.intervals.every`;
-        null_value, null_low, null_high (the no-signal level) and p, from :func:`dynmia.stats.resample.p_values`.
+        Index (run, metric); columns label, unit; value, low, high, error, clipped, carrier from
+        :func:`dynmia.summarise`; null_value, null_low, null_high (the no-signal level) and p, from
+        :func:`dynmia.stats.resample.p_values`.
     """
     path = resolve(folder) / "figures.csv"
     table = read_table(path)
     choose(rule, sorted(set(table.index.get_level_values("rule"))), "decision rule in figures.csv")
-    table = table.xs(rule, level="rule").drop(columns=["null_draws", "run_sha256"])
+    table = table.xs(rule, level="rule").drop(columns=["null_draws", "null_defined", "run_sha256"])
     metrics = [METRICS[choose(name, METRICS, f"metric in {path}:")] for name in table.index.get_level_values("metric")]
     table.insert(0, "label", [metric.label for metric in metrics])
     table.insert(1, "unit", [metric.unit for metric in metrics])

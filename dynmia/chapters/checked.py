@@ -13,14 +13,15 @@ from sklearn import metrics as sk
 
 from ..attack.lira import lira_scores
 from ..attack.others import attack_scores
-from ..attack.plane import LEVELS, rate_interval, vulnerability_plane
+from ..attack.plane import LEVELS, halves, rate_interval, vulnerability_plane
 from ..attack.scoring import LIRA, Scoring
 from ..book.plots import titled
 from ..dynamics import cloud as dyn
 from ..dynamics.markov import passage
 from ..dynamics.metrics import METRICS
 from ..stats.agreement import overlap, rank_agreement
-from ..stats.resample import p_values, summarise
+from ..stats.intervals import interval
+from ..stats.resample import p_values
 from . import oracles
 
 TOLERANCE = 1e-9  # of a difference that is rounding only; fits by another solver get FITTED
@@ -78,21 +79,17 @@ def comparisons(run: xr.Dataset) -> pd.DataFrame:
     row("TPR at 0.1, 1 and 10 % FPR, tied scores", "tpr_at_fpr", "sklearn roc_curve",
         [dyn.tpr_at_fpr(tied, a)[0] for a in LEVELS], [tpr[fpr <= a].max() for a in LEVELS])  # fmt: skip
 
-    ends, place = summarise(plane, draws=100, only=["advantage", "entropy_change"]), second.place
-    row("bootstrap interval, percentile (mean advantage)", "summarise", "scipy.stats.bootstrap",
-        ends.loc["advantage", ["low", "high"]],
-        oracles.bootstrap_ends(plane, lambda z: 1000 * np.diff(place[-1, z]).mean(), "percentile"))  # fmt: skip
-    row("bootstrap interval, basic (entropy change)", "summarise", "scipy.stats.bootstrap",
-        ends.loc["entropy_change", ["low", "high"]],
-        oracles.bootstrap_ends(plane, lambda z: float(np.diff([oracles.entropy(p[z]) for p in place[[0, -1]]])[0]),
-                               "basic"))  # fmt: skip
-    drawn, value = np.random.default_rng(0).normal(0, 1, 199), 1.7
-    test = stats.monte_carlo_test(
-        [value], lambda size: drawn.reshape(size), lambda x, axis: abs(x - drawn.mean()).mean(axis),
-        n_resamples=199, alternative="greater",
-    )  # fmt: skip
+    drawn = []
+    for part in halves(run, "sample", 20):
+        half = oracles.Second(part.phi.values[-1:].astype(float), part.keep.values, part.epoch.values[-1:])
+        drawn.append(1000 * np.diff(half.place[-1]).mean())
+    row("interval over samples (mean advantage)", "interval", "loops over halves, scipy.stats.t",
+        interval(run, "fpr@0.01", "samples", only=["advantage"]).loc["advantage", ["low", "high"]],
+        stats.t.interval(0.95, 10, 1000 * np.diff(second.place[-1]).mean(), np.std(drawn)))  # fmt: skip
+    noise, value = np.random.default_rng(0).normal(0, 1, 199), 1.7
+    test = stats.monte_carlo_test([value], lambda size: noise.reshape(size), np.mean, n_resamples=199)
     row("permutation p-value", "p_values", "scipy.stats.monte_carlo_test",
-        p_values(pd.Series({"x": value}), pd.DataFrame({"x": drawn})), test.pvalue)  # fmt: skip
+        p_values(pd.Series({"x": value}), pd.DataFrame({"x": noise})), test.pvalue)  # fmt: skip
     hits = xr.DataArray(np.arange(11), dims="count")
     exact = [stats.binomtest(k, 10).proportion_ci(method="wilson") for k in range(11)]
     row("Wilson interval, 0 to 10 of 10", "rate_interval", "scipy binomtest",

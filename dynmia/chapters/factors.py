@@ -24,8 +24,7 @@ from ..stats.matching import (
     Nulls,
     Planes,
     at_epochs,
-    estimate,
-    estimate_ratio,
+    contrast,
     matched_epochs,
     state_curves,
 )
@@ -97,10 +96,9 @@ def contrasts(
             chance = [at_epochs(one, epochs).isel(draw=0) for one in noise]
             for metric in STATE:
                 first, second = both[metric]
-                found = estimate(second - first) if how == "difference" else estimate_ratio(second, first)
                 values = [float(one[metric][1] - one[metric][0]) for one in chance] or [np.nan]
                 rows[run, matching, metric] = {
-                    **found, "null_low": min(values), "null_high": max(values),
+                    **contrast(second, first, metric, how), "null_low": min(values), "null_high": max(values),
                     "epoch": epochs[run], "reference_epoch": epochs[reference],
                     "run_value": float(both[metric][1, 0]), "reference_value": float(both[metric][0, 0]),
                 }  # fmt: skip

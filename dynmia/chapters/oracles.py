@@ -17,7 +17,6 @@ from types import ModuleType
 import numpy as np
 import pandas as pd
 import torch
-import xarray as xr
 from scipy import optimize, stats
 from scipy.spatial.distance import cdist
 from sklearn import metrics as sk
@@ -109,9 +108,9 @@ class Second:
         self.place = np.array(place)
 
     def early(self, score: Callable) -> float:
-        """A score of scikit-learn of who is vulnerable at 3/8 of training, for who is at the end."""
-        at = max(t for t, epoch in enumerate(self.epochs) if epoch <= 150 / 400 * self.epochs[-1])
-        return 100 * score(self.flags(-1), self.flags(at))
+        """A score of scikit-learn of who is vulnerable at 3/8 of training, for who is at the end, linear in between."""
+        scores = [score(self.flags(-1), self.flags(t), zero_division=np.nan) for t in range(len(self.epochs))]
+        return 100 * float(np.interp(150 / 400 * self.epochs[-1], self.epochs, scores))
 
     def flags(self, t: int) -> np.ndarray:
         """Who is vulnerable at checkpoint t, (n,)."""
@@ -177,14 +176,6 @@ ORACLES: dict[str, tuple[str, Callable[[Second], float | np.floating]]] = {
     "recall_epoch": ("sklearn recall_score", lambda s: s.recall_epoch()),
     "silhouette": ("sklearn silhouette_score", lambda s: s.silhouette()),
 }
-
-
-def bootstrap_ends(plane: xr.Dataset, statistic: Callable, method: str) -> tuple[float, float]:
-    """95 % interval over samples by ``scipy.stats.bootstrap``, from the draws that a block of ours takes."""
-    return stats.bootstrap(
-        (np.arange(plane.sizes["sample"]),), statistic, n_resamples=100, method=method, vectorized=False,
-        rng=np.random.default_rng([0, 0]),
-    ).confidence_interval  # fmt: skip
 
 
 def published() -> ModuleType | None:

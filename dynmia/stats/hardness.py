@@ -315,8 +315,9 @@ def over_both(
         for x, (y, final) in zip(measured, halved, strict=True)
     ]
     table = np.arctanh(pd.DataFrame([whole.value, *drawn]).clip(-0.9999, 0.9999))
-    ends = pd.DataFrame({kind: np.tanh(estimate(xr.DataArray(table[kind], dims="draw"))) for kind in table})
-    return whole.assign(low=ends.loc["low"], high=ends.loc["high"])
+    rows = {kind: estimate(xr.DataArray(table[kind], dims="draw")) for kind in table}
+    ends = {end: pd.Series({kind: np.tanh(row[end]) for kind, row in rows.items()}) for end in ("low", "high")}
+    return whole.assign(**ends)
 
 
 def null_vulnerability(run: xr.Dataset, scoring: Scoring | str = "fpr@0.01", draws: int = 200) -> xr.DataArray:

@@ -10,23 +10,23 @@ turns what comes out into a value with its interval over models and samples.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy import stats
 
 from ..attack.plane import planes_of_halves, vulnerability_plane
 from ..attack.scoring import Scoring
 from ..dynamics import cloud as dyn
 from ..dynamics.metrics import METRICS
 from ..errors import UserError, choose
-from .intervals import quotient
+from . import intervals
 
 Planes = Mapping[str, xr.Dataset]
 Halved = Mapping[str, Sequence[xr.Dataset]]  # for each run what with_halves returns, or its plane alone
 Nulls = Mapping[str, Sequence[xr.Dataset]]  # for each run planes of its permutation null
-STATE: dict[str, Callable[..., xr.DataArray]] = {  # metrics of summary.METRICS that a moment has, over epoch
+STATE: dict[str, Callable[..., xr.DataArray]] = {  # metrics that a moment has, over epoch
     "auc": dyn.auc,
     "advantage": lambda plane, weights=None: 1000 * dyn.population_mean(plane.advantage, weights),
     "displacement": dyn.displacement,
@@ -56,7 +56,7 @@ def with_halves(runs: Planes, scoring: Scoring | str, draws: int = 20) -> dict[s
 
 
 def metrics_of(planes: Halved, names: Sequence[str]) -> xr.Dataset:
-    """Metrics of ``summary.METRICS`` of whole runs, dims (run, draw)."""
+    """Metrics of whole runs, dims (run, draw)."""
     rows = {name: [[METRICS[name].of(part, None) for part in parts] for parts in planes.values()] for name in names}
     figures = {name: (("run", "draw"), np.array(row, float)) for name, row in rows.items()}
     return xr.Dataset(figures, {"run": list(planes)})
@@ -113,20 +113,23 @@ def matched_epochs(planes: Planes, matching: str, share: float = 0.95) -> dict[s
     return {run: epoch_at(plane, matching, level) for run, plane in planes.items()}
 
 
-def estimate(drawn: xr.DataArray, level: float = 0.95) -> pd.Series:
-    """Value, low and high of a metric or difference (draw), by the variance over halves of models and of samples."""
-    value, models, samples = _parts(drawn)
-    half = stats.t.ppf((1 + level) / 2, models.size // 2) * np.sqrt(models.var() + samples.var())
-    return pd.Series({"value": value, "low": value - half, "high": value + half})
+def estimate(
+    drawn: xr.DataArray, metric: str = "", level: float = 0.95, bounds: tuple[float, float] | None = None
+) -> pd.Series:
+    """A metric, or any figure, of a run and its halves (draw): :func:`dynmia.stats.intervals.estimate`."""
+    value, halved = _parts(drawn)
+    return pd.Series(intervals.estimate(value, halved, {}, metric, level, bounds))
 
 
-def estimate_ratio(above: xr.DataArray, below: xr.DataArray, level: float = 0.95) -> pd.Series:
-    """Value, low and high of the ratio of two metrics (draw): :func:`dynmia.stats.intervals.quotient`."""
-    value, *drawn = (np.array(pair) for pair in zip(_parts(above), _parts(below)))
-    return quotient(value, drawn, level=level)
+def contrast(
+    first: xr.DataArray, second: xr.DataArray, metric: str = "", how: str = "ratio", level: float = 0.95
+) -> pd.Series:
+    """The first figure (draw) over the second, or less it: :func:`dynmia.stats.intervals.contrast`."""
+    value, halved = _parts(xr.concat([first, second], "run"))
+    return pd.Series(intervals.contrast(value, halved, {}, metric, how, level=level))
 
 
-def _parts(drawn: xr.DataArray) -> tuple[float, np.ndarray, np.ndarray]:
-    """The figure of a run, of its halves of models, and of its halves of samples."""
-    half = drawn.size // 2
-    return float(drawn[0]), drawn.values[1 : half + 1], drawn.values[half + 1 :]
+def _parts(drawn: xr.DataArray) -> tuple[Any, dict[str, np.ndarray]]:
+    """Figures of whole runs, and of their halves along each dimension (..., draw)."""
+    values, half = drawn.transpose(..., "draw").values, drawn.sizes["draw"] // 2
+    return values[..., 0], {"model": values[..., 1 : half + 1], "sample": values[..., half + 1 :]}

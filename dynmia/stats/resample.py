@@ -11,45 +11,9 @@ import xarray as xr
 from ..attack.plane import vulnerability_plane
 from ..attack.scoring import Scoring
 from ..dynamics.metrics import METRICS
-from ..errors import bounded, choose
+from ..errors import bounded
 from ..pool.pool import draw_keep
 from ..store.run import study_of
-
-BLOCK = 100  # bootstrap draws held in memory at once
-CLUSTER_DRAWS = 200  # k-means is fitted anew in each
-
-
-def summarise(
-    plane: xr.Dataset, *, draws: int = 1000, seed: int = 0, level: float = 0.95, only: Collection[str] = METRICS
-) -> pd.DataFrame:
-    """Every metric of ``METRICS`` with its bootstrap interval over samples.
-
-    Decision thresholds are those of the plane; they are not set anew in each draw. Intervals say how sure the figure is
-    for this population of models and for samples like these, not for another population of models.
-
-    Returns:
-        Index metric; columns label, value, low, high, unit.
-    """
-    bounded("draws", draws, 20)
-    bounded("level", level, 0, 1, whole=False)
-    wanted = {choose(name, METRICS, "metric"): METRICS[name] for name in only}
-    rows, columns = {}, {name: [] for name in wanted}  # type: ignore[var-annotated]
-    for start in range(0, draws, BLOCK):
-        weights = bootstrap_weights(plane, min(BLOCK, draws - start), seed, start)
-        for name, metric in wanted.items():
-            if name != "silhouette" or start < CLUSTER_DRAWS:
-                columns[name].append(np.atleast_1d(metric.of(plane, weights).values))
-    for name, metric in wanted.items():
-        value = float(metric.of(plane, None))
-        drawn = np.concatenate(columns[name])
-        drawn = drawn[np.isfinite(drawn)]
-        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]) if len(drawn) else (np.nan, np.nan)
-        if metric.interval == "basic":
-            low, high = 2 * value - high, 2 * value - low
-        rows[name] = [metric.label, value, max(low, metric.floor), max(high, metric.floor), metric.unit]
-    table = pd.DataFrame.from_dict(rows, "index", columns=["label", "value", "low", "high", "unit"])
-    table.attrs["level"] = level
-    return table.rename_axis("metric")
 
 
 def bootstrap_weights(plane: xr.Dataset, draws: int = 200, seed: int = 0, block: int = 0) -> xr.DataArray:
@@ -80,7 +44,7 @@ def null_summary(
         value: of the population itself, by metric; with it comes the p-value (:func:`p_values`).
 
     Returns:
-        Index metric; columns value (mean), low, high, and p if ``value`` is given.
+        Index metric; columns value (mean), low, high, draws (that define the metric), and p if ``value`` is given.
     """
     drawn = null_table(null_planes(run, scoring, draws=draws, seed=seed) if planes is None else planes)
     table = quantiles(drawn, level)
@@ -93,24 +57,25 @@ def null_table(planes: Iterable[xr.Dataset], only: Collection[str] = METRICS) ->
 
 
 def quantiles(drawn: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
-    """Mean and central interval of each column (its extremes if the rows are few), as value, low, high."""
+    """Mean and central interval of each column (its extremes if the rows are few), and how many are defined (draws)."""
     bounded("level", level, 0, 1, whole=False)
     tails = [(1 - level) / 2, (1 + level) / 2]
     low, high = (drawn.quantile(q, interpolation="lower" if q < 0.5 else "higher") for q in tails)
-    return pd.DataFrame({"value": drawn.mean(), "low": low, "high": high}).rename_axis("metric")
+    table = pd.DataFrame({"value": drawn.mean(), "low": low, "high": high, "draws": drawn.notna().sum()})
+    return table.rename_axis("metric")
 
 
 def p_values(value: pd.Series, drawn: pd.DataFrame) -> pd.Series:
-    """Two-sided permutation p-value of each metric (Phipson and Smyth 2010, eq. 2).
+    """Two-sided permutation p-value of each metric: 2 min(lower, upper tail), at most 1.
 
-    The share of draws, the population itself counted as one, at least as far from the mean of them all as ``value``.
+    A tail is (1 + b) / (1 + m) of m defined draws of which b are at least as far out (Phipson and Smyth 2010, eq. 2).
     Assumes that without a signal the keep mask and its redraws are exchangeable, as they are under the run's design;
-    then p <= a has a probability of at most a. NaN where the population has no value.
+    then p <= a has a probability of at most a. NaN where the population has no value, or no draw has one.
     """
-    count = 1 + drawn.notna().sum()
-    centre = (value + drawn.sum()) / count
-    far = (drawn - centre).abs() >= (value - centre).abs() - 1e-12
-    return ((1 + far.where(drawn.notna()).sum()) / count).where(value.notna())
+    count = drawn.notna().sum()
+    below, above = (drawn <= value + 1e-12).sum(), (drawn >= value - 1e-12).sum()
+    p = (2 * (1 + np.minimum(below, above)) / (1 + count)).clip(upper=1.0)
+    return p.where(value.notna() & (count > 0))
 
 
 def null_planes(

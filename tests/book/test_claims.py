@@ -192,9 +192,10 @@ def test_rows_as_a_page_prints_them():
         "id": ["a", "b", "c"], "reading": "bayes", "sentence": "x", "unit": ["ratio", "%", np.nan],
         "paper": [3, NAN, 0.15], "value": [2.9412, 12.3456, NAN], "low": [2.1, 12, NAN], "high": [3.9, 12.7, NAN],
         "null_low": [NAN, 0, NAN], "null_high": [NAN, 1, NAN], "verdict": "v", "setting": "s",
+        "clipped": [NAN, "high", NAN], "carrier": [7, NAN, NAN],
     }).set_index(["id", "reading"])  # fmt: skip
     shown = printed(rows)
-    assert shown["ours [95 %]"].tolist() == ["2.9 [2.1, 3.9]", "12.3 [12.0, 12.7]", "not measured"]
+    assert shown["ours [95 %]"].tolist() == ["2.9 [2.1, 3.9], by model 7", "12.3 [12.0, 12.7*]", "not measured"]
     assert shown["no signal"].tolist() == ["", "0.0 to 1.0", ""]
     assert shown.paper.tolist() == ["3", "", "0.15"]
     assert shown.unit.tolist() == ["ratio", "%", ""]

@@ -100,7 +100,7 @@ def test_estimators_and_their_correlations(populations):
     vulnerability = hardness.target(part_of(runs["base"], np.arange(4, 8)), "bayes")[0]
     by_hand = hardness.correlation(found.deep_mi.sel(part="all")[-1], vulnerability).loc["pearson"]
     row = table.loc["deep_mi", "all", "other half", "pearson"]
-    pd.testing.assert_series_equal(row.drop("p"), by_hand, check_names=False, check_dtype=False)
+    pd.testing.assert_series_equal(row.drop(["p", "draws"]), by_hand, check_names=False, check_dtype=False)
     straight = hardness.relate(found[["mi_all"]], runs["base"], "bayes", null=2)
     pd.testing.assert_frame_equal(table.loc[["mi_all"]], straight, check_dtype=False)
 

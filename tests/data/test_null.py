@@ -102,10 +102,10 @@ def test_bias_of_the_package_lies_on_the_closed_form():
 
 
 def test_rejections_count_what_the_test_rejects():
-    found = null_calibration.rejections(2, populations=2, draws=19)
+    found = null_calibration.rejections(2, populations=2, draws=39)
     assert found.index.names == ["batch", "rule", "metric"]
     smooth = found.xs((2, "bayes"), level=("batch", "rule")).loc[["auc", "dynamic", "displacement", "speed_mean"]]
-    np.testing.assert_allclose(smooth.attainable, 2 / 20)  # 1 of 20 at 5 %
+    np.testing.assert_allclose(smooth.attainable, 2 * 2 / 40)  # 2 of 40 at 5 %, of two populations
     assert (found.rejected <= found.defined).all()
     dates = found.xs("recall_epoch", level="metric")
     assert (dates.attainable <= 0.05 * dates.defined).all()
@@ -114,9 +114,8 @@ def test_rejections_count_what_the_test_rejects():
 def test_a_signal_is_rejected(monkeypatch):
     strong = Simulator(65, 3, separation=3).run(20)
     monkeypatch.setattr(Simulator, "run", lambda *_: strong)
-    found = (
-        null_calibration.rejections(0, populations=1, draws=19).xs("fpr@0.01", level="rule").rejected.droplevel("batch")
-    )
+    table = null_calibration.rejections(0, populations=1, draws=39)
+    found = table.xs("fpr@0.01", level="rule").rejected.droplevel("batch")
     assert found[["auc", "advantage", "displacement", "entropy_change", "vulnerable"]].tolist() == [1] * 5
 
 

@@ -236,7 +236,9 @@ def test_the_interval_over_models_and_samples_is_that_of_the_halves():
             x = found.half_loss_out[number] if dim == "model" else found.loss_out.sel(part="all").isel(epoch=-1)
             y = dynamic_vulnerability(vulnerability_plane(part, Scoring(variance="pooled")))
             drawn[dim].append(np.arctanh(pearsonr(x.sel(sample=y.sample), y)[0]))
-    half = stats.t.ppf(0.975, hardness.HALVES // 2) * np.sqrt(sum(np.var(values) for values in drawn.values()))
+    parts, free = [np.var(values) for values in drawn.values()], hardness.HALVES // 2
+    freedom = free * sum(parts) ** 2 / sum(part**2 for part in parts)
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(sum(parts))
     middle = np.arctanh(plain.value[key])
     np.testing.assert_allclose(table.loc[key, ["low", "high"]].tolist(), np.tanh([middle - half, middle + half]))
 

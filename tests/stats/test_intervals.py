@@ -1,5 +1,7 @@
 """Intervals over samples, models and both: known answers, a second implementation, and their study of coverage."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -70,16 +72,98 @@ def test_both_adds_the_variances(run):
 
 
 def test_every_metric_has_its_interval(run):
-    table = intervals.every(run, "fpr@0.05")
-    assert table.index.tolist() == list(METRICS)
+    table = intervals.summarise(run, "fpr@0.05")
+    assert (table.index.tolist(), table.attrs["over"]) == (list(METRICS), "both")
     both = intervals.interval(run, "fpr@0.05", "both", only=["displacement", "entropy_change"])
-    pd.testing.assert_frame_equal(table.loc[both.index], both, check_like=True)
-    steps = [name for name in METRICS if METRICS[name].unit == "epoch"]
-    assert table.error.isna().tolist() == [name in steps for name in METRICS]
-    assert table.loc[steps, "low"].isin(run.epoch.values).all()
+    pd.testing.assert_frame_equal(table.loc[both.index], both)
     few = part_of(run, np.arange(8))  # too few to halve
     alone = intervals.interval(few, "bayes", "samples", only=["auc"])
-    assert intervals.every(few, "bayes").error["auc"] == alone.error["auc"]
+    every = intervals.summarise(few, "bayes")
+    assert (every.error["auc"], every.attrs["over"]) == (alone.error["auc"], "samples")
+
+
+def test_no_interval_has_zero_width_and_none_goes_beyond_what_is_possible(run):
+    for part in (run, run.isel(epoch=[0, -1]), run.isel(sample=slice(30))):
+        for rule in ("bayes", "fpr@0.01", "fpr@0.2"):
+            table = intervals.summarise(part, rule)
+            defined = table[table.low.notna()]
+            assert (defined.high > defined.low).all()
+            for name, row in table.iterrows():
+                low, high = METRICS[name].low, METRICS[name].high
+                low, high = part.epoch.values[[0, -1]] if row.unit == "epoch" else (low, high)
+                assert not row.low < low
+                assert not row.high > high
+                assert row.low == low or row.clipped in ("", "high")
+                assert row.high == high or row.clipped in ("", "low")
+
+
+def halves_of(*values, dim="model"):
+    return {dim: np.array(values, float)}
+
+
+def test_ends_by_hand():
+    drawn = halves_of(1, 3, 2, 4)  # variance 1.25, four halves: two degrees of freedom
+    row = intervals.estimate(2.0, drawn, {"model": 20})
+    half = stats.t.ppf(0.975, 2) * np.sqrt(1.25)
+    assert (row["low"], row["high"], row["error"]) == pytest.approx((2 - half, 2 + half, np.sqrt(1.25)))
+    both = drawn | halves_of(1, 2, 1, 2, dim="sample")  # variance 0.25
+    freedom = 1.5**2 / (1.25**2 / 2 + 0.25**2 / 2)
+    row = intervals.estimate(2.0, both, {"model": 20, "sample": 50})
+    assert row["high"] == pytest.approx(2 + stats.t.ppf(0.975, freedom) * np.sqrt(1.5))
+    row = intervals.estimate(2.0, drawn, {"model": 2})  # one degree of freedom: two models
+    assert row["high"] == pytest.approx(2 + stats.t.ppf(0.975, 1) * np.sqrt(1.25))
+
+
+def test_ends_are_clipped_and_say_so():
+    wide = halves_of(0, 90, 10, 100)
+    rows = {name: intervals.estimate(50.0, wide, {}, name) for name in ("vulnerable", "displacement", "advantage")}
+    assert (rows["vulnerable"]["low"], rows["vulnerable"]["high"], rows["vulnerable"]["clipped"]) == (0, 100, "both")
+    assert (rows["displacement"]["low"], rows["displacement"]["clipped"]) == (0, "low")
+    assert (rows["advantage"]["low"] < 0, rows["advantage"]["clipped"]) == (True, "")
+    share = intervals.contrast(
+        np.array([50.0, 40.0]), {"model": np.stack([wide["model"]] * 2)}, {}, "vulnerable", "ratio", ()
+    )
+    assert (share["low"], share["clipped"], share["high"]) == (0, "low", np.inf)
+
+
+def test_shares_of_nothing_and_of_all_have_the_exact_binomial_limit():
+    row = intervals.estimate(0.0, halves_of(0, 0, 0, 0), {}, "vulnerable")
+    assert np.isnan(row["high"])
+    row = intervals._binomial(row, 30, 0.95)
+    assert (row["low"], row["high"]) == (0, pytest.approx(100 * (1 - 0.025 ** (1 / 30))))
+    assert stats.binom.cdf(0, 30, row["high"] / 100) == pytest.approx(0.025)
+    row = intervals._binomial(intervals.estimate(100.0, halves_of(100, 100, 90, 100), {}, "early_recall"), 10, 0.95)
+    assert (row["high"], row["low"]) == (100, pytest.approx(100 * 0.025**0.1))
+    wide = intervals._binomial(intervals.estimate(0.0, halves_of(0, 0, 90, 0), {}, "vulnerable"), 1000, 0.95)
+    assert wide["high"] > 50
+
+
+def test_dates_reach_one_checkpoint_each_way():
+    epochs = np.array([0, 2, 6, 12])
+    for date, ends in ((0, (0, 2)), (2, (0, 6)), (6, (2, 12)), (12, (6, 12))):
+        row = intervals._one_checkpoint_each_way(intervals.estimate(date, halves_of(*[date] * 4), {}), epochs)
+        assert (row["low"], row["high"]) == ends
+    row = intervals._one_checkpoint_each_way(intervals.estimate(6.0, halves_of(0, 12, 0, 12), {}), epochs)
+    assert (row["low"], row["high"], row["clipped"]) == (0, 12, "both")
+
+
+def test_what_is_undefined_in_most_halves_has_no_interval():
+    nan = np.nan
+    rows = [intervals.estimate(5.0, halves_of(*values), {}) for values in ((4, 6, nan, 5), (4, nan, nan, nan))]
+    assert [np.isfinite(row["low"]) for row in rows] == [True, False]
+    assert np.isnan(intervals.estimate(nan, halves_of(1, 2, 3, 4), {})["high"])
+
+
+def test_one_model_that_carries_a_figure_is_named(run):
+    broken = run.copy(deep=True)
+    broken["phi"][-1, 7] = np.where(run.keep[7], -40.0, 40.0)  # confident where it should not be: all false positives
+    tables = [intervals.interval(one, "fpr@0.01", "models", only=["displacement", "auc"]) for one in (broken, run)]
+    assert tables[0].carrier["displacement"] == 7
+    assert tables[1].carrier.isna().all()
+    noise = [
+        intervals.interval(Simulator(samples=60, checkpoints=1).run(20, k), only=["auc"]).carrier for k in range(20)
+    ]
+    assert pd.concat(noise).isna().all()
 
 
 def test_fieller_by_its_definition():
@@ -98,9 +182,12 @@ def test_the_ratio_of_paired_runs_cancels_what_they_share(run):
     other = Simulator(samples=120, checkpoints=3, separation=1.5, effect=0.5, seed=9).run(20, 5)
     scored = [intervals.score_halves(one, "fpr@0.05", only=["displacement"]) for one in (run, louder, other)]
     same, apart = intervals.ratio(*scored[:2], "displacement"), intervals.ratio(scored[0], scored[2], "displacement")
-    alone = intervals.ratio(*scored[:2], "displacement", paired=False)
-    assert (alone.value, alone.high - alone.low > 1.5 * (same.high - same.low)) == (same.value, True)
-    assert same.tolist() == pytest.approx([1, 1, 1], abs=0.02)
+    strangers = scored[1].plane.assign_coords(sample=scored[1].plane.sample + 1)
+    alone = intervals.ratio(scored[0], replace(scored[1], plane=strangers), "displacement")
+    assert [scored[0].alike(one) for one in scored] == [["sample", "model"], ["sample", "model"], ["sample"]]
+    assert (alone.value, alone.high - alone.low > 0.2) == (same.value, True)
+    assert same.value == pytest.approx(1, abs=0.02)
+    assert not same.high - same.low > 0.05
     assert apart.high - apart.low > 0.2
 
 
@@ -241,17 +328,17 @@ def test_recommendation_is_safe_first_then_narrow():
 
 
 def test_of_one_checkpoint_what_compares_checkpoints_is_undefined(run):
-    table = intervals.every(run.isel(epoch=[-1]), "bayes")
+    table = intervals.summarise(run.isel(epoch=[-1]), "bayes")
     defined = ["auc", "tpr_1pct", "tpr_01pct", "advantage", "dynamic", "vulnerable", "silhouette"]
     assert table.index[table.value.notna()].tolist() == defined
     assert table.loc[defined, "error"].notna().all()
 
 
 def test_metrics_by_name_alone(run):
-    table = intervals.every(run, only=["recall_epoch"])
-    assert (table.index.tolist(), table.error.isna().tolist()) == (["recall_epoch"], [True])
+    table = intervals.summarise(run, only=["recall_epoch"])
+    assert (table.index.tolist(), table.unit.tolist()) == (["recall_epoch"], ["epoch"])
     with pytest.raises(UserError, match="unknown metric 'auk'; did you mean 'auc'"):
-        intervals.every(run, only=["auk"])
+        intervals.summarise(run, only=["auk"])
     with pytest.raises(UserError, match="no metric is named: name at least one of auc, "):
         intervals.interval(run, only=[])
     with pytest.raises(UserError, match="level is 95: it must be a number, from 0 to 1"):

@@ -2,19 +2,19 @@ import numpy as np
 import pytest
 import xarray as xr
 from helpers import ACCURACY, STRENGTHS, run_that_fits
-from scipy import stats
 
 from dynmia import UserError, summarise, vulnerability_plane
-from dynmia.stats.intervals import interval
+from dynmia.stats import intervals
+from dynmia.stats.intervals import interval, score_halves
 from dynmia.stats.matching import (
     MATCHINGS,
     STATE,
     at_epochs,
     common_level,
+    contrast,
     envelope,
     epoch_at,
     estimate,
-    estimate_ratio,
     matched_epochs,
     metrics_of,
     state_curves,
@@ -121,7 +121,7 @@ def test_best_held_out_accuracy_is_each_runs_own():
 
 def test_state_curves_end_where_the_summary_does():
     fast = plane_of()
-    table = summarise(fast, draws=20)
+    table = summarise(run_that_fits())
     last = state_curves({"fast": [fast]})["fast"].isel(epoch=-1, draw=0)
     assert set(STATE) <= set(table.index)
     for metric in STATE:
@@ -133,8 +133,8 @@ def test_state_curves_end_where_the_summary_does():
 def test_the_interval_is_that_of_the_package(fast):
     row = estimate(state_curves({"fast": fast})["fast"].advantage.isel(epoch=-1))
     ours = interval(run_that_fits(), over="both", only=["advantage"]).loc["advantage"]
-    half = stats.t.ppf(0.975, 10) * ours.error
-    np.testing.assert_allclose(row, [ours.value, ours.value - half, ours.value + half], rtol=1e-9)
+    for column in ("value", "low", "high", "error"):
+        assert row[column] == pytest.approx(ours[column], rel=1e-9)
 
 
 def test_pairing_takes_out_what_runs_share(fast):
@@ -143,7 +143,7 @@ def test_pairing_takes_out_what_runs_share(fast):
     alone = [estimate(state_curves({"a": parts})["a"].advantage.isel(epoch=-1)) for parts in (fast, other)]
     assert paired.high - paired.low < 0.9 * np.hypot(*[row.high - row.low for row in alone])
     same = estimate(difference({"a": fast, "b": fast}, "epoch").advantage)
-    assert same.tolist() == [0, 0, 0]
+    assert (same.value, same.error, np.isnan(same.low), np.isnan(same.high)) == (0, 0, True, True)  # no half moves it
 
 
 def test_runs_on_different_pools_are_not_paired():
@@ -154,11 +154,24 @@ def test_runs_on_different_pools_are_not_paired():
 
 def test_ratio_of_a_run_to_itself_is_one_and_needs_a_positive_base():
     a = xr.DataArray([20.0, 20.1, 19.9, 20.2, 19.8], dims="draw")
-    np.testing.assert_allclose(estimate_ratio(a, a), 1)
-    assert estimate_ratio(2 * a, a).value == 2
+    same = contrast(a, a)
+    assert (same.value, np.isnan(same.low), np.isnan(same.high)) == (1, True, True)  # no half moves it
+    assert contrast(2 * a, a).value == 2
     b = xr.DataArray([1.0, 2.0, -1.0, 2.5, -2.0], dims="draw")
-    assert estimate_ratio(a, b).high == np.inf
-    assert np.isnan(estimate_ratio(a, -b).value)
+    assert contrast(a, b).high == np.inf
+    assert contrast(a, -b)[["value", "low", "high"]].isna().all()
+
+
+def test_contrasts_of_halves_are_those_of_intervals(fast, delayed):
+    """Two runs by matching at the last epoch and by scored halves: one rule, one interval."""
+    runs = run_that_fits(), run_that_fits(**DELAYED)
+    scored = [score_halves(run, "fpr@0.01", only=["displacement", "entropy_change"]) for run in runs]
+    planes = {"fast": fast, "delayed": delayed}
+    both = at_epochs(state_curves(planes), matched_epochs({k: v[0] for k, v in planes.items()}, "epoch"))
+    for metric in ("displacement", "entropy_change"):
+        for how, of in (("ratio", intervals.ratio), ("difference", intervals.difference)):
+            row = contrast(*both[metric], metric, how)
+            assert row[["value", "low", "high"]].tolist() == pytest.approx(of(*scored, metric)[:3].tolist(), rel=1e-9)
 
 
 def test_every_matching_reads_each_run_at_a_moment_of_its_own():
