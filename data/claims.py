@@ -45,7 +45,7 @@ class Released:
         self.wanted: dict[tuple[str, int], set[str]] = {}  # what ratios ask of a run up to an epoch
         for claim in asked:
             if claim.measure in RATIOS:
-                for pair in _pairs(claim.measure, self.speaking(claim)):
+                for pair in pairs(claim.measure, self.speaking(claim)):
                     for name in pair:
                         self.wanted.setdefault((name, self.common(pair)), set()).add(claim.of["metric"])
 
@@ -83,11 +83,8 @@ class Released:
             row = retest(populations, planes, redraws=2, draws=20).loc[f"cv_{of['metric']}"]
             return Measured(row.value, row.population_low, row.population_high)
         if measure in RATIOS:
-            steps = [self._ratio(pair, of["metric"]) for pair in _pairs(measure, runs)]
-            least = np.min([step[:3] for step in steps], axis=0)  # NaN if a step is undefined; below all upper ends
-            ends = {end for step in steps for end in step.clipped.split()}
-            value, low, high = map(float, least)
-            return Measured(value, low, high, clipped="both" if len(ends) > 1 else "".join(ends))
+            ends = [[self.scored(name, self.common(pair)) for name in pair] for pair in pairs(measure, runs)]
+            return least_ratio(ends, of["metric"])
         rows = self.related(runs[0])
         for name in (of["measure"], of.get("over", of["measure"])):
             choose(name, rows.index.unique("measure"), f"measure in {runs[0]}.hardness.nc:")
@@ -96,12 +93,18 @@ class Released:
             return Measured(first.value, first.low, first.high, noise.low, noise.high)
         return difference(first, rows.loc[of["over"], of["samples"], of["models"]])
 
-    def _ratio(self, pair: tuple[str, str], metric: str) -> Measured:
-        first, second = (self.scored(name, self.common(pair)) for name in pair)
-        return Measured(**intervals.ratio(first, second, metric).drop("error"))
+
+def least_ratio(steps: Iterable[Sequence[intervals.Scored]], metric: str) -> Measured:
+    """The least of the ratios of the first to the second of each pair; NaN if one is undefined."""
+    ratios = [intervals.ratio(above, below, metric) for above, below in steps]
+    value, low, high = np.min(
+        [ratio[["value", "low", "high"]].astype(float) for ratio in ratios], axis=0
+    )  # below all upper ends
+    clipped = {ratio.clipped for ratio in ratios} - {""}
+    return Measured(float(value), float(low), float(high), clipped="both" if len(clipped) > 1 else "".join(clipped))
 
 
-def _pairs(measure: str, runs: Sequence[str]) -> Iterator[tuple[str, str]]:
+def pairs(measure: str, runs: Sequence[str]) -> Iterator[tuple[str, str]]:
     """The runs (above, below) of which ratios are taken."""
     if measure == "ratio" and runs:
         yield runs[0], runs[1]

@@ -49,7 +49,7 @@ TABLES = {
     "plane-error.csv": ("population models rule of quantity truth estimate", "", "bias sd mse ratio low high"),
     "precision.csv": ("run rule models partition subset", "", "samples advantage auc displacement noise_binomial"),
     "rarity.csv": ("run sample", "", "rarest features"),
-    "sensitivity.csv": ("run choice metric", "", f"{RANGE} null_low null_high"),
+    "sensitivity.csv": ("subject choice metric", "verdict", f"{RANGE} null_low null_high"),
 }  # fmt: skip
 COUNTS = ("models", "partition", "subset", "samples", "sample", "batch")  # numbers among what tells rows apart
 NAME = re.compile(r"\w[\w.+-]{0,99}", re.ASCII)
