@@ -97,9 +97,8 @@ class Released:
 def least_ratio(steps: Iterable[Sequence[intervals.Scored]], metric: str) -> Measured:
     """The least of the ratios of the first to the second of each pair; NaN if one is undefined."""
     ratios = [intervals.ratio(above, below, metric) for above, below in steps]
-    value, low, high = np.min(
-        [ratio[["value", "low", "high"]].astype(float) for ratio in ratios], axis=0
-    )  # below all upper ends
+    # the least of the upper ends, since the least ratio is below them all
+    value, low, high = np.min([ratio[["value", "low", "high"]].astype(float) for ratio in ratios], axis=0)
     clipped = {ratio.clipped for ratio in ratios} - {""}
     return Measured(float(value), float(low), float(high), clipped="both" if len(clipped) > 1 else "".join(clipped))
 

@@ -204,7 +204,7 @@ def verdict(claim: Claim, names: list[str], label: str, scored: Any, rows: Any) 
         pairs = made.pairs(claim.measure, names)
         ours = made.least_ratio([(scored[above][label], scored[below][label]) for above, below in pairs], metric)
     numbers = {key: getattr(ours, key) for key in ("value", "low", "high", "null_low", "null_high")}
-    return numbers | {"verdict": judge(claim.asserts, claim.than, np.nan, ours)}
+    return numbers | {"verdict": judge(claim.asserts, claim.than, np.nan, ours, not claim.settings)}
 
 
 def main(folder: Folder = "data") -> None:
