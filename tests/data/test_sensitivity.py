@@ -8,18 +8,23 @@ from helpers import plane_of, run_of_four_checkpoints
 
 from dynmia import UserError, vulnerability_plane
 from dynmia import dynamics as dyn
+from dynmia.attack.plane import halves, numbers_of_halves
 from dynmia.attack.scoring import Scoring
-from dynmia.book import maker, read_table
-from dynmia.chapters import definitions, sensitivity
+from dynmia.book import figures, maker, read_table
+from dynmia.book.claims import Measured, claims, judge
+from dynmia.chapters import definitions
 from dynmia.chapters.definitions import BALANCED, DEPENDS, MAIN, REFERENCE, SMALL
-from dynmia.chapters.sensitivity import CLAIMS, margin_name, outcomes
+from dynmia.chapters.sensitivity import outcomes
 from dynmia.dynamics.metrics import METRICS
-from dynmia.stats.resample import bootstrap_weights, null_masks
+from dynmia.stats.intervals import ends, score_halves
+from dynmia.stats.resample import null_summary
+from dynmia.stats.simulate import Simulator
 from dynmia.store.run import resolve
 
 made = maker("sensitivity")
-Choice, Claim, choices, interval, measure = made.Choice, made.Claim, made.choices, made.interval, made.measure
+Choice, choices, measure = made.Choice, made.choices, made.measure
 RUN = run_of_four_checkpoints()
+SIMULATED = Simulator(samples=80, separation=2, seed=1).run(20, seed=1)
 
 
 def test_cuts_of_the_states_by_hand():
@@ -54,15 +59,10 @@ def test_intervals_keep_the_first_and_the_last_checkpoint(checkpoints, every):
         assert run.epoch[:: choice.step][-1] == run.epoch[-1]
 
 
-def test_the_reference_has_the_bootstrap_interval_over_samples():
-    got, plane = measure(RUN, [REFERENCE], 50), vulnerability_plane(RUN)
-    for metric in DEPENDS["reference"]:
-        row, of = interval(got[REFERENCE.label, metric], metric), METRICS[metric]
-        value, drawn = float(of.of(plane, None)), of.of(plane, bootstrap_weights(plane, 50)).values
-        low, high = np.quantile(drawn[np.isfinite(drawn)], [0.025, 0.975]) if np.isfinite(value) else (np.nan,) * 2
-        low, high = (2 * value - high, 2 * value - low) if of.biased else (low, high)
-        expected = [value, max(low, of.low), max(high, of.low)]
-        assert [row[key] for key in ("value", "low", "high")] == pytest.approx(expected, nan_ok=True)
+def test_the_reference_has_the_interval_of_the_study():
+    got = ends(measure(SIMULATED, [REFERENCE])[REFERENCE.label])
+    expected = ends(score_halves(SIMULATED, "fpr@0.01", only=DEPENDS["reference"]))
+    pd.testing.assert_frame_equal(got, expected)
 
 
 @pytest.mark.parametrize(("choice", "metric"), [
@@ -82,9 +82,9 @@ def test_a_choice_changes_what_it_says(choice, metric):
     else:
         value = float(METRICS[metric].of(plane, None))
     got = measure(run, [REFERENCE, choice], 0)
-    assert got["x", metric].item() == pytest.approx(value, rel=1e-12)
-    assert got["x", metric].item() != got[REFERENCE.label, metric].item()
-    assert set(got["x"]) == set(DEPENDS[choice.kind])
+    assert got["x"].value[metric] == pytest.approx(value, rel=1e-12)
+    assert got["x"].value[metric] != got[REFERENCE.label].value[metric]
+    assert set(got["x"].value.index) == set(DEPENDS[choice.kind])
 
 
 def test_choices_change_only_what_they_are_said_to_change():
@@ -95,51 +95,48 @@ def test_choices_change_only_what_they_are_said_to_change():
         plane = plane.assign(state=dyn.states(plane, choice.cuts))
         for metric in set(DEPENDS["reference"]) - set(DEPENDS[choice.kind]):
             value = float(METRICS[metric].of(plane, None))
-            assert value == pytest.approx(got[REFERENCE.label, metric].item(), rel=1e-12)
+            assert value == pytest.approx(got[REFERENCE.label].value[metric], rel=1e-12)
 
 
-def test_interval_of_a_margin_has_no_floor_and_a_stricter_upper_end():
-    drawn = pd.Series([0.0, *np.linspace(-1, 1, 2001)])
-    one, four = interval(drawn, "displacement", 1), interval(drawn, "displacement", 4)
-    assert [one["low"], one["high"]] == pytest.approx([-0.95, 0.95], abs=1e-6)
-    assert [four["low"], four["high"]] == pytest.approx([-0.95, 1 - 2 * 0.025 / 4], abs=1e-6)
-    basic = interval(drawn + np.r_[0.0, np.full(2001, 0.5)], "transition_peak", 4)
-    assert [basic["low"], basic["high"]] == pytest.approx([-1.45, 1 - 0.5 - 2 * 0.025 / 4], abs=1e-6)
-    assert interval(drawn, "transition_peak")["low"] == 0
-
-
-def test_an_undefined_estimate_has_no_interval():
-    assert np.isnan(interval(pd.Series([np.nan, 1, 2]), "early_recall")["low"])
-    assert np.isnan(interval(pd.Series([1.0, np.nan, np.nan]), "early_recall")["low"])
+@pytest.mark.parametrize("choice", [
+    Choice("grid", "x", bins=4), Choice("cuts", "x", cuts=(0.05, 0.95)), Choice("interval", "x", step=2),
+    Choice("centre", "x", centre="median"),
+])  # fmt: skip
+def test_halves_are_measured_as_the_whole_is(choice):
+    scored = measure(SIMULATED, [choice])["x"]
+    scoring = Scoring("online", choice.rule, choice.centre, choice.variance)
+    for dim, part in (("sample", SIMULATED.isel(sample=next(numbers_of_halves(SIMULATED.sizes["sample"], 20)))),
+                      ("model", next(halves(SIMULATED, "model", 20, 0, scoring)))):  # fmt: skip
+        expected = measure(part, [choice], 0)["x"].value
+        pd.testing.assert_series_equal(scored.halves[dim].iloc[0], expected, check_names=False)
 
 
 def test_a_design_stands_for_the_run_of_its_pool_or_for_the_main_one():
-    alone = Claim("x", "vulnerable", ((MAIN, "", 0.0, 0.0),))
-    ladder = Claim("x", "displacement", ((SMALL, MAIN, 1.0, 0.0), ("a", SMALL, 1.0, 0.0)))
-    other = Claim("x", "displacement", ((MAIN, "b", 1.0, 0.0),))
-    assert alone.under(BALANCED) == [(BALANCED, "", 0.0, 0.0)]
-    assert ladder.under(BALANCED) == [(BALANCED, MAIN, 1.0, 0.0), ("a", BALANCED, 1.0, 0.0)]
-    assert other.under(BALANCED) == []
-    assert other.under("") == [(MAIN, "b", 1.0, 0.0)]
+    assert made.under([MAIN], BALANCED) == [BALANCED]
+    assert made.under([MAIN, SMALL, "a"], BALANCED) == [MAIN, BALANCED, "a"]
+    assert made.under([MAIN, "b"], BALANCED) == []
+    assert made.under([MAIN, "b"], "") == [MAIN, "b"]
 
 
-@pytest.mark.parametrize(("margins", "word"), [
-    ([(1, 2), (0.1, 3)], "holds"), ([(1, 2), (-1, 1)], "not resolved"), ([(1, 2), (-2, -1)], "does not hold"),
-    ([(-1, 1), (-2, -1)], "does not hold"), ([(1, 2), (np.nan, np.nan)], "not resolved"), ([(1, 2)], "does not apply"),
+@pytest.mark.parametrize(("verdict", "word"), [
+    ("agrees", "holds"), ("agrees elsewhere", "holds"), ("same direction", "holds"), ("present", "holds"),
+    ("opposite", "opposite"), ("undecided", "undecided"), ("not measured", "undecided"),
 ])  # fmt: skip
-def test_outcomes_by_hand(monkeypatch, margins, word):
-    claim = Claim("x", "auc", (("a", "b", 1.0, 0.0), ("b", "", 0.0, 2.0)))
-    monkeypatch.setattr(sensitivity, "CLAIMS", [claim])
-    names = ["a - 1 b", "b - 2"]
-    rows = {(name, REFERENCE.label, "auc"): {"low": low, "high": high} for name, (low, high) in zip(names, margins)}
-    table = pd.DataFrame.from_dict(rows, "index")
-    assert outcomes(table, [REFERENCE]).loc["x", REFERENCE.label] == word
+def test_outcomes_by_hand(verdict, word):
+    rows = {("order-auc", REFERENCE.label, "auc"): {"value": 1.0, "verdict": verdict},
+            (MAIN, REFERENCE.label, "auc"): {"value": 1.0, "verdict": None}}  # fmt: skip
+    table = pd.DataFrame.from_dict(rows, "index").rename_axis(["subject", "choice", "metric"])
+    words = outcomes(table, [REFERENCE, Choice("rule", "bayes", rule="bayes")])
+    assert words.to_numpy().tolist() == [[word, "does not apply"]]
 
 
-def test_names_of_margins():
-    assert margin_name(("a", "b", 2.0, 0.0)) == "a - 2 b"
-    assert margin_name(("a", "", 0.0, 70.0)) == "a - 70"
-    assert margin_name(("a", "", 0.0, 0.0), noise=True) == "a - no signal"
+def test_what_is_asked_is_in_the_list_and_of_one_set_of_small_runs():
+    listed = {claim.id: claim for claim in claims()}
+    assert set(made.ASKED) <= set(listed)
+    for name in made.ASKED:
+        assert listed[name].measure in ("figure", "ratio", "smallest_step")
+        assert len(listed[name].runs) == 1
+        assert listed[name].of["metric"] in DEPENDS["reference"]
 
 
 def test_a_design_within_the_spread_of_populations():
@@ -153,26 +150,6 @@ def test_a_design_within_the_spread_of_populations():
     assert [row.bernoulli, row.expect_low, row.expect_high] == pytest.approx([12, 12 - half, 12 + half])
 
 
-def test_verdict_sorts_what_is_firm_from_what_depends(monkeypatch):
-    claims = [Claim("firm", "auc", ()), Claim("open", "entropy_change", ()), Claim("unasked", "auc", ())]
-    monkeypatch.setattr(sensitivity, "CLAIMS", claims)
-    among = [REFERENCE, Choice("rule", "bayes", rule="bayes"), Choice("centre", "median", centre="median")]
-    words = pd.DataFrame(
-        [["holds", "holds", "holds"], ["holds", "does not hold", "not resolved"], ["does not apply"] * 3],
-        index=["firm", "open", "unasked"], columns=[c.label for c in among],
-    )  # fmt: skip
-    first, second = sensitivity.verdict(words, among)
-    assert first.startswith("1 of 2 conclusions hold")
-    assert "firm (3)" in first
-    assert second.startswith("Open: holds under 1 of 3; does not hold under bayes; not resolved under median.")
-    assert "rule spreads the cloud" in second
-
-
-def test_every_reason_is_of_a_claim():
-    assert {metric for metric, _ in sensitivity.REASONS} <= {claim.metric for claim in CLAIMS}
-    assert all(metric in DEPENDS[kind] for metric, kind in sensitivity.REASONS)
-
-
 def test_a_folder_without_runs_is_a_clear_error(tmp_path):
     with pytest.raises(UserError, match="lacks mnist-cnn-4000"):
         made.compute(tmp_path)
@@ -183,30 +160,42 @@ def test_a_folder_without_runs_is_a_clear_error(tmp_path):
 def test_the_table_of_equal_runs(monkeypatch, tmp_path):
     for name in (*definitions.RUNS.values(), SMALL, BALANCED):
         (tmp_path / f"{name}.nc").touch()
-    monkeypatch.setattr(made, "open_run", lambda path: RUN)
+    monkeypatch.setattr(made, "open_run", lambda path: SIMULATED)
     few = [REFERENCE, Choice("rule", "bayes", rule="bayes"), Choice("design", "balanced", run=BALANCED)]
     monkeypatch.setattr(made, "choices", lambda run: few)
     monkeypatch.setattr(made, "compute", partial(made.compute, null=10))
     made.main(str(tmp_path))
-    table = read_table(tmp_path / "sensitivity.csv").sort_index()
-    drawn, noise = measure(RUN, few, 400), [measure(RUN, few, 0, keep=keep) for keep in null_masks(RUN, 10)]
-    for label, run in ((REFERENCE.label, MAIN), ("bayes", MAIN), ("balanced", BALANCED)):
-        key = (few[label == "bayes"].label, "entropy_change")
-        value = table.value[f"{run} - no signal", label, "entropy_change"]
-        bound = max(0.0, *(one[key].item() for one in noise))
-        assert value == pytest.approx(drawn[key].iloc[0] - bound, rel=1e-5)
-    words = outcomes(table, few)
-    assert set(words.loc[f"displacement: {made._ORDER}"]) == {"not resolved", "does not apply"}  # ties
-    assert words.loc["mean speed: CINIC-10 above twice MNIST", "bayes"] == "does not hold"
-    assert words.loc["displacement: deeper CNN above shallow", "bayes"] == "does not apply"  # no run of it
+    table = read_table(tmp_path / "sensitivity.csv")
+    for reading, label in (("fpr@0.01", REFERENCE.label), ("bayes", "bayes")):
+        noise = null_summary(SIMULATED, reading, draws=10).loc["vulnerable"]
+        row = table.loc["vulnerable-cifar10", label, "vulnerable"]
+        assert [row.null_low, row.null_high] == pytest.approx([noise.low, noise.high], rel=1e-5)
+        assert row.verdict == judge("presence", np.nan, np.nan, Measured(*row.iloc[:5].astype(float)), True)
+        assert table.loc["order-displacement", label, "displacement"].value == 1  # of runs that are one
+    assert ("vulnerable-cifar10", "balanced", "vulnerable") in table.index
+    assert ("displacement-deeper-cnn", "bayes", "displacement") not in table.index  # no run of it
+
+
+def test_under_the_study_s_own_choice_the_table_is_that_of_figures_and_claims():
+    table = read_table("data/sensitivity.csv").xs(REFERENCE.label, level="choice")
+    judged = read_table("data/claims.csv").xs("fpr@0.01", level="reading")
+    assert len(table) > 80
+    assert set(made.ASKED) <= set(table.index.get_level_values("subject"))
+    for (subject, metric), row in table.iterrows():
+        expected = judged.loc[subject] if subject in judged.index else figures("data").loc[subject, metric]
+        numbers = ["value", "low", "high"]
+        np.testing.assert_allclose(row[numbers].astype(float), expected[numbers].astype(float), rtol=1e-4, atol=1e-4)
+        if subject in judged.index:
+            assert row.verdict == expected.verdict
 
 
 def test_the_released_table_is_complete_and_says_how_it_was_made():
     made_by = resolve("data/sensitivity.csv").read_text().partition("\n")[0]
     assert made_by.startswith("# made by: ")
     assert "sensitivity" in made_by
-    table = read_table("data/sensitivity.csv").sort_index()
-    assert table.index.is_unique
+    table = read_table("data/sensitivity.csv")
     assert (table.low <= table.high).where(table.low.notna(), True).all()
-    margins = {(margin_name(m, claim.noise), claim.metric) for claim in CLAIMS for m in claim.margins}
-    assert margins <= set(zip(table.index.get_level_values("run"), table.index.get_level_values("metric")))
+    for row in table[table.verdict.notna()].itertuples():
+        claim = next(c for c in claims() if c.id == row.Index[0])
+        ours = Measured(row.value, row.low, row.high, row.null_low, row.null_high)
+        assert row.verdict == judge(claim.asserts, claim.than, np.nan, ours, not claim.settings)
