@@ -1,10 +1,11 @@
 """What pages need: released runs and tables and their makers, numbers in print, and the execution of notebooks."""
 
 from .cells import band, cell, decimals, resolved, rounded
+from .claims import printed
 from .makers import maker
 from .tables import RULES, entries, figures, missing, no_signal, read_table, released
 
 __all__ = [
-    "RULES", "band", "cell", "decimals", "entries", "figures", "maker", "missing", "no_signal", "read_table",
+    "RULES", "band", "cell", "decimals", "entries", "figures", "maker", "missing", "no_signal", "printed", "read_table",
     "released", "resolved", "rounded",
 ]  # fmt: skip

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,10 +13,10 @@ from scipy import stats
 from ..book import maker
 from ..book.cells import band, cell
 from ..book.plots import DATASETS, labels
-from ..book.tables import no_signal, read_table
+from ..book.tables import no_signal
 from ..dynamics.metrics import METRICS
 from ..stats.trends import directions, rank_trend
-from .population import CLAIMS, compare
+from .population import compare
 
 
 def accuracy(run: xr.Dataset, gap: bool = False) -> tuple[float, float, float]:
@@ -39,11 +37,13 @@ def gaps(runs: Mapping[str, xr.Dataset]) -> pd.DataFrame:
     return pd.DataFrame(rows, index, ["label", "value", "low", "high"])
 
 
-def above_noise(figures: pd.DataFrame, runs: Sequence[str], words: Mapping[str, str]) -> pd.DataFrame:
-    """Where the interval of each figure of a verdict lies to its no-signal level; a row a figure, a column a run."""
+def above_noise(
+    figures: pd.DataFrame, runs: Sequence[str], words: Mapping[str, str], metrics: Sequence[str]
+) -> pd.DataFrame:
+    """Where the interval of each of ``metrics`` lies to its no-signal level; a row a figure, a column a run."""
     noise = no_signal(figures)
     return pd.DataFrame({
-        words[run]: {METRICS[m].label: compare(figures.loc[(run, m)], noise.loc[(run, m)]) for m in CLAIMS}
+        words[run]: {METRICS[m].label: compare(figures.loc[(run, m)], noise.loc[(run, m)]) for m in metrics}
         for run in runs
     }).replace("not distinguishable from", "not told apart")  # fmt: skip
 
@@ -115,28 +115,6 @@ def rank_table(
     ).rename_axis("complexity")
 
 
-def gap_sentences(gaps: pd.DataFrame, figures: pd.DataFrame, words: Mapping[str, str], rule: str) -> list[str]:
-    """For each run of :func:`gaps`, how far it overfits, how much it leaks at the end, and how fast it came to that."""
-    lines = []
-    for run in gaps.index.get_level_values(0):
-        gap = gaps.loc[(run, "gap")]
-        rows = {m: figures.loc[(run, m)] for m in ("auc", "vulnerable", "transition_peak")}
-        auc, share, rate = (cell(row.value, row.low, row.high, METRICS[m].digits) for m, row in rows.items())
-        lines.append(
-            f"{words[run]}: a model is {cell(gap.value, gap.low, gap.high, 1)} points more accurate on its own half "
-            f"than on held-out samples; attack AUC {auc}; {share} % are vulnerable under `{rule}`. They turn so at up "
-            f"to {rate} % a checkpoint, at epoch {figures.value[run, 'transition_peak_epoch']:.0f}."
-        )
-    return lines
-
-
-def ratio(above: pd.Series, below: pd.Series) -> tuple[float, float, float]:
-    """Quotient of two independent positive figures (value, low, high) with its 95 % interval, by the delta method."""
-    spread = np.hypot(*((row.high - row.low) / (2 * row.value) for row in (above, below)))
-    value = above.value / below.value
-    return value, value * np.exp(-spread), value * np.exp(spread)
-
-
 def complexity_table(complexity: pd.DataFrame) -> pd.DataFrame:
     """The measures of every pool as printed: ``value [interval]`` and the no-signal level, one column a data set."""
     columns: dict[str, dict[str, str]] = {}
@@ -147,52 +125,3 @@ def complexity_table(complexity: pd.DataFrame) -> pd.DataFrame:
         if np.isfinite(row.null_low):
             column[f"{row.label}, no signal"] = f"{row.null_low:.{digits}f} to {row.null_high:.{digits}f}"
     return pd.DataFrame(columns).rename_axis("measure")
-
-
-def order_sentence(table: pd.DataFrame, rule: str) -> str:
-    """What the table of :func:`orders` says, in words."""
-    parts = [f"{int((table.order == 'holds').sum())} of {len(table)} figures rise at every step, intervals apart"]
-    for kind in ("not decided", "broken"):
-        names = table.index[table.order == kind].tolist()
-        parts += [f"{kind}: {', '.join(names)}"] if names else []
-    return f"Under `{rule}`, {'; '.join(parts)}."
-
-
-def rank_sentence(figures: pd.DataFrame, complexity: pd.DataFrame, measures: Sequence[str], rule: str) -> str:
-    """Which measures order the data sets as displacement does, and what so few points can prove."""
-    names = list(dict.fromkeys(figures.index.get_level_values(0)))
-    y = np.array([figures.value[name, "displacement"] for name in names])
-    found: dict[bool, list[str]] = {True: [], False: []}
-    for m in measures:
-        rho, _ = rank_trend(np.array([complexity.value[name, m] for name in names]), y)
-        found[rho > 1 - 1e-9].append(f"{complexity.label[names[0], m]} ({rho:.1f})")
-    best = 1 / math.factorial(len(names))
-    return (
-        f"Under `{rule}`, the displacement orders the data sets exactly as {', '.join(found[True]) or 'no measure'}"
-        + (f", and otherwise than {', '.join(found[False])}" if found[False] else "")
-        + f" (rank correlation). {len(names)} data sets allow no p-value below {best:.3f}: "
-        + ("even perfect agreement proves nothing at 5 %." if best > 0.05 else "only perfect agreement passes 5 %,")
-        + ("" if best > 0.05 else " before any correction for trying several measures.")
-    )
-
-
-def paper_table(figures: Mapping[str, pd.DataFrame], runs: Mapping[str, str], path: str | Path) -> pd.DataFrame:
-    """The paper's values for the data sets of ``runs`` (data set to run name) beside ours under each rule."""
-    values, rows = read_table(path, "paper.csv").reset_index(), {}
-    for _, entry in values[
-        values.metric.isin(["displacement", "entropy_change", "transition_peak", "speed_mean"])
-    ].iterrows():
-        metric, sets = METRICS[entry.metric], entry.dataset.removesuffix("-shallow").split("/")
-        if not set(sets) <= set(runs):
-            continue
-        ours = []
-        for table in figures.values():
-            parts = [table.loc[(runs[data], entry.metric)] for data in sets]
-            one = parts[0]
-            value, low, high = (one.value, one.low, one.high) if len(parts) == 1 else ratio(*parts)
-            ours.append(cell(value, low, high, 2 if len(parts) > 1 else metric.digits))
-        unit = "ratio" if len(sets) > 1 else metric.unit
-        key = " / ".join(DATASETS[data] for data in sets), f"{metric.label} ({unit})", entry.setting
-        rows[key] = [f"{entry.value:g}", *ours]
-    index = pd.MultiIndex.from_tuples(list(rows), names=["data set", "figure", "paper's setting"]) if rows else None
-    return pd.DataFrame(list(rows.values()), index, ["paper", *(f"ours, {rule}" for rule in figures)]).sort_index()

@@ -6,7 +6,7 @@ one side of zero and outside the no-signal band of the same difference, a ratio 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -144,89 +144,7 @@ def held_out_gain(planes: Planes, reference: str) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, "index")
 
 
-CLAIMS = {  # (some run leaks less, some run leaks more): what that says of the two papers
-    (True, False): "the claim of Chen et al. is supported", (False, True): "the claim of Kim et al. is supported",
-    (True, True): "each claim holds for some rho", (False, False): "neither claim is supported",
-}  # fmt: skip
-KINDS = {
-    "less": "leaks less than {} with", "more": "leaks more than {} with",
-    "mixed": "leaks more than {} by one measure and less by the other with",
-    "unresolved": "shows no resolved difference from {} with",
-}  # fmt: skip
-FITTING = {  # lower leakage at the last epoch, and at equal train accuracy ...
-    "unresolved": "the lower leakage of the last epoch is gone at equal train accuracy, so slower fitting explains it",
-    "less": "the leakage is lower at equal train accuracy too, so slower fitting does not explain all of it",
-    "more": "the leakage is higher at equal train accuracy, and slower fitting hides it at the last epoch",
-    "mixed": "the two measures contradict each other at equal train accuracy",
-}
-
-
-def optimiser_verdict(table: pd.DataFrame, words: Mapping[str, str], reference: str) -> list[str]:
-    """Which claim each matching supports, one sentence each, then for each run whether its effect is slower fitting."""
-    side, lines = leaks(table), []
-    for matching, when in MATCHINGS.items():
-        here = side.xs(matching, level="matching")
-        groups = {kind: [words[run] for run in here.index[here == kind]] for kind in KINDS}
-        said = [f"{KINDS[kind].format(reference)} {_list(group)}" for kind, group in groups.items() if group]
-        claim = CLAIMS[bool(groups["less"]), bool(groups["more"])]
-        lines.append(f"{_capital(when)}, SAM {'; it '.join(said)}: {claim}.")
-    for run in here.index:
-        lower = side[run, "epoch"] == "less"
-        text = FITTING[side[run, "train"]] if lower else "there is no lower leakage at the last epoch to explain"
-        auc = [written("auc", table.loc[(run, matching, "auc")]) for matching in ("epoch", "train")]
-        lines.append(f"{_capital(words[run])}: {text} (AUC difference {auc[0]}, at equal train accuracy {auc[1]}).")
-    return lines
-
-
-DIRECTION = {
-    "more": "the direction is the paper's", "less": "the direction is opposite to the paper's",
-    "unresolved": "no direction is resolved",
-}  # fmt: skip
-KEPT = {
-    "more": "the deeper network is ahead", "less": "the deeper network is behind",
-    "unresolved": "the two cannot be told apart",
-}  # fmt: skip
-
-
-def architecture_verdict(
-    table: pd.DataFrame, paper: Mapping[str, float], deepest: str, shallow: str, rule: str
-) -> list[str]:
-    """One sentence a metric of ``paper`` (ratios): ours at the last common epoch, the paper's, then at equal fit.
-
-    Args:
-        table: ratios of the deepest over the shallow network, index (matching, metric), from :func:`contrasts`; may
-            lack a matching.
-    """
-    lines = []
-    for metric, theirs in paper.items():
-        end, label = table.loc[("epoch", metric)], _capital(METRICS[metric].label)
-        if not np.isfinite(end.value):
-            lines.append(
-                f"{label} (`{rule}`): {end.reference_value:.2f} for the {shallow} and {end.run_value:.2f} for the "
-                f"{deepest}, {METRICS[metric].unit}; the first is not above zero, so there is no ratio to compare."
-            )
-            continue
-        size = "inside" if end.low <= theirs <= end.high else "below" if theirs < end.low else "above"
-        text = (
-            f"{label} (`{rule}`), {deepest} over {shallow}: {written(metric, end, 2)} at epoch {end.epoch:g}, "
-            f"{DIRECTION[end.side]}; the paper's {theirs:.2f} is {size} our interval."
-        )
-        for matching in [name for name in ("train", "test") if (name, metric) in table.index]:
-            row = table.loc[(matching, metric)]
-            text += f" {_capital(MATCHINGS[matching])} {written(metric, row, 2)}: {KEPT[row.side]}."
-        lines.append(text)
-    return lines
-
-
 def rank_correlation(size: pd.Series, drawn: xr.DataArray) -> xr.DataArray:
     """Spearman correlation over the runs between a size and a metric (run, draw), draw by draw."""
     ranks = xr.apply_ufunc(rankdata, drawn, input_core_dims=[["run"]], output_core_dims=[["run"]], vectorize=True)
     return xr.corr(xr.DataArray(rankdata(size[drawn.run.values]), dims="run"), ranks, dim="run")
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
-
-
-def _list(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

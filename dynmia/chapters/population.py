@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,23 +10,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..book.cells import decimals
 from ..book.plots import INK, cloud, colour_of, curve, limits, noise_band, noise_paths, panels, shaded
-from ..book.tables import read_table
 from ..dynamics import cloud as dyn
-from ..dynamics.metrics import METRICS
 from ..stats.resample import bootstrap_weights
-
-CLAIMS = {  # metric: what it means for it to lie above (below) the no-signal band
-    "displacement": ("the cloud moves as a whole", "the cloud moves less than noise would"),
-    "entropy_change": ("the cloud spreads over the plane", "the cloud gathers"),
-    "vulnerable": ("some samples end up vulnerable", "fewer end up vulnerable than by chance"),
-    "transition_peak": (
-        "samples turn vulnerable faster than noise explains",
-        "fewer samples turn vulnerable than by chance",
-    ),
-    "early_recall": ("the finally vulnerable can partly be told early", "early membership says less than chance"),
-}
 
 
 def key_figure(plane: xr.Dataset, null: Sequence[xr.Dataset] = ()) -> Figure:
@@ -141,40 +126,3 @@ def _early(axis: Axes, plane: xr.Dataset) -> None:
 def compare(row: pd.Series, null: pd.Series) -> str:
     """``above``, ``below`` (the whole interval outside the no-signal band) or ``not distinguishable from``."""
     return "above" if row.low > null.high else "below" if row.high < null.low else "not distinguishable from"
-
-
-def verdict(table: pd.DataFrame, null: pd.DataFrame) -> list[str]:
-    """One sentence a claim; its figures are those of ``summarise`` and ``null_summary``."""
-    sentences = []
-    for name, (above, below) in CLAIMS.items():
-        row, noise, metric = table.loc[name], null.loc[name], METRICS[name]
-        side = compare(row, noise)
-        meaning = {"above": above, "below": below}.get(side, "no conclusion")
-        digits = decimals(name, row)
-        number = [f"{value + 0.0:.{digits}f}" for value in (row.value, row.low, row.high, noise.low, noise.high)]
-        label = metric.label[0].upper() + metric.label[1:]
-        unit = f" {metric.unit}".replace(" /1000", " thousandths")
-        sentences.append(
-            f"{label}: {number[0]}{unit} (95 % interval {number[1]} to {number[2]}), "
-            f"{side} the no-signal level of {number[3]} to {number[4]}: {meaning}."
-        )
-    return sentences
-
-
-def beside_paper(table: pd.DataFrame, paper: str | Path, dataset: str) -> pd.DataFrame:
-    """Our figures beside the paper's for ``dataset``, from the table file of the paper's values.
-
-    The two are at different scale (see the setting column), so this is a comparison of direction and size, not a test.
-    """
-    values = read_table(Path(paper), "paper.csv").reset_index()
-    rows = []
-    for _, entry in values[(values.dataset == dataset) & values.metric.isin(list(METRICS))].iterrows():
-        row, metric = table.loc[entry.metric], METRICS[entry.metric]
-        ours = [f"{row[key] + 0.0:.{decimals(entry.metric, row)}f}" for key in ("value", "low", "high")]
-        inside = row.low <= entry.value <= row.high
-        rows.append([
-            metric.label, metric.unit, f"{entry.value:g}", entry.setting, f"{ours[0]} [{ours[1]}, {ours[2]}]",
-            "inside our interval" if inside else ("ours is higher" if row.low > entry.value else "ours is lower"),
-        ])  # fmt: skip
-    columns = ["metric", "unit", "paper", "paper's setting", "ours [95 % interval]", "comparison"]
-    return pd.DataFrame(rows, columns=columns).set_index("metric")

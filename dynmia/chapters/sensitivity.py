@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ..book.claims import claims
@@ -24,5 +23,5 @@ def outcomes(table: pd.DataFrame, among: Sequence[Any]) -> pd.DataFrame:
     verdicts = table.verdict.dropna().droplevel("metric").unstack("choice")
     sentences = {claim.id: claim.sentence for claim in claims() if claim.id in verdicts.index}
     words = verdicts.reindex(index=list(sentences), columns=[choice.label for choice in among])
-    words = words.replace({**dict.fromkeys(HOLDS, "holds"), "not measured": "undecided", np.nan: "does not apply"})
+    words = words.replace(dict.fromkeys(HOLDS, "holds")).replace("not measured", "undecided").fillna("does not apply")
     return words.rename(index=sentences).rename_axis("conclusion").rename_axis(columns=None)

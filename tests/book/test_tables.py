@@ -9,7 +9,7 @@ from helpers import assert_one_clear_line
 
 from dynmia import cli
 from dynmia.book import makers, tables
-from dynmia.chapters import comparison, holding
+from dynmia.chapters import holding
 from dynmia.store.run import project_root
 
 READERS = {  # what reads a table, given its path
@@ -19,7 +19,7 @@ READERS = {  # what reads a table, given its path
     },
     "figures.csv": (lambda path: tables.figures(path.parent), "dynmia make figures "),
     "coverage.csv": (lambda path: holding.load(path.parent), "dynmia make coverage "),
-    "paper.csv": (lambda path: comparison.paper_table({}, {}, path), "git checkout data/paper.csv"),
+    "paper.csv": (tables.read_table, "git checkout data/paper.csv"),
 }  # fmt: skip
 DAMAGES = {  # what happened to the header and three lines of the table -> the file's content, a part of the line
     "empty": (lambda lines: b"", "has no rows"),

@@ -11,14 +11,10 @@ from scipy.stats import spearmanr, ttest_1samp
 from dynmia import null_planes, vulnerability_plane
 from dynmia.book import plots
 from dynmia.chapters.factors import (
-    CLAIMS,
-    FITTING,
-    architecture_verdict,
     contrasts,
     depth,
     held_out_gain,
     leaks,
-    optimiser_verdict,
     rank_correlation,
     sizes,
     written,
@@ -130,46 +126,6 @@ def sides(**given):
 ])  # fmt: skip
 def test_two_measures_make_one_word(pair, word):
     assert (leaks(sides(a=pair)) == word).all()
-
-
-def test_the_verdict_names_the_claim_and_what_slower_fitting_explains():
-    none, less, more = ("unresolved",) * 2, ("less",) * 2, ("more",) * 2
-    by = dict.fromkeys(MATCHINGS, less)
-    table = sides(a=by | {"train": none}, b=by | {"train": more, "test": more}, c=by, d=more)
-    lines = optimiser_verdict(table, {k: f"rho {k}" for k in "abcd"}, "SGD")
-    assert len(lines) == len(MATCHINGS) + 4
-    assert lines[0].startswith("At the last epoch, SAM leaks less than SGD with rho a, rho b and rho c; it leaks more")
-    assert lines[0].endswith(CLAIMS[True, True] + ".")
-    assert "no resolved difference from SGD with rho a" in lines[1]
-    for line, key in zip(lines[4:7], ("unresolved", "more", "less")):
-        assert FITTING[key] in line
-    assert "no lower leakage" in lines[7]
-    for pair, key in ((less, (True, False)), (more, (False, True)), (none, (False, False))):
-        assert CLAIMS[key] in optimiser_verdict(sides(a=pair), {"a": "rho a"}, "SGD")[0]
-
-
-def ratios(value, low, high, side):
-    row = {"value": value, "low": low, "high": high, "side": side, "run_value": -2.0, "reference_value": -1.0}
-    row |= {"epoch": 36.0}
-    return pd.DataFrame.from_dict({(matching, "displacement"): row for matching in MATCHINGS}, "index")
-
-
-@pytest.mark.parametrize(("row", "words"), [
-    ((2.0, 1.5, 2.5, "more"), ["2.0 [1.5, 2.5] at epoch 36", "is the paper's", "3.00 is above our", "is ahead"]),
-    ((3.1, 2.5, 3.5, "more"), ["the paper's 3.00 is inside our interval"]),
-    ((0.5, 0.4, 0.6, "less"), ["opposite to the paper's", "is behind"]),
-    ((1.0, 0.9, 1.1, "unresolved"), ["no direction is resolved", "cannot be told apart"]),
-    ((np.nan, np.nan, np.nan, "unresolved"), ["-1.00 for the shallow CNN and -2.00 for the deeper", "no ratio"]),
-])  # fmt: skip
-def test_architecture_verdict_by_hand(row, words):
-    (line,) = architecture_verdict(ratios(*row), {"displacement": 3.0}, "deeper CNN", "shallow CNN", "bayes")
-    assert line.startswith("Centre-of-mass displacement (`bayes`)")
-    for word in words:
-        assert word in line
-    (short,) = architecture_verdict(
-        ratios(*row).loc[["epoch", "train"]], {"displacement": 3.0}, "deep", "flat", "bayes"
-    )
-    assert "held-out" not in short
 
 
 def test_held_out_gain_is_a_paired_t_interval(planes):
