@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, product
 from typing import Any
 
@@ -180,13 +180,17 @@ def compute(folder: str | os.PathLike[str] = "data", draws: int = 20, null: int 
         scored[name] = measure(run, [REFERENCE] if name in SEEDS[1:] else among, draws, only=only)
         noise: dict[str, pd.DataFrame] = {}
         if name in (*alone, SMALL, BALANCED):
-            drawn = [measure(run, among, 0, only=only, keep=keep) for keep in null_masks(run, null)]
-            noise = {label: quantiles(pd.DataFrame([each[label].value for each in drawn])) for label in scored[name]}
+            drawn = [
+                {label: result.value for label, result in measure(run, among, 0, only=only, keep=keep).items()}
+                for keep in null_masks(run, null)
+            ]
+            noise = {label: quantiles(pd.DataFrame([values[label] for values in drawn])) for label in scored[name]}
         for label, result in scored[name].items():
             table = ends(result)[["value", "low", "high"]]
             if label in noise:
                 table = table.join(noise[label][["low", "high"]].add_prefix("null_"))
             rows |= {(name, label, str(metric)): row.to_dict() for metric, row in table.iterrows()}
+            scored[name][label] = replace(result, plane=result.plane[["label"]])  # what ratios ask of it
     for claim, choice in product(asked.values(), among):
         label, metric = REFERENCE.label if choice.run else choice.label, claim.of["metric"]
         names = under(claim.runs[0], choice.run)
