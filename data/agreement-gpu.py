@@ -41,7 +41,7 @@ def listed_study(text: str) -> Study:
 
 def agree(text: str, seeds: Iterable[int], out: Path, data_dir: str | None, deadline: float) -> dict[str, Any]:
     """Train one study by each engine, and other ``seeds`` of it by the first: accuracies and LiRA's AUC at the end."""
-    found: dict[str, Any] = {}
+    differences: dict[str, Any] = {}
     variants = {name: (name, listed_study(text)) for name in ENGINES}
     variants |= {f"seed {seed}": (ENGINES[0], listed_study(f"{text},seed={seed}")) for seed in seeds}
     for number, (name, (kind, wanted)) in enumerate(variants.items()):
@@ -55,14 +55,14 @@ def agree(text: str, seeds: Iterable[int], out: Path, data_dir: str | None, dead
             else:
                 train_lanes(job, models, "compiled" in kind)
         if left := len(store.missing()):
-            found[name] = f"{left} models are left: the time was over"
+            differences[name] = f"{left} models are left: the time was over"
             continue
         last = assemble(store, pool).isel(epoch=[-1])
         auc = METRICS["auc"].of(vulnerability_plane(last), None)
-        found[name] = {"engine": store.load_shard(0)[1]["engine"], "auc": round(float(auc), 4)} | {
+        differences[name] = {"engine": store.load_shard(0)[1]["engine"], "auc": round(float(auc), 4)} | {
             part: round(float(last[part].mean()), 4) for part in ("train_accuracy", "test_accuracy")
         } | {"seconds": round(time.time() - began, 1)}  # fmt: skip
-    return found
+    return differences
 
 
 def agreement(measured: dict[str, Any], study: str, runs: Mapping[str, xr.Dataset]) -> pd.DataFrame:
@@ -82,8 +82,8 @@ def agreement(measured: dict[str, Any], study: str, runs: Mapping[str, xr.Datase
         rows[f"CPU, {name}"] = {
             part: float(last[part].mean()) for part in ("train_accuracy", "test_accuracy")
         } | {"auc": float(METRICS["auc"].of(vulnerability_plane(last), None))}  # fmt: skip
-    found = {name: one for name, one in measured[f"agreement {study}"].items() if isinstance(one, dict)}
-    table = pd.DataFrame(rows | {f"{measured['hardware']}, {name}": one for name, one in found.items()}).T
+    parts = {name: part for name, part in measured[f"agreement {study}"].items() if isinstance(part, dict)}
+    table = pd.DataFrame(rows | {f"{measured['hardware']}, {name}": part for name, part in parts.items()}).T
     return table[["train_accuracy", "test_accuracy", "auc"]].astype(float)
 
 

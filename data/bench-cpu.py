@@ -121,7 +121,7 @@ def bench(
             add(f"paper_{part}_rate", value)
         for name, value in json.loads(_python("scoring", 1).communicate()[0]).items():
             add(name, value)
-    entries = {name: spread(found, UNITS.get(name, "s")) for name, found in values.items()}
+    entries = {name: spread(seconds, UNITS.get(name, "s")) for name, seconds in values.items()}
 
     def ratio(above: str, below: str, name: str = "", factor: float = 1.0, unit: str = "x") -> None:
         pairs = [factor * a / b for a, b in zip(values[above], values[below])]
@@ -361,24 +361,24 @@ def measuring(kind: str, threads: int, seconds: float) -> None:
 
 def measurements(folder: str | os.PathLike[str] = "data") -> dict[str, dict[str, Any]]:
     """The committed benchmarks ``bench-*.json`` of a folder by name: ``entries`` of a CPU, ``measures`` of a GPU."""
-    found = {}
+    chosen = {}
     for path in sorted(Path(folder).glob("bench-*.json"), key=lambda path: path.stem):  # bench-cpu before bench-cpu-2
         try:
-            found[path.stem] = json.loads(path.read_text())
-            texts = [found[path.stem]["hardware"], *map(spread_text, entries(found[path.stem]).values())]
+            chosen[path.stem] = json.loads(path.read_text())
+            texts = [chosen[path.stem]["hardware"], *map(spread_text, entries(chosen[path.stem]).values())]
             if not all(isinstance(text, str) for text in texts):
                 raise TypeError("hardware is no text")
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             script = "bench-gpu" if "gpu" in path.stem else "bench-cpu"
             what, again = f"{type(error).__name__}: {reason(error)}", f"dynmia make {script} --out {path}"
             raise StoreError(f"{path} is no benchmark ({what}): make it again by `{again}`.") from error
-    return found
+    return chosen
 
 
 def entries(measured: dict[str, Any]) -> dict[str, Any]:
     """The entries of a benchmark that were measured; on a GPU one may hold the text of an error instead."""
-    found = measured.get("entries", measured.get("measures", {}))
-    return {name: value for name, value in found.items() if isinstance(value, dict) and "median" in value}
+    timed = measured.get("entries", measured.get("measures", {}))
+    return {name: value for name, value in timed.items() if isinstance(value, dict) and "median" in value}
 
 
 def target(name: str, median: float) -> tuple[str, bool] | None:
@@ -434,13 +434,13 @@ def study_hours(study: Study, measured: dict[str, Any]) -> dict[str, float]:
     One machine trains as many models at once as it has workers; a Ray cluster is ten such machines; a task of the
     SLURM array trains one model on one core, or on one GPU, all at the same time.
     """
-    found, graphs = entries(measured), measured.get("measures", {}).get("best", "")
+    timed, graphs = entries(measured), measured.get("measures", {}).get("best", "")
     names = (graphs, "compiled_evaluation") if "measures" in measured else ("paper_train_rate", "paper_evaluation_rate")
-    if not all(name in found for name in names):
+    if not all(name in timed for name in names):
         return {}
     known = DATASETS[choose(study.dataset, DATASETS, "data set")]
     counts = work(study, study.pool_size or known.train, known.test)
-    model = sum(count / found[name]["median"] for count, name in zip(counts, names))
+    model = sum(count / timed[name]["median"] for count, name in zip(counts, names))
     workers = 1 if "measures" in measured else measured["workers"]
     places = {"one machine": workers, "Ray cluster of 10": 10 * workers, "SLURM array": study.shadow_models}
     return {place: math.ceil(study.shadow_models / at_once) * model / 3600 for place, at_once in places.items()}

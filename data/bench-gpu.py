@@ -147,26 +147,26 @@ def copying() -> Callable[[], float]:
 
 def measures() -> dict[str, tuple[str, Callable[[], Callable[[], float]]]]:
     """Name -> (mode, what prepares the measurement); the most telling first."""
-    found: dict[str, tuple[str, Callable[[], Callable[[], float]]]] = {"copy": ("fast", copying)}
+    makers: dict[str, tuple[str, Callable[[], Callable[[], float]]]] = {"copy": ("fast", copying)}
     for batch in (256, 512, 128):
-        found[f"eager_{batch}"] = "fast", partial(eager, batch)
-        found[f"graph_{batch}"] = "fast", partial(captured, batch)
-        found[f"compiled_graph_{batch}"] = "fast", partial(captured, batch, compiled=True)
+        makers[f"eager_{batch}"] = "fast", partial(eager, batch)
+        makers[f"graph_{batch}"] = "fast", partial(captured, batch)
+        makers[f"compiled_graph_{batch}"] = "fast", partial(captured, batch, compiled=True)
         for lanes in (2, 3, 4, 6, 8) if batch == 256 else (2, 3, 4):
-            found[f"compiled_graph_{batch}_{lanes}_in_flight"] = "fast", partial(captured, batch, lanes, True)
-        found[f"compiled_{batch}"] = "fast", partial(eager, batch, compiled=True)
+            makers[f"compiled_graph_{batch}_{lanes}_in_flight"] = "fast", partial(captured, batch, lanes, True)
+        makers[f"compiled_{batch}"] = "fast", partial(eager, batch, compiled=True)
         if batch == 256:
-            found["dataloader_loop_256"] = "fast", partial(dataloader, 256)
-            found["plain_dataloader_loop_256"] = "fast", partial(dataloader, 256, plain=True)
+            makers["dataloader_loop_256"] = "fast", partial(dataloader, 256)
+            makers["plain_dataloader_loop_256"] = "fast", partial(dataloader, 256, plain=True)
             for name, compiled in (("", False), ("compiled_", True)):
-                found[f"sam_{name}graph_256"] = "fast", partial(captured, batch, 1, compiled, optimizer="sam-sgd")
-                found[f"{name}evaluation"] = "fast", partial(querying, compiled)
-            found["deterministic_graph_256"] = "deterministic", partial(captured, 256)
-            found["cnn_eager_64"] = "fast", partial(eager, 64, **SMALL)
+                makers[f"sam_{name}graph_256"] = "fast", partial(captured, batch, 1, compiled, optimizer="sam-sgd")
+                makers[f"{name}evaluation"] = "fast", partial(querying, compiled)
+            makers["deterministic_graph_256"] = "deterministic", partial(captured, 256)
+            makers["cnn_eager_64"] = "fast", partial(eager, 64, **SMALL)
             for lanes in (1, 2, 4, 8):
-                found[f"cnn_graph_64_{lanes}_in_flight"] = "fast", partial(captured, 64, lanes, **SMALL)
-            found["cnn_deterministic_graph_64_8_in_flight"] = "deterministic", partial(captured, 64, 8, **SMALL)
-    return found
+                makers[f"cnn_graph_64_{lanes}_in_flight"] = "fast", partial(captured, 64, lanes, **SMALL)
+            makers["cnn_deterministic_graph_64_8_in_flight"] = "deterministic", partial(captured, 64, 8, **SMALL)
+    return makers
 
 
 def measure(
@@ -227,15 +227,15 @@ def measure(
 
 def batch_sizes(measured: dict[str, Any]) -> pd.DataFrame:
     """Thousand training images a second of a GPU by batch size and engine; the best over eager, and of the ceiling."""
-    found, rows = bench_cpu.entries(measured), {}
+    timed, rows = bench_cpu.entries(measured), {}
     for batch in (128, 256, 512):
         names = {"eager": f"eager_{batch}", "graph": f"graph_{batch}", "compiled graph": f"compiled_graph_{batch}"}
         names |= {f"{count} in flight": f"compiled_graph_{batch}_{count}_in_flight" for count in (2, 3, 4)}
-        here = {name: found[key]["median"] for name, key in names.items() if key in found}
-        if {"eager", "copy"} <= {*here, *found}:
-            best, low, high = max(here.values()), *(found["copy"]["median"] / traffic for traffic in (21e6, 15e6))
-            rows[batch] = {name: f"{rate / 1000:.1f}" for name, rate in here.items()} | {
-                "best / eager": f"{best / here['eager']:.1f}",
+        medians = {name: timed[key]["median"] for name, key in names.items() if key in timed}
+        if {"eager", "copy"} <= {*medians, *timed}:
+            best, low, high = max(medians.values()), *(timed["copy"]["median"] / traffic for traffic in (21e6, 15e6))
+            rows[batch] = {name: f"{rate / 1000:.1f}" for name, rate in medians.items()} | {
+                "best / eager": f"{best / medians['eager']:.1f}",
                 "share of the ceiling": f"{best / high:.2f} to {best / low:.2f}",
             }  # fmt: skip
     return pd.DataFrame.from_dict(rows, "index").rename_axis("batch size")
@@ -243,21 +243,21 @@ def batch_sizes(measured: dict[str, Any]) -> pd.DataFrame:
 
 def at_512(measured: dict[str, Any]) -> str:
     """The best training rate of a GPU with batches of 512 beside what the targets set the rate with 256 against."""
-    found = {name: entry["median"] for name, entry in bench_cpu.entries(measured).items()}
-    best = max((rate for name, rate in found.items() if "graph_512" in name), default=0.0)
-    if not best or not {"copy", "dataloader_loop_256", "eager_512"} <= set(found):
+    medians = {name: entry["median"] for name, entry in bench_cpu.entries(measured).items()}
+    best = max((rate for name, rate in medians.items() if "graph_512" in name), default=0.0)
+    if not best or not {"copy", "dataloader_loop_256", "eager_512"} <= set(medians):
         return "batches of 512: not yet measured."
     return (
-        f"batches of 512: {best / (found['copy'] / 15e6):.2f} of the ceiling, "
-        f"{best / found['dataloader_loop_256']:.1f} times the `DataLoader` loop (taken with batches of 256; it waits "
-        f"for its workers), {best / found['eager_512']:.1f} times the eager loop."
+        f"batches of 512: {best / (medians['copy'] / 15e6):.2f} of the ceiling, "
+        f"{best / medians['dataloader_loop_256']:.1f} times the `DataLoader` loop (taken with batches of 256; it waits "
+        f"for its workers), {best / medians['eager_512']:.1f} times the eager loop."
     )
 
 
 def bandwidth(files: Iterable[dict[str, Any]]) -> str:
     """What the GPU with the most memory bandwidth gains by it over the one with the least; empty for fewer than two."""
-    found = [(file["hardware"], bench_cpu.entries(file), file["measures"]["best"]) for file in files]
-    rows = [(rates["copy"]["median"], rates[best]["median"], name) for name, rates, best in found if "copy" in rates]
+    fastest = [(file["hardware"], bench_cpu.entries(file), file["measures"]["best"]) for file in files]
+    rows = [(rates["copy"]["median"], rates[best]["median"], name) for name, rates, best in fastest if "copy" in rates]
     if len({name for _, _, name in rows}) < 2:
         return ""
     (low, slower, slow), (high, faster, fast) = min(rows), max(rows)

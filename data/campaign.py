@@ -102,9 +102,9 @@ def plan_campaign(
     from dynmia.shadow.plan import plan
 
     for entry in entries(scale, only, changes):
-        there = (_folder(scale, folder) / f"{entry.name}.nc").exists()
+        trained = (_folder(scale, folder) / f"{entry.name}.nc").exists()
         try:
-            yield entry.name, *(("finished", 0.0) if there else ("missing", plan(entry.study, **options)["seconds"]))
+            yield entry.name, *(("finished", 0.0) if trained else ("missing", plan(entry.study, **options)["seconds"]))
         except UserError as error:
             raise UserError(f"{entry.name}: {error}") from error
 
@@ -122,10 +122,10 @@ def _working(entry: Entry, scale: str, folder: Path, device: str) -> Path:
     return beside / f"{entry.name}-{study.identity('')[:8]}"
 
 
-def _differs(there: Study, here: Study) -> str:
+def _differs(released: Study, listed: Study) -> str:
     """The fields in which a finished run is not what the list asks for; precision 'auto' is whatever it became."""
-    here = here.replace(precision=there.precision) if here.precision == "auto" else here
-    return "" if there == here else differing(there.to_dict(), here.to_dict())
+    listed = listed.replace(precision=released.precision) if listed.precision == "auto" else listed
+    return "" if released == listed else differing(released.to_dict(), listed.to_dict())
 
 
 def main(

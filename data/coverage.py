@@ -148,13 +148,13 @@ def _single(sets: Sequence[Sequence[xr.Dataset]]) -> dict[tuple[str, str], dict[
 
 def binomial_coverage(p: np.ndarray, trials: np.ndarray, method: str) -> np.ndarray:
     """Exact coverage of a rate's interval, for binomial counts with rates p (n,), mean over rows of trials (R, n)."""
-    found = np.zeros(trials.shape)
+    held = np.zeros(trials.shape)
     for size in np.unique(trials):
         count = np.arange(size + 1)[:, None]
         ends = rate_interval(xr.DataArray(count), xr.DataArray(np.full_like(count, size)), method=method)
         hit = (ends.low.values <= p) & (p <= ends.high.values)
-        found += (trials == size) * (hit * stats.binom.pmf(count, size, p)).sum(0)
-    return found.mean(0)
+        held += (trials == size) * (hit * stats.binom.pmf(count, size, p)).sum(0)
+    return held.mean(0)
 
 
 def delete_one(run: xr.Dataset) -> pd.DataFrame:

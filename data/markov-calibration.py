@@ -46,11 +46,11 @@ def _p_values(triples: np.ndarray, draws: int, rng: np.random.Generator) -> dict
     value = markov.statistics(triples)
     pairs = np.concatenate([triples.sum(-1), triples[-1:].sum(-3)])
     fitted = markov.simulated(pairs[0].sum(-1), markov.matrices(pairs), draws, rng)
-    found = {("lr", "chi2"): markov.chi_square(triples, value[0])}
+    p_values = {("lr", "chi2"): markov.chi_square(triples, value[0])}
     for test, drawn in (("bootstrap", fitted), ("exact", markov.rewired(triples, draws, rng))):
         p = markov.p_value(value, markov.statistics(drawn))
-        found |= {(name, test): float(one) for name, one in zip(("lr", "pooled", "ck"), p)}
-    return found
+        p_values |= {(name, test): float(number) for name, number in zip(("lr", "pooled", "ck"), p)}
+    return p_values
 
 
 def main(folder: Folder = "data") -> None:

@@ -88,14 +88,14 @@ def _entropy_change(whole: xr.Dataset, block: int = 64) -> xr.DataArray:
     ends = whole[["tpr", "fpr"]].isel(epoch=[0, -1]).transpose("epoch", "draw", "population", "sample")
     _, draws, populations, samples = ends.tpr.shape
     rates = {name: ends[name].values.reshape(2, -1) for name in ("tpr", "fpr")}
-    found = []
+    changes = []
     for start in range(0, draws * populations, block):
         part = slice(start * samples, (start + block) * samples)
         plane = xr.Dataset({name: (("epoch", "sample"), rate[:, part]) for name, rate in rates.items()})
         plane = plane.assign(n_in=plane.tpr[0], epoch=ends.epoch.values)
         own = np.kron(np.eye(plane.sizes["sample"] // samples), np.ones(samples))
-        found.append(METRICS["entropy_change"].of(plane, xr.DataArray(own, dims=("draw", "sample"))))
-    return xr.DataArray(np.concatenate(found).reshape(draws, populations), dims=("draw", "population"))
+        changes.append(METRICS["entropy_change"].of(plane, xr.DataArray(own, dims=("draw", "sample"))))
+    return xr.DataArray(np.concatenate(changes).reshape(draws, populations), dims=("draw", "population"))
 
 
 def bias(

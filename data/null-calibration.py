@@ -49,8 +49,8 @@ def correlations(run: xr.Dataset, planes: Iterable[xr.Dataset], checkpoints: int
         length = np.sqrt((ranks**2).sum(-1, keepdims=True))
         return ranks / np.where(length > 0, length, np.nan)
 
-    found = {name: (standard(x) * standard(y)).sum(-1) for name, x in measures.items()}
-    return xr.Dataset({name: (("draw", "population"), r) for name, r in found.items()})
+    coefficients = {name: (standard(x) * standard(y)).sum(-1) for name, x in measures.items()}
+    return xr.Dataset({name: (("draw", "population"), r) for name, r in coefficients.items()})
 
 
 def rejections(batch: int, populations: int = BATCH, draws: int = DRAWS, models: int = 20) -> pd.DataFrame:
@@ -69,15 +69,15 @@ def rejections(batch: int, populations: int = BATCH, draws: int = DRAWS, models:
     tables = {}
     for rule in RULES:
         values = null_bias.metric_values((plane[rule] for plane in planes), CHECKPOINTS)
-        values, found = values.merge(correlations(run, [plane[rule] for plane in planes])), []
+        values, batch_tables = values.merge(correlations(run, [plane[rule] for plane in planes])), []
         for population in range(populations):
-            one = values.isel(population=population).to_dataframe()[list(CALIBRATED)]
-            p = p_values(one.iloc[0], one.iloc[1:])
-            tails = [one.round(9).rank(ascending=way, method="max") for way in (True, False)]
-            turn = 2 * np.minimum(*tails) / one.notna().sum()  # the p-value of each in its turn
-            attainable = ((turn <= LEVEL).sum() / one.notna().sum()).where(p.notna(), 0)
-            found.append(pd.DataFrame({"rejected": p <= LEVEL, "defined": p.notna(), "attainable": attainable}))
-        tables[batch, rule] = sum(table.astype(float) for table in found)
+            rows = values.isel(population=population).to_dataframe()[list(CALIBRATED)]
+            p = p_values(rows.iloc[0], rows.iloc[1:])
+            tails = [rows.round(9).rank(ascending=way, method="max") for way in (True, False)]
+            turn = 2 * np.minimum(*tails) / rows.notna().sum()  # the p-value of each in its turn
+            attainable = ((turn <= LEVEL).sum() / rows.notna().sum()).where(p.notna(), 0)
+            batch_tables.append(pd.DataFrame({"rejected": p <= LEVEL, "defined": p.notna(), "attainable": attainable}))
+        tables[batch, rule] = sum(table.astype(float) for table in batch_tables)
     return pd.concat(tables, names=["batch", "rule", "metric"]).astype({"rejected": int, "defined": int})
 
 
@@ -88,8 +88,8 @@ def rejection_rates(table: pd.DataFrame) -> pd.DataFrame:
     """
 
     def by_metric(part: Any) -> Any:
-        found = part.groupby(level=["rule", "metric"]).sum()
-        return found.reindex([key for key in product(RULES, CALIBRATED) if key in found.index])
+        totals = part.groupby(level=["rule", "metric"]).sum()
+        return totals.reindex([key for key in product(RULES, CALIBRATED) if key in totals.index])
 
     total, batches = by_metric(table), len(table.index.unique("batch"))
     rate = total.rejected / total.defined

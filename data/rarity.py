@@ -18,9 +18,9 @@ def rarest(features: np.ndarray) -> np.ndarray:
     Args:
         features: (n, D); a feature is there if it is not 0.
     """
-    there = features != 0
-    least = np.where(there, there.sum(0), np.inf).min(1)
-    return np.where(there.any(1), least, np.nan)
+    present = features != 0
+    least = np.where(present, present.sum(0), np.inf).min(1)
+    return np.where(present.any(1), least, np.nan)
 
 
 def compute(data_dir: DataDir = None) -> pd.DataFrame:
@@ -33,8 +33,8 @@ def compute(data_dir: DataDir = None) -> pd.DataFrame:
         pool = make_pool(entry.study, load_dataset(entry.study.dataset, data_dir))
         if pool.shape[1:] == (1, 1):
             values = pool.images[:, 0, 0]
-            found = {"rarest": rarest(values), "features": (values != 0).sum(1)}
-            tables.append(pd.DataFrame({"run": entry.name, "sample": pool.sample_id} | found))
+            of_sample = {"rarest": rarest(values), "features": (values != 0).sum(1)}
+            tables.append(pd.DataFrame({"run": entry.name, "sample": pool.sample_id} | of_sample))
     return pd.concat(tables).reset_index(drop=True)
 
 
