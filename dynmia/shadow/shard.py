@@ -100,8 +100,6 @@ def train_shard(job: Job, model: int) -> bool:
         Diverged: the loss is NaN or infinite; nothing of other shards is touched.
         UserError: the disk is full or cannot be written, or another process trains this model.
     """
-    if job.store.finished(model):
-        return True
     with job.store.locked(model):
         if job.store.finished(model):
             return True
@@ -110,7 +108,7 @@ def train_shard(job: Job, model: int) -> bool:
         shard = Shard(job, model, state, partial(evaluate, state, job.data), engine)
         while shard.goes_on():
             shard.trained(train_epoch(job.study, state, job.data, shard.members, model, shard.epoch))
-        return shard.finished
+        return shard.epoch == job.study.epochs
 
 
 def train_here(job: Job, models: Iterable[int]) -> None:
@@ -137,7 +135,7 @@ class Shard:
         self.keep = job.pool.keep[model]
         self.members = torch.as_tensor(np.flatnonzero(self.keep))
         self.record: dict[str, np.ndarray] = {}
-        self.epoch, self.seconds, self.finished, self.resumed = 0, 0.0, False, False
+        self.epoch, self.seconds, self.resumed = 0, 0.0, False
         self.longest = self.saving = self.saved_at = 0.0
         self.mark = time.perf_counter()
         exact = job.device == "cpu" or torch.are_deterministic_algorithms_enabled()
@@ -170,7 +168,6 @@ class Shard:
         event |= {name: float(values[-1]) for name, values in self.record.items() if values.ndim == 1 and len(values)}
         if self.epoch == self.study.epochs:
             self.job.store.save_shard(self.model, self.record | {"keep": self.keep}, meta)
-            self.finished = True
             self.job.report(event | dict(done=True))
             return False
         stop = time.monotonic() + MARGIN * self.longest > self.job.deadline
