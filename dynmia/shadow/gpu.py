@@ -55,7 +55,7 @@ class Lane:
         device = data.images.device
         self.cuda = device.type == "cuda"
         self.stream = torch.cuda.Stream(device) if self.cuda else None
-        steps = int(members.max()) // batch
+        self.steps = steps = int(members.max()) // batch
 
         static = partial(torch.zeros, device=device)
         # fused optimisers read a float32 rate on CUDA; on a CPU they take the float64 that a Python float would be
@@ -63,7 +63,6 @@ class Lane:
         self.order, self.rates = static(steps, batch, dtype=torch.int64), static(steps, dtype=real)
         self.crops = static(steps, 3, batch, dtype=torch.int64) if study.augment else None
         self.position, self.rate, self.total = static(1, dtype=torch.int64), static((), dtype=real), static(())
-        self.steps = steps
         self.state = new_state(study, pool, 0, str(device))
         if study.optimizer.startswith("sam"):
             self.state.kept = [torch.empty_like(p) for p in self.state.model.parameters()]
@@ -203,17 +202,14 @@ def train_lanes(job: Job, models: Iterable[int], compiled: bool = False) -> None
         NotCaptured: before anything is trained.
     """
     waiting = [model for model in models if not job.store.finished(model)]
-    if not waiting:
-        return
-    count = min(job.workers or LANES, len(waiting))
-    if ":" in job.study.model or "dropout" in job.study.model:
-        count = 1  # it draws random numbers, from one generator for all lanes
+    draws = ":" in job.study.model or "dropout" in job.study.model  # from one generator for all lanes
+    count = min(1 if draws else job.workers or LANES, len(waiting))
     lanes = open_lanes(job.study, job.pool, job.data, count, compiled)
-    first, in_flight = lanes[0], count  # during the epoch that is queued
-    how = f"cuda-graph, {count} in flight{', compiled' * first.compiled}{', queried in float16' * first.half}"
+    in_flight = count  # during the epoch that is queued
 
     def fly(lane: Lane) -> Generator[int, None, None]:
         """Train one model after another on ``lane``; yields the steps of each epoch, to be run by the caller."""
+        how = f"cuda-graph, {count} in flight{', compiled' * lane.compiled}{', queried in float16' * lane.half}"
         longest = 0.0
         while waiting:
             model = waiting.pop(0)

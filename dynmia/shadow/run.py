@@ -152,8 +152,8 @@ def open_store(
 ) -> tuple[Study, Pool, RunStore]:  # fmt: skip
     """Load the data, check that the model fits them, and open (or make) the run's folder; see :func:`train_part`."""
     from .models import model_fingerprint
+    from .plan import check_model
     from .step import arithmetic
-    from .trial import check_model
 
     check_workers(workers)
     device = pick_device(device)
