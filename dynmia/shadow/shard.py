@@ -34,30 +34,19 @@ SELDOM = 4  # gradients and dropout passes are recorded at every fourth checkpoi
 RECORDING_BATCH = 200
 PASSES = 10  # of MC dropout
 
-Report = Callable[[dict[str, Any]], None]
-
 
 @dataclass(frozen=True)
 class Job:
-    """A population in training: what is trained, where it is kept, and how.
+    """A population in training: what is trained, where it is kept, and how."""
 
-    Attributes:
-        study: with definite precision, as ``store`` has it.
-        device: ``cpu`` or ``cuda``.
-        mode: on a GPU ``fast`` or ``deterministic``.
-        workers: processes on a CPU (None takes one a core), or models in flight on a GPU (None takes 4).
-        deadline: of ``time.monotonic``; training stops, states saved, before an epoch that would end later.
-        report: gets a mapping with model, epoch, loss and accuracies after every epoch.
-    """
-
-    study: Study
+    study: Study  # with definite precision, as ``store`` has it
     pool: Pool
     store: RunStore
-    device: str = "cpu"
-    mode: str = "fast"
-    workers: int | None = None
-    deadline: float = math.inf
-    report: Report = lambda event: None
+    device: str = "cpu"  # or ``cuda``
+    mode: str = "fast"  # or ``deterministic``, on a GPU
+    workers: int | None = None  # processes on a CPU (None: one a core), or models in flight on a GPU (None: 4)
+    deadline: float = math.inf  # of ``time.monotonic``; training stops, states saved, before an epoch that ends later
+    report: Callable[[dict[str, Any]], None] = lambda event: None  # gets model, epoch, loss, accuracies at every epoch
 
     @cached_property
     def data(self) -> DeviceData:

@@ -52,11 +52,9 @@ class DeviceData:
         """Copy ``pool`` to ``device``; on a CPU nothing is copied, so that processes share one memory map."""
 
         def put(array: np.ndarray | Texts) -> Any:
-            if isinstance(array, Texts):
-                if device == "cpu":
-                    return array
-                array = array[:]
-            return torch.as_tensor(array).to(device)
+            if isinstance(array, Texts) and device == "cpu":
+                return array
+            return torch.as_tensor(array[:]).to(device)
 
         arrays = pool.images, pool.labels, pool.test_images, pool.test_labels, pool.mean, 1 / pool.std
         return cls(*map(put, arrays))
