@@ -154,8 +154,7 @@ def forward_flops(model: nn.Module, shape: Shape) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     training = model.training
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()(torch.zeros(1, *shape))
     model.train(training)
     return counter.get_total_flops()
