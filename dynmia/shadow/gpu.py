@@ -226,7 +226,7 @@ def train_lanes(job: Job, models: Iterable[int], compiled: bool = False) -> None
             if shard.epoch < job.study.epochs:  # the time is over
                 return
 
-    with contextlib.ExitStack() as held:  # their locks go with them
+    with contextlib.ExitStack() as held:  # a flight that is closed lets its lock go
         flights = {lane: held.enter_context(contextlib.closing(fly(lane))) for lane in lanes}
         while flights:
             in_flight = len(flights)

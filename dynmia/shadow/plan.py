@@ -82,7 +82,7 @@ def calibrate(study: Study, shape: tuple[int, int, int], classes: int, device: s
         batch = torch.arange(study.batch_size)
         images, labels = data.images[:EVALUATION_BATCH], data.labels[:EVALUATION_BATCH]
         with torch.random.fork_rng(devices=[]):
-            steps = rate(lambda: train_epoch(study, state, data, batch, 0, 0), 2.0)
+            steps = rate(lambda: train_epoch(study, state, data, batch, 0, 0), 2.0)  # a second
         return len(batch) * steps, EVALUATION_BATCH * rate(lambda: evaluate(state, data, images, labels), 1.0)
     finally:
         torch.set_num_threads(threads)
