@@ -42,7 +42,7 @@ from dynmia.registry import DATASETS
 from dynmia.shadow.models import build_model, forward_flops
 from dynmia.shadow.plan import calibrate, random_pool, rate, work
 from dynmia.shadow.shard import Job, keep_freed_memory
-from dynmia.shadow.step import DeviceData, new_state, train_step
+from dynmia.shadow.step import DeviceData, learning_rate, new_state, update
 from dynmia.shadow.workers import train_pool
 from dynmia.stats.resample import bootstrap_weights
 from dynmia.store.folder import RunStore, write_atomic
@@ -204,7 +204,7 @@ def own_step(keep_memory: bool) -> Callable[[], object]:
 
     def step() -> None:
         index = torch.randint(0, SAMPLES, (STUDY.batch_size,), generator=generator)
-        train_step(STUDY, state, data, index, generator, 0.0)
+        update(STUDY, state, data, index, None, learning_rate(STUDY, 0.0))
 
     state.model.train()
     return step

@@ -67,11 +67,10 @@ def captured(batch: int, lanes: int = 1, compiled: bool = False, **options: Any)
     members = torch.arange(len(pool.labels))
 
     def epoch() -> None:
-        queued = []
         for number, lane in enumerate(opened):
             with lane.here():
-                queued.append((lane, lane.begin(members, number, 0)))
-        run_epoch(queued)
+                lane.begin(members, number, 0)
+        run_epoch(opened)
         for lane in opened:
             with lane.here():
                 lane.mean_loss()

@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable
+from functools import partial
 
 import numpy as np
 import torch
@@ -54,17 +55,14 @@ class Lane:
         device = data.images.device
         self.cuda = device.type == "cuda"
         self.stream = torch.cuda.Stream(device) if self.cuda else None
-        steps = int(members.max()) // batch
+        self.steps = steps = int(members.max()) // batch
 
-        def static(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
+        static = partial(torch.zeros, device=device)
         # fused optimisers read a float32 rate on CUDA; on a CPU they take the float64 that a Python float would be
         real = torch.float32 if self.cuda else torch.float64
-        self.order, self.rates = static(steps, batch), static(steps, dtype=real)
-        self.crops = static(steps, 3, batch) if study.augment else None
-        self.position, self.rate, self.total = static(1), static(dtype=real), static(dtype=torch.float32)
-        self.steps = steps
+        self.order, self.rates = static(steps, batch, dtype=torch.int64), static(steps, dtype=real)
+        self.crops = static(steps, 3, batch, dtype=torch.int64) if study.augment else None
+        self.position, self.rate, self.total = static(1, dtype=torch.int64), static((), dtype=real), static(())
         self.state = new_state(study, pool, 0, str(device))
         if study.optimizer.startswith("sam"):
             self.state.kept = [torch.empty_like(p) for p in self.state.model.parameters()]
@@ -86,9 +84,14 @@ class Lane:
             self._step()
             self.position.zero_()
         if self.cuda:
-            with _no_waiting():  # it would break the capture, and leave the device in disorder
-                self._step()
-                self.position.zero_()
+            torch.cuda.synchronize()
+            with warnings.catch_warnings(action="ignore"):  # "a prototype feature"
+                torch.cuda.set_sync_debug_mode("error")  # waiting would break the capture and disorder the device
+                try:
+                    self._step()
+                    self.position.zero_()
+                finally:
+                    torch.cuda.set_sync_debug_mode("default")
             images = self.data.images[:EVALUATION_BATCH]
             self.query(images, self.data.labels[: len(images)])
             self.state.model.train()
@@ -150,18 +153,6 @@ def compile_forward(model: nn.Module) -> None:
     model.forward = torch.compile(model.forward, dynamic=False)  # type: ignore[method-assign]
 
 
-@contextlib.contextmanager
-def _no_waiting() -> Iterator[None]:
-    """Make it an error to wait for the device."""
-    torch.cuda.synchronize()
-    with warnings.catch_warnings(action="ignore"):  # "a prototype feature"
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            yield
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-
-
 def open_lanes(study: Study, pool: Pool, data: DeviceData, lanes: int, compiled: bool = False) -> list[Lane]:
     """Prepare ``lanes`` lanes; what does not compile is left uncompiled, with a line that says so.
 
@@ -182,12 +173,11 @@ def open_lanes(study: Study, pool: Pool, data: DeviceData, lanes: int, compiled:
         return open_lanes(study, pool, data, lanes)
 
 
-def run_epoch(lanes: Iterable[tuple[Lane, int]]) -> None:
-    """Queue (lane, steps) pairs step by step in turn, so that they share the device evenly."""
-    lanes = list(lanes)
-    for step in range(max((steps for _, steps in lanes), default=0)):
-        for lane, steps in lanes:
-            if step < steps:
+def run_epoch(lanes: Collection[Lane]) -> None:
+    """Queue the epoch that each of ``lanes`` has begun, step by step in turn, so that they share the device evenly."""
+    for step in range(max((lane.steps for lane in lanes), default=0)):
+        for lane in lanes:
+            if step < lane.steps:
                 with lane.here():
                     lane.step()
 
@@ -212,17 +202,14 @@ def train_lanes(job: Job, models: Iterable[int], compiled: bool = False) -> None
         NotCaptured: before anything is trained.
     """
     waiting = [model for model in models if not job.store.finished(model)]
-    if not waiting:
-        return
-    count = min(job.workers or LANES, len(waiting))
-    if ":" in job.study.model or "dropout" in job.study.model:
-        count = 1  # it draws random numbers, from one generator for all lanes
+    draws = ":" in job.study.model or "dropout" in job.study.model  # from one generator for all lanes
+    count = min(1 if draws else job.workers or LANES, len(waiting))
     lanes = open_lanes(job.study, job.pool, job.data, count, compiled)
-    first, in_flight = lanes[0], count  # during the epoch that is queued
-    how = f"cuda-graph, {count} in flight{', compiled' * first.compiled}{', queried in float16' * first.half}"
+    in_flight = count  # during the epoch that is queued
 
-    def fly(lane: Lane) -> Iterator[int]:
+    def fly(lane: Lane) -> Generator[int, None, None]:
         """Train one model after another on ``lane``; yields the steps of each epoch, to be run by the caller."""
+        how = f"cuda-graph, {count} in flight{', compiled' * lane.compiled}{', queried in float16' * lane.half}"
         longest = 0.0
         while waiting:
             model = waiting.pop(0)
@@ -236,21 +223,15 @@ def train_lanes(job: Job, models: Iterable[int], compiled: bool = False) -> None
                     yield lane.begin(shard.members, model, shard.epoch)
                     shard.trained(lane.mean_loss())
                 longest = shard.longest
-            if not shard.finished:
+            if shard.epoch < job.study.epochs:  # the time is over
                 return
 
-    flights = {lane: fly(lane) for lane in lanes}
-    try:
+    with contextlib.ExitStack() as held:  # a flight that is closed lets its lock go
+        flights = {lane: held.enter_context(contextlib.closing(fly(lane))) for lane in lanes}
         while flights:
-            epoch, in_flight = [], len(flights)
-            for lane, flight in list(flights.items()):
+            in_flight = len(flights)
+            for lane in lanes:
                 with lane.here():
-                    steps = next(flight, 0)
-                if steps:
-                    epoch.append((lane, steps))
-                else:
-                    del flights[lane]
-            run_epoch(epoch)
-    finally:
-        for flight in flights.values():
-            flight.close()  # type: ignore[attr-defined]
+                    if lane in flights and not next(flights[lane], 0):
+                        del flights[lane]
+            run_epoch(flights)

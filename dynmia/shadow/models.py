@@ -10,7 +10,6 @@ import functools
 import hashlib
 import importlib
 import inspect
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,7 +35,9 @@ def build_model(name: str, shape: Shape, classes: int) -> nn.Module:
                 "use a smaller depth or width."
             )
         return WideResNet(depth, width, shape, classes)
-    return {"cnn": cnn, "cnn-dropout": cnn_dropout, "deep-cnn": deep_cnn, "mlp": mlp}[name](shape, classes)
+    if name.startswith("cnn"):
+        return cnn(shape, classes, dropout=name == "cnn-dropout")
+    return {"deep-cnn": deep_cnn, "mlp": mlp}[name](shape, classes)
 
 
 class Head(nn.Linear):
@@ -50,16 +51,13 @@ class Head(nn.Linear):
             return super().forward(x.float())
 
 
-def cnn(shape: Shape, classes: int) -> nn.Module:
-    """Shallow CNN: 3 x (conv 3x3, ReLU, max-pool 2), one linear layer; 113,738 parameters at 3 x 32 x 32."""
+def cnn(shape: Shape, classes: int, dropout: bool = False) -> nn.Module:
+    """Shallow CNN: 3 x (conv 3x3, ReLU, max-pool 2), one linear layer; 113,738 parameters at 3 x 32 x 32.
+
+    ``dropout`` (p = 0.25) goes before its linear layer.
+    """
     layers, size = _convolutions(shape, [(32, True), (64, True), (128, True)], norm=False)
-    return nn.Sequential(*layers, nn.Flatten(), Head(size, classes))
-
-
-def cnn_dropout(shape: Shape, classes: int) -> nn.Module:
-    """The shallow CNN with dropout (p = 0.25) before its linear layer."""
-    model = cnn(shape, classes)
-    return nn.Sequential(*model[:-1], nn.Dropout(0.25), model[-1])  # type: ignore[index]
+    return nn.Sequential(*layers, nn.Flatten(), *[nn.Dropout(0.25)] * dropout, Head(size, classes))
 
 
 def deep_cnn(shape: Shape, classes: int) -> nn.Module:
@@ -102,12 +100,11 @@ class WideResNet(nn.Module):
         blocks = (depth - 4) // 6
         channels = 16
         self.stem = nn.Conv2d(shape[0], channels, 3, padding=1, bias=False)
-        groups: OrderedDict[str, nn.Module] = OrderedDict()
+        self.blocks = nn.Sequential()
         for group, (out, stride) in enumerate([(16 * width, 1), (32 * width, 2), (64 * width, 2)]):
             for block in range(blocks):
-                groups[f"group{group}_block{block}"] = _Block(channels, out, stride if block == 0 else 1)
+                self.blocks.add_module(f"group{group}_block{block}", _Block(channels, out, 1 if block else stride))
                 channels = out
-        self.blocks = nn.Sequential(groups)
         self.norm = nn.BatchNorm2d(channels)
         self.head = Head(channels, classes)
         for module in self.modules():  # He et al. (2015), as in the reference implementation
@@ -157,8 +154,7 @@ def forward_flops(model: nn.Module, shape: Shape) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     training = model.training
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()(torch.zeros(1, *shape))
     model.train(training)
     return counter.get_total_flops()

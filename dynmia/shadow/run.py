@@ -90,7 +90,7 @@ def train_part(
         study, out=out, data_dir=data_dir, device=device, workers=workers, command=command, mode=mode
     )
     missing = [model for model in store.missing() if models is None or model in models]
-    with ended_cleanly(), Progress(study, missing, store, progress) as bar:
+    with ended_cleanly(), contextlib.closing(Progress(study, missing, store, progress)) as bar:
         job = Job(study, pool, store, device, mode, workers, deadline, bar.report)
         if engine == "ray" and missing:
             train_ray(job, missing, address)
@@ -114,17 +114,12 @@ class Progress:
             with store.locked(model):  # a damaged state, or another process, stops here: before any process starts
                 saved = store.load_state(model)
             self.done[model] = int(saved[1]["epoch"]) if saved else 0
-        ahead = study.shadow_models * study.epochs - sum(study.epochs - epoch for epoch in self.done.values())
+        whole, left = study.shadow_models * study.epochs, sum(study.epochs - epoch for epoch in self.done.values())
         self.bar = tqdm(
-            total=study.shadow_models * study.epochs, initial=ahead, unit="epoch", desc=study.title,
-            disable=not show or not missing, dynamic_ncols=True, smoothing=0.05,
+            total=whole, initial=whole - left, unit="epoch", desc=study.title, disable=not show or not missing,
+            dynamic_ncols=True, smoothing=0.05,
         )  # fmt: skip
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
+        self.close = self.bar.close
 
     def report(self, event: dict[str, Any]) -> None:
         """Move the bar to an event of :class:`dynmia.shadow.shard.Job`."""
@@ -132,9 +127,8 @@ class Progress:
         self.moved |= epoch > self.done[model]
         self.bar.update(epoch - self.done[model])
         self.done[model] = epoch
-        self.bar.set_postfix_str(
-            f"model {model}, train {event['train_accuracy']:.2f}, test {event['test_accuracy']:.2f}", refresh=False
-        )
+        accuracies = f"train {event['train_accuracy']:.2f}, test {event['test_accuracy']:.2f}"
+        self.bar.set_postfix_str(f"model {model}, {accuracies}", refresh=False)
 
 
 def finish(pool: Pool, store: RunStore) -> xr.Dataset:
@@ -158,8 +152,8 @@ def open_store(
 ) -> tuple[Study, Pool, RunStore]:  # fmt: skip
     """Load the data, check that the model fits them, and open (or make) the run's folder; see :func:`train_part`."""
     from .models import model_fingerprint
+    from .plan import check_model
     from .step import arithmetic
-    from .trial import check_model
 
     check_workers(workers)
     device = pick_device(device)
@@ -203,21 +197,15 @@ def memory() -> float:
 @contextlib.contextmanager
 def ended_cleanly() -> Iterator[None]:
     """Let SIGTERM, and SIGHUP of a closed terminal, end training as Ctrl-C does: no process, lock or scratch stays."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
         numbers = []
-    ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]  # not what others handle
-    for number in ours:
-        signal.signal(number, stop)
-    try:
+    with contextlib.ExitStack() as handled:
+        for number in numbers:
+            if signal.getsignal(number) is signal.SIG_DFL:  # not what others handle
+                signal.signal(number, signal.default_int_handler)
+                handled.callback(signal.signal, number, signal.SIG_DFL)
         yield
-    finally:
-        for number in ours:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def pick_device(device: str | None) -> str:

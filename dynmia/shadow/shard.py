@@ -34,30 +34,19 @@ SELDOM = 4  # gradients and dropout passes are recorded at every fourth checkpoi
 RECORDING_BATCH = 200
 PASSES = 10  # of MC dropout
 
-Report = Callable[[dict[str, Any]], None]
-
 
 @dataclass(frozen=True)
 class Job:
-    """A population in training: what is trained, where it is kept, and how.
+    """A population in training: what is trained, where it is kept, and how."""
 
-    Attributes:
-        study: with definite precision, as ``store`` has it.
-        device: ``cpu`` or ``cuda``.
-        mode: on a GPU ``fast`` or ``deterministic``.
-        workers: processes on a CPU (None takes one a core), or models in flight on a GPU (None takes 4).
-        deadline: of ``time.monotonic``; training stops, states saved, before an epoch that would end later.
-        report: gets a mapping with model, epoch, loss and accuracies after every epoch.
-    """
-
-    study: Study
+    study: Study  # with definite precision, as ``store`` has it
     pool: Pool
     store: RunStore
-    device: str = "cpu"
-    mode: str = "fast"
-    workers: int | None = None
-    deadline: float = math.inf
-    report: Report = lambda event: None
+    device: str = "cpu"  # or ``cuda``
+    mode: str = "fast"  # or ``deterministic``, on a GPU
+    workers: int | None = None  # processes on a CPU (None: one a core), or models in flight on a GPU (None: 4)
+    deadline: float = math.inf  # of ``time.monotonic``; training stops, states saved, before an epoch that ends later
+    report: Callable[[dict[str, Any]], None] = lambda event: None  # gets model, epoch, loss, accuracies at every epoch
 
     @cached_property
     def data(self) -> DeviceData:
@@ -100,8 +89,6 @@ def train_shard(job: Job, model: int) -> bool:
         Diverged: the loss is NaN or infinite; nothing of other shards is touched.
         UserError: the disk is full or cannot be written, or another process trains this model.
     """
-    if job.store.finished(model):
-        return True
     with job.store.locked(model):
         if job.store.finished(model):
             return True
@@ -110,7 +97,7 @@ def train_shard(job: Job, model: int) -> bool:
         shard = Shard(job, model, state, partial(evaluate, state, job.data), engine)
         while shard.goes_on():
             shard.trained(train_epoch(job.study, state, job.data, shard.members, model, shard.epoch))
-        return shard.finished
+        return shard.epoch == job.study.epochs
 
 
 def train_here(job: Job, models: Iterable[int]) -> None:
@@ -137,7 +124,7 @@ class Shard:
         self.keep = job.pool.keep[model]
         self.members = torch.as_tensor(np.flatnonzero(self.keep))
         self.record: dict[str, np.ndarray] = {}
-        self.epoch, self.seconds, self.finished, self.resumed = 0, 0.0, False, False
+        self.epoch, self.seconds, self.resumed = 0, 0.0, False
         self.longest = self.saving = self.saved_at = 0.0
         self.mark = time.perf_counter()
         exact = job.device == "cpu" or torch.are_deterministic_algorithms_enabled()
@@ -170,7 +157,6 @@ class Shard:
         event |= {name: float(values[-1]) for name, values in self.record.items() if values.ndim == 1 and len(values)}
         if self.epoch == self.study.epochs:
             self.job.store.save_shard(self.model, self.record | {"keep": self.keep}, meta)
-            self.finished = True
             self.job.report(event | dict(done=True))
             return False
         stop = time.monotonic() + MARGIN * self.longest > self.job.deadline

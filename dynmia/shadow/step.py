@@ -52,11 +52,9 @@ class DeviceData:
         """Copy ``pool`` to ``device``; on a CPU nothing is copied, so that processes share one memory map."""
 
         def put(array: np.ndarray | Texts) -> Any:
-            if isinstance(array, Texts):
-                if device == "cpu":
-                    return array
-                array = array[:]
-            return torch.as_tensor(array).to(device)
+            if isinstance(array, Texts) and device == "cpu":
+                return array
+            return torch.as_tensor(array[:]).to(device)
 
         arrays = pool.images, pool.labels, pool.test_images, pool.test_labels, pool.mean, 1 / pool.std
         return cls(*map(put, arrays))
@@ -219,14 +217,6 @@ def plan_epoch(
     return order, torch.stack(crops) if crops else None, torch.tensor(rates, dtype=torch.float64)
 
 
-def train_step(
-    study: Study, state: TrainState, data: DeviceData, index: Tensor, generator: torch.Generator, progress: float
-) -> Tensor:
-    """:func:`update` with crops from ``generator`` and the learning rate at ``progress``, in [0, 1)."""
-    crops = draw_crops(data.images, len(index), generator).to(index.device) if study.augment else None
-    return update(study, state, data, index, crops, learning_rate(study, progress))
-
-
 def logit_scaled_confidence(logits: Tensor, labels: Tensor) -> Tensor:
     """phi = logit_y - logsumexp(the other logits), computed in float64.
 
@@ -297,13 +287,12 @@ def unflatten(state: TrainState, arrays: dict[str, np.ndarray]) -> None:
     """Load what :func:`flatten` returned, in place."""
     tensors = {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}
     state.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
-    for number, parameter in enumerate(state.optimizer.param_groups[0]["params"]):
-        values, prefix = state.optimizer.state[parameter], f"optimizer.{number}."
-        for name, tensor in tensors.items():
-            if name.startswith(prefix):
-                name = name.removeprefix(prefix)
-                if name not in values:
-                    # like the parameter in device and memory format, or fused kernels would fall back to slow copies
-                    like = tensor.shape == parameter.shape
-                    values[name] = torch.empty_like(parameter if like else tensor, device=parameter.device)
-                values[name].copy_(tensor)
+    for key in [key for key in tensors if key.startswith("optimizer.")]:
+        _, number, name = key.split(".")
+        parameter, tensor = state.optimizer.param_groups[0]["params"][int(number)], tensors[key]
+        values = state.optimizer.state[parameter]
+        if name not in values:
+            # like the parameter in device and memory format, or fused kernels would fall back to slow copies
+            like = tensor.shape == parameter.shape
+            values[name] = torch.empty_like(parameter if like else tensor, device=parameter.device)
+        values[name].copy_(tensor)

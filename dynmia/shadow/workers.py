@@ -56,19 +56,16 @@ def train_pool(job: Job, models: list[int]) -> None:
         UserError: what stopped a worker; the others are ended and keep their last epoch.
     """
     workers = min(job.workers or cores(), len(models))
-    events: queue.SimpleQueue[tuple[int, dict[str, Any] | None]] = queue.SimpleQueue()  # no stop leaves it locked
+    events: queue.SimpleQueue[tuple[int, dict[str, Any]]] = queue.SimpleQueue()  # no stop leaves it locked
     started: list[tuple[subprocess.Popen[str], threading.Thread]] = []
-    waiting, flying = list(models), {}
+    waiting, flying = list(models), dict[int, int]()
 
     def next_model(number: int) -> None:
-        stdin = started[number][0].stdin
-        assert stdin is not None
+        flying.pop(number, None)
         if waiting and time.monotonic() < job.deadline:
             flying[number] = waiting.pop(0)
             with contextlib.suppress(BrokenPipeError):  # it has ended: its last event says why
-                print(flying[number], file=stdin, flush=True)
-        else:
-            flying.pop(number, None)
+                print(flying[number], file=started[number][0].stdin, flush=True)
 
     with scratch() as folder:
         try:
@@ -91,11 +88,13 @@ def train_pool(job: Job, models: list[int]) -> None:
                 next_model(number)
             while flying:
                 number, event = events.get()
-                if event is None:
-                    if number in flying:
-                        _failed(started[number][0], flying[number], continued_by(job.store.manifest, job.store.folder))
-                elif "error" in event:
+                if "error" in event:
                     raise getattr(errors, event["kind"])(event["error"])
+                elif "ended" in event:
+                    if number in flying:
+                        again = continued_by(job.store.manifest, job.store.folder)
+                        what = f"the process that trained model {flying[number]} {event['ended']}"
+                        raise UserError(f"{what}: continue from its last epoch by {again}")
                 elif "free" in event:
                     if not event["free"]:
                         waiting.clear()  # the time is over
@@ -128,7 +127,7 @@ def scratch() -> Iterator[Path]:
 
 
 def _start(number: int, folder: Path, events: queue.SimpleQueue) -> tuple[subprocess.Popen[str], threading.Thread]:
-    """Start a worker; the thread, to be started too, forwards what it reports, and None at its end."""
+    """Start a worker; the thread, to be started too, forwards what it reports, and how it ended."""
     path = os.pathsep.join([ROOT, *[path or os.getcwd() for path in sys.path]])  # a user's own model too
     log = folder / f"{number}.log"
     process = subprocess.Popen(
@@ -137,25 +136,14 @@ def _start(number: int, folder: Path, events: queue.SimpleQueue) -> tuple[subpro
     )  # fmt: skip
 
     def forward() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
+        for line in process.stdout or ():
             with contextlib.suppress(ValueError):  # a killed process may leave half a line
                 events.put((number, json.loads(line)))
-        process.wait()
-        process.log = log.read_text()  # type: ignore[attr-defined]
-        events.put((number, None))
+        code = process.wait()
+        *_, last = [f"exit code {code}", *log.read_text().strip().splitlines()]
+        events.put((number, {"ended": f"was ended by signal {-code}" if code < 0 else f"failed ({last.strip()})"}))
 
     return process, threading.Thread(target=forward, daemon=True)
-
-
-def _failed(process: subprocess.Popen[str], model: int, command: str) -> None:
-    """Raise the clear line for a worker that ended without a word."""
-    if process.returncode and process.returncode < 0:
-        why = f"was ended by signal {-process.returncode}"
-    else:
-        last = [line for line in process.log.splitlines() if line.strip()][-1:]  # type: ignore[attr-defined]
-        why = f"failed ({last[0].strip() if last else f'exit code {process.returncode}'})"
-    raise UserError(f"the process that trained model {model} {why}: continue from its last epoch by {command}")
 
 
 def serve(folder: Path) -> None:

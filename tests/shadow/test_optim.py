@@ -20,7 +20,7 @@ from dynmia.shadow.step import (
     make_optimizer,
     sam_ascend,
     sam_return,
-    train_step,
+    update,
 )  # fmt: skip
 
 RHO = 0.5  # large, so that the ascent shows
@@ -59,7 +59,7 @@ def batches(steps=STEPS):
 def trained(study, model, data, steps=STEPS):
     state = TrainState(model.train(), make_optimizer(study, model))
     for step, index in enumerate(batches(steps)):
-        train_step(study, state, data, index, torch.Generator(), step / steps)
+        update(study, state, data, index, None, learning_rate(study, step / steps))
     return state
 
 
@@ -211,7 +211,7 @@ def test_the_loss_is_that_before_the_step(data):
     images, index = data.normalise(data.images[:BATCH]), torch.arange(BATCH)
     expected = F.cross_entropy(model(images), data.labels[:BATCH]).item()
     state = TrainState(model, make_optimizer(study, model))
-    assert train_step(study, state, data, index, torch.Generator(), 0.0).item() == pytest.approx(expected, rel=1e-6)
+    assert update(study, state, data, index, None, study.lr).item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(
