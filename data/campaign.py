@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -12,12 +13,47 @@ from typing import Annotated, Any
 import typer
 
 from dynmia.book.makers import maker
-from dynmia.book.tables import Entry, entries
+from dynmia.book.tables import Entry, entries, member, read_list, study_from
 from dynmia.cli import Changes, DataDir, Device, Mode, Quiet, TimeBudget, Workers, duration, parse_duration, parse_pairs
-from dynmia.errors import UserError, shown
+from dynmia.errors import UserError, choose, shown
+from dynmia.registry import named_set
 from dynmia.store.folder import differing, read_manifest
-from dynmia.store.run import open_run, project_root, save_run, study_of
+from dynmia.store.run import open_run, project_root, resolve, save_run, study_of
 from dynmia.study import Study
+
+
+def scaled(scale: str = "cpu", only: str = "", changes: dict[str, Any] | None = None) -> list[Entry]:
+    """The list of runs, each of its study at a scale.
+
+    Args:
+        scale: a name under ``scales``: fields that replace those of every run, and ``pool_share``, by which the
+            pool size is multiplied, up to the whole training split.
+        only: as of :func:`dynmia.book.tables.entries`.
+        changes: fields of the study, or ``pool_share``, that replace all others.
+    """
+    path = resolve("data/campaign.yml")
+    scales = member(read_list(path, ("defaults", "scales", "runs")), "scales", dict, path)
+    for entry in entries():  # all at every scale, so that a fault shows before anything is trained
+        for other in scales:
+            _study(entry, member(scales, other, dict, f"{path}: scales"), f"{path}: run {entry.name}, {other}")
+    fields = scales[choose(scale, map(str, scales), "scale")] | (changes or {})
+    return [entry._replace(study=_study(entry, fields, f"run {entry.name} as changed")) for entry in entries(only)]
+
+
+def _study(entry: Entry, fields: dict[str, Any], where: str) -> Study:
+    """The study of ``entry`` with ``fields`` changed; ``pool_share`` stops at the whole training split."""
+    values, share = entry.fields | fields, math.nan
+    given = values.pop("pool_share", 1)
+    with contextlib.suppress(TypeError, ValueError):  # a text too: YAML 1.1 reads 1e-1 as one
+        share = math.nan if isinstance(given, bool) else float(given)
+    if not 0 < share < math.inf:
+        raise UserError(f"{where}: pool_share is {shown(given)}: it must be a number above 0.")
+    study = study_from(values, where)
+    if share == 1 or not study.pool_size or "pool_size" in fields:
+        return study
+    known = named_set(study.dataset)
+    size = int(min(study.pool_size * share, known.train if known else math.inf))
+    return study_from(values | {"pool_size": size}, where)
 
 
 def run_campaign(
@@ -56,7 +92,7 @@ def run_campaign(
     folder, device = _folder(scale, folder), shadow.run.pick_device(options.get("device"))
     deadline = time.monotonic() + (math.inf if time_budget is None else time_budget)
     failed = []
-    for entry in entries(scale, only, changes):
+    for entry in scaled(scale, only, changes):
         path = folder / f"{entry.name}.nc"
         try:
             if not path.exists():
@@ -101,7 +137,7 @@ def plan_campaign(
     """Name, ``finished`` or ``missing``, and the seconds that are left on this machine, for each run of the list."""
     from dynmia.shadow.plan import plan
 
-    for entry in entries(scale, only, changes):
+    for entry in scaled(scale, only, changes):
         there = (_folder(scale, folder) / f"{entry.name}.nc").exists()
         try:
             yield entry.name, *(("finished", 0.0) if there else ("missing", plan(entry.study, **options)["seconds"]))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import itertools
-import math
 import os
 import re
 from pathlib import Path
@@ -18,7 +16,6 @@ import yaml
 
 from ..dynamics.metrics import METRICS
 from ..errors import UserError, choose, reason, shown
-from ..registry import named_set
 from ..store.run import open_run, resolve
 from ..study import Study
 from .makers import made_by
@@ -162,64 +159,43 @@ def named(holder: object, key: str, before: list[str], where: object) -> str:
 
 
 class Entry(NamedTuple):
-    """One run of the list: its name, the chapters that show it, and its study."""
+    """One run of the list: its name, the chapters that show it, its fields as they are listed, and their study."""
 
     name: str
     chapters: tuple[str, ...]
+    fields: dict[str, Any]
     study: Study
 
 
-def entries(scale: str = "cpu", only: str = "", changes: dict[str, Any] | None = None) -> list[Entry]:
-    """The list in ``data/campaign.yml``, in order of value.
-
-    Args:
-        scale: a name under ``scales``: fields that replace those of every run, and ``pool_share``, by which the
-            pool size is multiplied, up to the whole training split.
-        only: a chapter (``02``), or a part of a run's name; empty takes all.
-        changes: fields of the study, or ``pool_share``, that replace all others.
-    """
+def entries(only: str = "") -> list[Entry]:
+    """The list in ``data/campaign.yml``, in order of value: ``only`` a chapter (``02``), or a part of a run's name."""
     path = resolve("data/campaign.yml")
     content = read_list(path, ("defaults", "scales", "runs"))
-    defaults, scales = (member(content, part, dict, path) for part in ("defaults", "scales"))
-    listed: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {}
+    defaults = member(content, "defaults", dict, path)
+    listed: list[Entry] = []
     for run in member(content, "runs", list, path):
-        name = named(run, "name", list(listed), path)
-        chapters = member(run, "chapters", list, f"{path}: run {name}")
+        name = named(run, "name", [entry.name for entry in listed], path)
+        where = f"{path}: run {name}"
+        chapters = member(run, "chapters", list, where)
         if not all(isinstance(chapter, str) for chapter in chapters):
-            raise UserError(f'{path}: run {name}: chapters must be texts in quotes, for example ["02", "03"].')
-        listed[name] = tuple(chapters), defaults | {k: v for k, v in run.items() if k not in ("name", "chapters")}
-        for other in scales:  # all, so that a fault shows before anything is trained
-            _study(listed[name][1], member(scales, other, dict, f"{path}: scales"), f"{path}: run {name}, {other}")
-    fields = scales[choose(scale, map(str, scales), "scale")]
-    names = [name for name, (chapters, _) in listed.items() if only in ("", *chapters)]
-    names = names or [name for name in listed if only in name]
-    if not names:
+            raise UserError(f'{where}: chapters must be texts in quotes, for example ["02", "03"].')
+        fields = defaults | {key: value for key, value in run.items() if key not in ("name", "chapters")}
+        listed.append(Entry(name, tuple(chapters), fields, study_from(fields, where)))
+    chosen = [entry for entry in listed if only in ("", *entry.chapters)]
+    if not (chosen := chosen or [entry for entry in listed if only in entry.name]):
         raise UserError(f"no run matches {only!r}: name a chapter, like 02, or a part of a name, like mnist.")
-    return [
-        Entry(name, listed[name][0], _study(listed[name][1], fields | (changes or {}), f"run {name} as changed"))
-        for name in names
-    ]
+    return chosen
 
 
-def _study(run: dict[str, Any], fields: dict[str, Any], where: str) -> Study:
-    """The study of a run of the list, with ``fields`` changed; ``pool_share`` stops at the whole training split."""
-    values, share = run | fields, math.nan
-    given = values.pop("pool_share", 1)
-    with contextlib.suppress(TypeError, ValueError):  # a text too: YAML 1.1 reads 1e-1 as one
-        share = math.nan if isinstance(given, bool) else float(given)
-    if not 0 < share < math.inf:
-        raise UserError(f"{where}: pool_share is {shown(given)}: it must be a number above 0.")
+def study_from(fields: dict[str, Any], where: str) -> Study:
+    """The study of these fields, each one number or word; a ``UserError`` begins with ``where`` they stand."""
     try:
-        for key, value in values.items():
+        for key, value in fields.items():
             if not isinstance(value, (str, int, float, bool, type(None))):
                 raise UserError(f"{key} is {shown(value)}: it must be one number or word.")
-        study = Study.from_dict(values)
-        if share != 1 and study.pool_size and "pool_size" not in fields:
-            known = named_set(study.dataset)
-            study = study.replace(pool_size=int(min(study.pool_size * share, known.train if known else math.inf)))
+        return Study.from_dict(fields)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    return study
 
 
 def released(chapter: str, folder: str | os.PathLike[str] = "data") -> dict[str, xr.Dataset]:
