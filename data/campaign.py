@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from dynmia.book.makers import maker
-from dynmia.book.tables import Entry, entries, member, read_list, study_from
-from dynmia.cli import Changes, DataDir, Device, Mode, Quiet, TimeBudget, Workers, duration, parse_duration, parse_pairs
+from dynmia.book.tables import Entry, entries, located, member, read_list
+from dynmia.cli import DataDir, Device, Mode, Quiet, TimeBudget, Workers, duration, parse_duration, parse_pairs
 from dynmia.errors import UserError, choose, shown
 from dynmia.registry import named_set
 from dynmia.store.folder import differing, read_manifest
@@ -48,12 +48,12 @@ def _study(entry: Entry, fields: dict[str, Any], where: str) -> Study:
         share = math.nan if isinstance(given, bool) else float(given)
     if not 0 < share < math.inf:
         raise UserError(f"{where}: pool_share is {shown(given)}: it must be a number above 0.")
-    study = study_from(values, where)
-    if share == 1 or not study.pool_size or "pool_size" in fields:
-        return study
-    known = named_set(study.dataset)
-    size = int(min(study.pool_size * share, known.train if known else math.inf))
-    return study_from(values | {"pool_size": size}, where)
+    with located(where):
+        study = Study.from_dict(values)
+        if share != 1 and study.pool_size and "pool_size" not in fields:
+            known = named_set(study.dataset)
+            study = study.replace(pool_size=int(min(study.pool_size * share, known.train if known else math.inf)))
+    return study
 
 
 def run_campaign(
@@ -139,10 +139,9 @@ def plan_campaign(
 
     for entry in scaled(scale, only, changes):
         there = (_folder(scale, folder) / f"{entry.name}.nc").exists()
-        try:
-            yield entry.name, *(("finished", 0.0) if there else ("missing", plan(entry.study, **options)["seconds"]))
-        except UserError as error:
-            raise UserError(f"{entry.name}: {error}") from error
+        with located(entry.name):
+            left = 0.0 if there else plan(entry.study, **options)["seconds"]
+        yield entry.name, "finished" if there else "missing", left
 
 
 def _folder(scale: str, folder: str | os.PathLike[str] | None) -> Path:
@@ -167,7 +166,10 @@ def _differs(there: Study, here: Study) -> str:
 def main(
     scale: Annotated[str, typer.Option(help="cpu (the released runs), quick or paper: see data/campaign.yml")] = "cpu",
     only: Annotated[str, typer.Option(help="just the runs of a chapter (02), or whose name contains this")] = "",
-    change: Changes = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="a study field, for all runs; may be repeated"),
+    ] = None,
     out: Annotated[
         str | None,
         typer.Option(help="folder, for unfinished runs too (default: data, or runs/SCALE)"),

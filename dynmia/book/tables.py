@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
-import itertools
 import os
 import re
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,15 +102,14 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "an alias (*name) stands where a value is wanted", mark)
+            problem = "an alias (*name) stands where a value is wanted"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if len(again := sorted(keys)) > len(set(keys)):
-            key = next(a for a, b in itertools.pairwise(again) if a == b)
-            raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", node.start_mark)
+        for name, times in Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)).items():
+            if times > 1:
+                raise yaml.MarkedYAMLError(problem=f"{name} is given twice", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -158,6 +159,15 @@ def named(holder: object, key: str, before: list[str], where: object) -> str:
     return name
 
 
+@contextlib.contextmanager
+def located(where: object) -> Iterator[None]:
+    """Let what a ``UserError`` says begin with ``where`` the fault is."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
 class Entry(NamedTuple):
     """One run of the list: its name, the chapters that show it, its fields as they are listed, and their study."""
 
@@ -175,27 +185,16 @@ def entries(only: str = "") -> list[Entry]:
     listed: list[Entry] = []
     for run in member(content, "runs", list, path):
         name = named(run, "name", [entry.name for entry in listed], path)
-        where = f"{path}: run {name}"
-        chapters = member(run, "chapters", list, where)
-        if not all(isinstance(chapter, str) for chapter in chapters):
-            raise UserError(f'{where}: chapters must be texts in quotes, for example ["02", "03"].')
+        chapters = member(run, "chapters", list, f"{path}: run {name}")
         fields = defaults | {key: value for key, value in run.items() if key not in ("name", "chapters")}
-        listed.append(Entry(name, tuple(chapters), fields, study_from(fields, where)))
+        with located(f"{path}: run {name}"):
+            if not all(isinstance(chapter, str) for chapter in chapters):
+                raise UserError('chapters must be texts in quotes, for example ["02", "03"].')
+            listed.append(Entry(name, tuple(chapters), fields, Study.from_dict(fields)))
     chosen = [entry for entry in listed if only in ("", *entry.chapters)]
     if not (chosen := chosen or [entry for entry in listed if only in entry.name]):
         raise UserError(f"no run matches {only!r}: name a chapter, like 02, or a part of a name, like mnist.")
     return chosen
-
-
-def study_from(fields: dict[str, Any], where: str) -> Study:
-    """The study of these fields, each one number or word; a ``UserError`` begins with ``where`` they stand."""
-    try:
-        for key, value in fields.items():
-            if not isinstance(value, (str, int, float, bool, type(None))):
-                raise UserError(f"{key} is {shown(value)}: it must be one number or word.")
-        return Study.from_dict(fields)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
 
 
 def released(chapter: str, folder: str | os.PathLike[str] = "data") -> dict[str, xr.Dataset]:

@@ -103,7 +103,7 @@ LISTS = {
     "chapters-text": ((*FIRST, "chapters"), "02", ["run first", "chapters is '02'", "a list"]),
     "chapters-numbers": ((*FIRST, "chapters"), [2], ["run first", "chapters", '["02", "03"]']),
     "dataset": ((*FIRST, "dataset"), "mnits", ["run first", "'mnits'", "did you mean 'mnist'"]),
-    "dataset-list": ((*FIRST, "dataset"), ["mnist"], ["run first", "dataset is [", "one number or word"]),
+    "dataset-list": ((*FIRST, "dataset"), ["mnist"], ["run first", "dataset is [", "of type str"]),
     "field": ((*FIRST, "epoch"), 3, ["run first", "'epoch'", "did you mean 'epochs'"]),
     "date": ((*FIRST, "epochs"), datetime.date(2020, 1, 1), ["run first", "epochs is datetime.date"]),
     "pool": ((*FIRST, "pool_size"), "many", ["run first", "pool_size", "'many'"]),
