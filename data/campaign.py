@@ -46,9 +46,9 @@ def _study(entry: Entry, fields: dict[str, Any], where: str) -> Study:
     given = values.pop("pool_share", 1)
     with contextlib.suppress(TypeError, ValueError):  # a text too: YAML 1.1 reads 1e-1 as one
         share = math.nan if isinstance(given, bool) else float(given)
-    if not 0 < share < math.inf:
-        raise UserError(f"{where}: pool_share is {shown(given)}: it must be a number above 0.")
     with located(where):
+        if not 0 < share < math.inf:
+            raise UserError(f"pool_share is {shown(given)}: it must be a number above 0.")
         study = Study.from_dict(values)
         if share != 1 and study.pool_size and "pool_size" not in fields:
             known = named_set(study.dataset)

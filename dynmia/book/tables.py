@@ -147,11 +147,10 @@ def member(holder: dict[str, Any], key: str, kind: type, where: object) -> Any:
 
 def named(holder: object, key: str, before: list[str], where: object) -> str:
     """The name that ``holder`` has under ``key``: fit for a file in any folder, and none of those ``before`` it."""
+    entry = f"{where}: entry {len(before) + 1}"
     if not isinstance(holder, dict):
-        raise UserError(
-            f"{where}: entry {len(before) + 1} is {shown(holder)}: it must be {KINDS[dict]}, {key} among them."
-        )
-    name = member(holder, key, str, f"{where}: entry {len(before) + 1}")
+        raise UserError(f"{entry} is {shown(holder)}: it must be {KINDS[dict]}, {key} among them.")
+    name = member(holder, key, str, entry)
     if not NAME.fullmatch(name):
         raise UserError(f"{where}: {key} {name[:120]!r} names a file: use up to 100 letters, digits and _ . + - only.")
     if name.casefold() in map(str.casefold, before):
