@@ -232,5 +232,4 @@ def figures(folder: str | os.PathLike[str] = "data", rule: str = "fpr@0.01") -> 
 
 def no_signal(table: pd.DataFrame) -> pd.DataFrame:
     """The columns of the no-signal level of :func:`figures`, named as by :func:`dynmia.stats.resample.null_summary`."""
-    names = {"null_value": "value", "null_low": "low", "null_high": "high", "p": "p"}
-    return table[list(names)].rename(columns=names)
+    return table[["null_value", "null_low", "null_high", "p"]].rename(columns=lambda name: name.removeprefix("null_"))
