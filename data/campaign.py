@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -12,12 +13,47 @@ from typing import Annotated, Any
 import typer
 
 from dynmia.book.makers import maker
-from dynmia.book.tables import Entry, entries
-from dynmia.cli import Changes, DataDir, Device, Mode, Quiet, TimeBudget, Workers, duration, parse_duration, parse_pairs
-from dynmia.errors import UserError, shown
+from dynmia.book.tables import Entry, entries, located, member, read_list
+from dynmia.cli import DataDir, Device, Mode, Quiet, TimeBudget, Workers, duration, parse_duration, parse_pairs
+from dynmia.errors import UserError, choose, shown
+from dynmia.registry import named_set
 from dynmia.store.folder import differing, read_manifest
-from dynmia.store.run import open_run, project_root, save_run, study_of
+from dynmia.store.run import open_run, project_root, resolve, save_run, study_of
 from dynmia.study import Study
+
+
+def scaled(scale: str = "cpu", only: str = "", changes: dict[str, Any] | None = None) -> list[Entry]:
+    """The list of runs, each of its study at a scale.
+
+    Args:
+        scale: a name under ``scales``: fields that replace those of every run, and ``pool_share``, by which the
+            pool size is multiplied, up to the whole training split.
+        only: as of :func:`dynmia.book.tables.entries`.
+        changes: fields of the study, or ``pool_share``, that replace all others.
+    """
+    path = resolve("data/campaign.yml")
+    scales = member(read_list(path, ("defaults", "scales", "runs")), "scales", dict, path)
+    for entry in entries():  # all at every scale, so that a fault shows before anything is trained
+        for other in scales:
+            _study(entry, member(scales, other, dict, f"{path}: scales"), f"{path}: run {entry.name}, {other}")
+    fields = scales[choose(scale, map(str, scales), "scale")] | (changes or {})
+    return [entry._replace(study=_study(entry, fields, f"run {entry.name} as changed")) for entry in entries(only)]
+
+
+def _study(entry: Entry, fields: dict[str, Any], where: str) -> Study:
+    """The study of ``entry`` with ``fields`` changed; ``pool_share`` stops at the whole training split."""
+    values, share = entry.fields | fields, math.nan
+    given = values.pop("pool_share", 1)
+    with contextlib.suppress(TypeError, ValueError):  # a text too: YAML 1.1 reads 1e-1 as one
+        share = math.nan if isinstance(given, bool) else float(given)
+    with located(where):
+        if not 0 < share < math.inf:
+            raise UserError(f"pool_share is {shown(given)}: it must be a number above 0.")
+        study = Study.from_dict(values)
+        if share != 1 and study.pool_size and "pool_size" not in fields:
+            known = named_set(study.dataset)
+            study = study.replace(pool_size=int(min(study.pool_size * share, known.train if known else math.inf)))
+    return study
 
 
 def run_campaign(
@@ -56,7 +92,7 @@ def run_campaign(
     folder, device = _folder(scale, folder), shadow.run.pick_device(options.get("device"))
     deadline = time.monotonic() + (math.inf if time_budget is None else time_budget)
     failed = []
-    for entry in entries(scale, only, changes):
+    for entry in scaled(scale, only, changes):
         path = folder / f"{entry.name}.nc"
         try:
             if not path.exists():
@@ -101,12 +137,11 @@ def plan_campaign(
     """Name, ``finished`` or ``missing``, and the seconds that are left on this machine, for each run of the list."""
     from dynmia.shadow.plan import plan
 
-    for entry in entries(scale, only, changes):
+    for entry in scaled(scale, only, changes):
         trained = (_folder(scale, folder) / f"{entry.name}.nc").exists()
-        try:
-            yield entry.name, *(("finished", 0.0) if trained else ("missing", plan(entry.study, **options)["seconds"]))
-        except UserError as error:
-            raise UserError(f"{entry.name}: {error}") from error
+        with located(entry.name):
+            left = 0.0 if trained else plan(entry.study, **options)["seconds"]
+        yield entry.name, "finished" if trained else "missing", left
 
 
 def _folder(scale: str, folder: str | os.PathLike[str] | None) -> Path:
@@ -131,7 +166,10 @@ def _differs(released: Study, listed: Study) -> str:
 def main(
     scale: Annotated[str, typer.Option(help="cpu (the released runs), quick or paper: see data/campaign.yml")] = "cpu",
     only: Annotated[str, typer.Option(help="just the runs of a chapter (02), or whose name contains this")] = "",
-    change: Changes = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="a study field, for all runs; may be repeated"),
+    ] = None,
     out: Annotated[
         str | None,
         typer.Option(help="folder, for unfinished runs too (default: data, or runs/SCALE)"),

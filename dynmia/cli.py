@@ -12,7 +12,6 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable
-from itertools import islice
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -25,19 +24,11 @@ from .study import MODELS, PRESETS, Study
 PLAIN: dict[str, Any] = dict(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app = typer.Typer(**PLAIN)
 DataDir = Annotated[str | None, typer.Option(help="folder of <name>.npz files (default: DYNMIA_DATA)")]
-Out = Annotated[str | None, typer.Option(help="run folder (default: runs/<title>-<identity>)")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda if there is one)")]
 Workers = Annotated[int | None, typer.Option(help="processes on a CPU (default: one a core), models at once on a GPU")]
 TimeBudget = Annotated[str | None, typer.Option(help="stop cleanly before this, for example 9m or 1h30m")]
 Quiet = Annotated[bool, typer.Option(help="no progress bar")]
-Csv = Annotated[str | None, typer.Option(help="also write the figures, not rounded, to this file")]
 Attack = Annotated[str, typer.Option(help="online, offline-cdf, offline-density, rmia, rmia-offline, shokri or loss")]
-Changes = Annotated[list[str] | None, typer.Option(
-    "--set", metavar="FIELD=VALUE", help="a study field, for all runs; may be repeated"
-)]  # fmt: skip
-Parameters = Annotated[list[str] | None, typer.Option(
-    "--parameter", "-p", metavar="KEY VALUE", help="set a parameter; may be repeated"
-)]  # fmt: skip
 Mode = Annotated[str, typer.Option(help="on a GPU: fast, or deterministic to the bit as a CPU always is")]
 Folder = Annotated[str, typer.Argument(help="where the runs are and the table goes")]
 INTERRUPTED = 130
@@ -46,24 +37,22 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 def study_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give ``command(study, ...)`` one option for each field of :class:`dynmia.study.Study`, and ``--preset``."""
-    helps = {field.name: field.metadata["help"].replace("``", "") for field in dataclasses.fields(Study)}
-    kinds = get_type_hints(Study) | {"preset": str}
-    options = {
-        name: Annotated[kinds[name] | None, typer.Option(help=text, show_default=False)]
-        for name, text in ({"preset": f"start from a preset: {', '.join(PRESETS)}"} | helps).items()
-    }
+    helps = {"preset": f"start from a preset: {', '.join(PRESETS)}"}
+    helps |= {field.name: field.metadata["help"].replace("``", "") for field in dataclasses.fields(Study)}
+    kinds, only = get_type_hints(Study) | {"preset": str}, inspect.Parameter.KEYWORD_ONLY
 
     def wrapped(**values: Any) -> None:
-        changes = {name: value for name in options if (value := values.pop(name)) is not None}
+        changes = {name: value for name in helps if (value := values.pop(name)) is not None}
         preset = changes.pop("preset", None)
         command(study=Study(**changes) if preset is None else Study.preset(preset, **changes), **values)
 
-    only = inspect.Parameter.KEYWORD_ONLY
-    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "study"]
-    wrapped.__signature__ = inspect.Signature([  # type: ignore[attr-defined]
-        *(inspect.Parameter(name, only, default=None, annotation=kind) for name, kind in options.items()),
-        *(parameter.replace(kind=only) for parameter in own),
-    ])  # fmt: skip
+    options = []
+    for name, text in helps.items():
+        kind: Any = Annotated[kinds[name] | None, typer.Option(help=text, show_default=False)]
+        options.append(inspect.Parameter(name, only, default=None, annotation=kind))
+    _, *own = inspect.signature(command, eval_str=True).parameters.values()
+    options += [parameter.replace(kind=only) for parameter in own]
+    wrapped.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
     return wrapped
 
@@ -112,14 +101,13 @@ def duration(seconds: float) -> str:
 
 def pair_parameters(arguments: list[str]) -> list[str]:
     """Turn ``-p KEY VALUE``, as papermill writes it, into the ``-p KEY=VALUE`` that the parser reads."""
-    words, rest = [], iter(arguments)
-    for word in rest:
-        words.append(word)
+    words = list(arguments)
+    for place, word in enumerate(words, 1):
         if word in ("-p", "--parameter"):
-            pair = [*islice(rest, 2)]
+            pair = words[place : place + 2]
             if len(pair) < 2:
                 raise UserError("-p needs a name and a value, for example -p rule bayes.")
-            words.append("=".join(pair))
+            words[place : place + 2] = ["=".join(pair)]
     return words
 
 
@@ -180,7 +168,7 @@ def plan(
 @study_options
 def train(
     study: Study,
-    out: Out = None,
+    out: Annotated[str | None, typer.Option(help="run folder (default: runs/<title>-<identity>)")] = None,
     data_dir: DataDir = None,
     device: Device = None,
     workers: Workers = None,
@@ -239,9 +227,8 @@ def status(folder: Annotated[str, typer.Argument(help="a run folder")]) -> None:
         text = f"epoch {saved[1]['epoch']} of {study.epochs}" if saved else "not started"
         if store.finished(model):  # it may have ended since
             saved, text, done = store.load_shard(model), "finished", done + 1
-        accuracy = {half: saved[0][f"{half}_accuracy"][-1] for half in ("train", "test")} if saved else {}
-        told = "  ".join(f"{half} {value:.3f}" for half, value in accuracy.items())
-        typer.echo(f"model {model:3d}  {text:18} {told}".rstrip())
+        rates = [f"{half} {saved[0][f'{half}_accuracy'][-1]:.3f}" for half in ("train", "test")] if saved else []
+        typer.echo(f"model {model:3d}  {text:18} {'  '.join(rates)}".rstrip())
     typer.echo(f"{study.title}: {done} of {study.shadow_models} models finished; {continued_by(manifest, folder)}")
 
 
@@ -266,7 +253,7 @@ def summarise(
     variance: Annotated[str, typer.Option(help="auto, pooled or per-sample")] = "auto",
     draws: Annotated[int, typer.Option(help="halves of models, and of samples, behind the intervals")] = 20,
     null: Annotated[int, typer.Option(help="draws of the permutation null; 0 leaves it out")] = 20,
-    csv: Csv = None,
+    csv: Annotated[str | None, typer.Option(help="also write the figures, not rounded, to this file")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print every metric of a run with its interval over models and samples and its no-signal level."""
@@ -293,7 +280,10 @@ def summarise(
 @app.command()
 def notebook(
     name: Annotated[str, typer.Argument(help="name of a notebook in notebooks/, without .ipynb")],
-    parameter: Parameters = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", "-p", metavar="KEY VALUE", help="set a parameter; may be repeated"),
+    ] = None,
     out: Annotated[str | None, typer.Option(help="executed notebook (default: runs/<name>.ipynb)")] = None,
     describe: Annotated[bool, typer.Option(help="list the notebook's parameters and stop")] = False,
 ) -> None:
@@ -305,8 +295,7 @@ def notebook(
         for key, entry in parameters(name).items():
             typer.echo(f"{key:12} {entry.annotation:6} {entry.default:28} {entry.help}")
         return
-    file = writable(out or f"runs/{name}.ipynb", ".ipynb")
-    typer.echo(f"wrote {run_notebook(name, checked, file)}")
+    typer.echo(f"wrote {run_notebook(name, checked, out or f'runs/{name}.ipynb')}")
 
 
 @app.command()

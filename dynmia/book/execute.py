@@ -13,7 +13,6 @@ import tokenize
 import typing
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,11 @@ from papermill.exceptions import PapermillExecutionError
 from papermill.translators import PythonTranslator, papermill_translators
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from ..errors import UserError, choose, reason, shown, writable
+from ..errors import UserError, bounded, choose, reason, shown, writable
 from ..store.folder import write_atomic
 from ..store.run import project_root
 from ..store.run import resolve as resolve  # for the notebooks
-from .tables import member, named, read_list
+from .tables import located, member, named, read_list
 
 logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of parameters that it cannot read and we can
 
@@ -45,8 +44,7 @@ papermill_translators.register("python", _Translator)
 STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
 
-@dataclass(frozen=True)
-class Parameter:
+class Parameter(typing.NamedTuple):
     """A parameter of a notebook as its cell has it: annotation ('' without one), default, and the comment beside."""
 
     annotation: str
@@ -71,8 +69,7 @@ def parameters(name: str) -> dict[str, Parameter]:
     path = available()[choose(name, available(), "notebook")]
     try:
         cells = nbformat.read(path, nbformat.NO_CONVERT).cells
-        tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
-        source = tagged[0] if tagged else ""
+        source = next((cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])), "")
         tokens = tokenize.generate_tokens(io.StringIO(source).readline)
         comments = {token.end[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
         body = ast.parse(source).body
@@ -144,9 +141,7 @@ def run_notebook(name: str, given: dict[str, Any], out: str | os.PathLike[str], 
         UserError: bad parameters, a place that cannot be written, or a cell failed; the message holds the cell's error.
     """
     known, checked, templates = parameters(name), check_parameters(name, given), available()
-    if Path(out).suffix != ".ipynb":
-        raise UserError(f"cannot write {out}: name a file that ends in .ipynb.")
-    file = writable(Path(out).absolute())
+    file = writable(out, ".ipynb").absolute()
     if os.path.realpath(file) in map(os.path.realpath, templates.values()):
         raise UserError(f"cannot write {out}: it is a notebook's template, choose another name with --out.")
     try:
@@ -169,12 +164,10 @@ def clean(notebook: nbformat.NotebookNode, values: dict[str, Any]) -> None:
     notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": {"name": "python"}})
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number:02d}"
-        for key in ("papermill", "execution"):
-            cell.metadata.pop(key, None)
+        cell.metadata = {k: value for k, value in cell.metadata.items() if k not in ("papermill", "execution")}
         if cell.cell_type == "markdown":
-            cell.source = re.sub(
-                r"\{\{(\w+)\}\}", lambda name: escaped(values[name[1]]) if name[1] in values else name[0], cell.source
-            )
+            for name, value in values.items():
+                cell.source = cell.source.replace("{{" + name + "}}", escaped(value))
         else:
             widget = "application/vnd.jupyter.widget-view+json"  # progress bars
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and widget not in o.get("data", {})]
@@ -207,16 +200,13 @@ def run_experiments(jobs: int = 2, only: str = "") -> Iterator[Path]:
     Raises:
         UserError: before anything is executed, if the list is bad; at the end, if an experiment failed.
     """
-    if jobs < 1:
-        raise UserError(f"jobs is {jobs}: it must be at least 1.")
+    bounded("jobs", jobs, 1)
     todo = [entry for entry in experiments() if only in entry["output"].stem]
     if not todo:
         raise UserError(f"no experiment matches {only!r}: see notebooks/experiments.yml.")
     for entry in todo:
-        try:
+        with located(f"experiment {entry['output'].stem}"):
             check_parameters(entry["notebook"], entry["parameters"])
-        except UserError as error:
-            raise UserError(f"experiment {entry['output'].stem}: {error}") from error
     failed = []
     with ThreadPoolExecutor(jobs) as pool:
         runs = [pool.submit(run_notebook, e["notebook"], e["parameters"], e["output"], False) for e in todo]

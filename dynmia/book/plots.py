@@ -107,12 +107,8 @@ def bars(table: pd.DataFrame) -> np.ndarray:
 
 
 def limits(values: xr.DataArray) -> np.ndarray:
-    """The 95 % percentile limits of ``values`` (draw, epoch), as (2, epoch)."""
-    drawn = values.transpose("draw", "epoch").values
-    ends = np.full((2, drawn.shape[1]), np.nan)
-    known = np.isfinite(drawn).any(0)  # a share of nothing, such as the precision before anything is vulnerable, is NaN
-    ends[:, known] = np.nanquantile(drawn[:, known], [0.025, 0.975], axis=0)
-    return ends
+    """The 95 % percentile limits of ``values`` (draw, epoch), as (2, epoch); a share of nothing is NaN and left out."""
+    return pd.DataFrame(values.transpose("draw", "epoch").values).quantile([0.025, 0.975]).to_numpy()
 
 
 def legend_outside(figure: Any, axis: Axes, where: str = "upper center", columns: int = 0) -> None:
@@ -139,11 +135,9 @@ def frame(axis: Axes) -> None:
 
 def cloud(axis: Axes, plane: xr.Dataset, epoch: int) -> Any:
     """A histogram of the cloud on the lattice of tenths, on a log scale that all checkpoints share."""
-    now = plane.sel(epoch=epoch)
-    edges = np.linspace(-0.05, 1.05, 12)
-    count, _, _ = np.histogram2d(now.fpr.values, now.tpr.values, [edges, edges])
-    count[count == 0] = np.nan
-    image = axis.pcolormesh(edges, edges, count.T, cmap="viridis", norm=LogNorm(1, plane.sizes["sample"]))
+    now, edges = plane.sel(epoch=epoch), np.linspace(-0.05, 1.05, 12)
+    norm = LogNorm(1, plane.sizes["sample"])
+    *_, image = axis.hist2d(now.fpr.values, now.tpr.values, edges, cmin=1, cmap="viridis", norm=norm)
     frame(axis)
     axis.set_title(f"epoch {epoch}")
     return image

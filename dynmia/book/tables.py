@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import itertools
-import math
 import os
 import re
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,6 @@ import yaml
 
 from ..dynamics.metrics import METRICS
 from ..errors import UserError, choose, reason, shown
-from ..registry import named_set
 from ..store.run import open_run, resolve
 from ..study import Study
 from .makers import made_by
@@ -103,15 +102,14 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "an alias (*name) stands where a value is wanted", mark)
+            problem = "an alias (*name) stands where a value is wanted"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if len(again := sorted(keys)) > len(set(keys)):
-            key = next(a for a, b in itertools.pairwise(again) if a == b)
-            raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", node.start_mark)
+        for name, times in Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)).items():
+            if times > 1:
+                raise yaml.MarkedYAMLError(problem=f"{name} is given twice", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -149,11 +147,10 @@ def member(holder: dict[str, Any], key: str, kind: type, where: object) -> Any:
 
 def named(holder: object, key: str, before: list[str], where: object) -> str:
     """The name that ``holder`` has under ``key``: fit for a file in any folder, and none of those ``before`` it."""
+    entry = f"{where}: entry {len(before) + 1}"
     if not isinstance(holder, dict):
-        raise UserError(
-            f"{where}: entry {len(before) + 1} is {shown(holder)}: it must be {KINDS[dict]}, {key} among them."
-        )
-    name = member(holder, key, str, f"{where}: entry {len(before) + 1}")
+        raise UserError(f"{entry} is {shown(holder)}: it must be {KINDS[dict]}, {key} among them.")
+    name = member(holder, key, str, entry)
     if not NAME.fullmatch(name):
         raise UserError(f"{where}: {key} {name[:120]!r} names a file: use up to 100 letters, digits and _ . + - only.")
     if name.casefold() in map(str.casefold, before):
@@ -161,65 +158,42 @@ def named(holder: object, key: str, before: list[str], where: object) -> str:
     return name
 
 
+@contextlib.contextmanager
+def located(where: object) -> Iterator[None]:
+    """Let what a ``UserError`` says begin with ``where`` the fault is."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
 class Entry(NamedTuple):
-    """One run of the list: its name, the chapters that show it, and its study."""
+    """One run of the list: its name, the chapters that show it, its fields as they are listed, and their study."""
 
     name: str
     chapters: tuple[str, ...]
+    fields: dict[str, Any]
     study: Study
 
 
-def entries(scale: str = "cpu", only: str = "", changes: dict[str, Any] | None = None) -> list[Entry]:
-    """The list in ``data/campaign.yml``, in order of value.
-
-    Args:
-        scale: a name under ``scales``: fields that replace those of every run, and ``pool_share``, by which the
-            pool size is multiplied, up to the whole training split.
-        only: a chapter (``02``), or a part of a run's name; empty takes all.
-        changes: fields of the study, or ``pool_share``, that replace all others.
-    """
+def entries(only: str = "") -> list[Entry]:
+    """The list in ``data/campaign.yml``, in order of value: ``only`` a chapter (``02``), or a part of a run's name."""
     path = resolve("data/campaign.yml")
     content = read_list(path, ("defaults", "scales", "runs"))
-    defaults, scales = (member(content, part, dict, path) for part in ("defaults", "scales"))
-    listed: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {}
+    defaults = member(content, "defaults", dict, path)
+    listed: list[Entry] = []
     for run in member(content, "runs", list, path):
-        name = named(run, "name", list(listed), path)
+        name = named(run, "name", [entry.name for entry in listed], path)
         chapters = member(run, "chapters", list, f"{path}: run {name}")
-        if not all(isinstance(chapter, str) for chapter in chapters):
-            raise UserError(f'{path}: run {name}: chapters must be texts in quotes, for example ["02", "03"].')
-        listed[name] = tuple(chapters), defaults | {k: v for k, v in run.items() if k not in ("name", "chapters")}
-        for other in scales:  # all, so that a fault shows before anything is trained
-            _study(listed[name][1], member(scales, other, dict, f"{path}: scales"), f"{path}: run {name}, {other}")
-    fields = scales[choose(scale, map(str, scales), "scale")]
-    names = [name for name, (chapters, _) in listed.items() if only in ("", *chapters)]
-    names = names or [name for name in listed if only in name]
-    if not names:
+        fields = defaults | {key: value for key, value in run.items() if key not in ("name", "chapters")}
+        with located(f"{path}: run {name}"):
+            if not all(isinstance(chapter, str) for chapter in chapters):
+                raise UserError('chapters must be texts in quotes, for example ["02", "03"].')
+            listed.append(Entry(name, tuple(chapters), fields, Study.from_dict(fields)))
+    chosen = [entry for entry in listed if only in ("", *entry.chapters)]
+    if not (chosen := chosen or [entry for entry in listed if only in entry.name]):
         raise UserError(f"no run matches {only!r}: name a chapter, like 02, or a part of a name, like mnist.")
-    return [
-        Entry(name, listed[name][0], _study(listed[name][1], fields | (changes or {}), f"run {name} as changed"))
-        for name in names
-    ]
-
-
-def _study(run: dict[str, Any], fields: dict[str, Any], where: str) -> Study:
-    """The study of a run of the list, with ``fields`` changed; ``pool_share`` stops at the whole training split."""
-    values, share = run | fields, math.nan
-    given = values.pop("pool_share", 1)
-    with contextlib.suppress(TypeError, ValueError):  # a text too: YAML 1.1 reads 1e-1 as one
-        share = math.nan if isinstance(given, bool) else float(given)
-    if not 0 < share < math.inf:
-        raise UserError(f"{where}: pool_share is {shown(given)}: it must be a number above 0.")
-    try:
-        for key, value in values.items():
-            if not isinstance(value, (str, int, float, bool, type(None))):
-                raise UserError(f"{key} is {shown(value)}: it must be one number or word.")
-        study = Study.from_dict(values)
-        if share != 1 and study.pool_size and "pool_size" not in fields:
-            known = named_set(study.dataset)
-            study = study.replace(pool_size=int(min(study.pool_size * share, known.train if known else math.inf)))
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
-    return study
+    return chosen
 
 
 def released(chapter: str, folder: str | os.PathLike[str] = "data") -> dict[str, xr.Dataset]:
@@ -258,5 +232,4 @@ def figures(folder: str | os.PathLike[str] = "data", rule: str = "fpr@0.01") -> 
 
 def no_signal(table: pd.DataFrame) -> pd.DataFrame:
     """The columns of the no-signal level of :func:`figures`, named as by :func:`dynmia.stats.resample.null_summary`."""
-    names = {"null_value": "value", "null_low": "low", "null_high": "high", "p": "p"}
-    return table[list(names)].rename(columns=names)
+    return table[["null_value", "null_low", "null_high", "p"]].rename(columns=lambda name: name.removeprefix("null_"))

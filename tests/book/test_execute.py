@@ -120,11 +120,12 @@ def test_the_place_is_checked_before_the_notebook_takes_its_time(project, monkey
     (folder / "file").touch()
     (folder / "link.ipynb").symlink_to(template)
     for out, part in {
-        folder / "x": "ends in .ipynb", folder: "ends in .ipynb", folder / "folder.ipynb": "a folder has that name",
+        folder / "x": "end in .ipynb", folder: "end in .ipynb", folder / "folder.ipynb": "a folder has that name",
         template: "template", folder / "link.ipynb": "template", folder / "file" / "x.ipynb": "is no folder",
         folder / ("a" * 300) / "x.ipynb": "too long", f"{folder}/a\0b/x.ipynb": "null",
     }.items():  # fmt: skip
-        assert_one_clear_line(lambda out=out: notebooks.run_notebook("one", {}, out), ["cannot write", part])
+        words = "is to be written as a .ipynb file" if part == "end in .ipynb" else "cannot write"
+        assert_one_clear_line(lambda out=out: notebooks.run_notebook("one", {}, out), [words, part])
     assert template.read_bytes() == content
 
 

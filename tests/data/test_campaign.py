@@ -41,7 +41,7 @@ def listed(tmp_path, monkeypatch):
     (tmp_path / "data" / "campaign.yml").write_text(yaml.safe_dump(LIST))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(campaign, "project_root", lambda: tmp_path)
-    for module in (tables, makers):
+    for module in (tables, makers, campaign):
         monkeypatch.setattr(module, "resolve", lambda path: tmp_path / path)
     monkeypatch.setenv("DYNMIA_DATA", str(tmp_path))
     return tmp_path
@@ -49,9 +49,9 @@ def listed(tmp_path, monkeypatch):
 
 def test_a_scale_and_changes_replace_fields(listed):
     assert [entry.name for entry in tables.entries(only="03")] == ["first", "second"]
-    entry = tables.entries("quick", "02", {"optimizer": "sgd"})[0]
+    entry = campaign.scaled("quick", "02", {"optimizer": "sgd"})[0]
     assert (entry.study.pool_size, entry.study.epochs, entry.study.optimizer) == (120, 1, "sgd")
-    assert tables.entries("quick", "lost")[0].study.pool_size == 120
+    assert campaign.scaled("quick", "lost")[0].study.pool_size == 120
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_scale_and_changes_replace_fields(listed):
 )
 def test_bad_requests_are_named(listed, scale, only, message):
     with pytest.raises(UserError, match=message):
-        tables.entries(scale, only)
+        campaign.scaled(scale, only)
 
 
 FIRST = ("runs", 0)
@@ -103,7 +103,7 @@ LISTS = {
     "chapters-text": ((*FIRST, "chapters"), "02", ["run first", "chapters is '02'", "a list"]),
     "chapters-numbers": ((*FIRST, "chapters"), [2], ["run first", "chapters", '["02", "03"]']),
     "dataset": ((*FIRST, "dataset"), "mnits", ["run first", "'mnits'", "did you mean 'mnist'"]),
-    "dataset-list": ((*FIRST, "dataset"), ["mnist"], ["run first", "dataset is [", "one number or word"]),
+    "dataset-list": ((*FIRST, "dataset"), ["mnist"], ["run first", "dataset is [", "of type str"]),
     "field": ((*FIRST, "epoch"), 3, ["run first", "'epoch'", "did you mean 'epochs'"]),
     "date": ((*FIRST, "epochs"), datetime.date(2020, 1, 1), ["run first", "epochs is datetime.date"]),
     "pool": ((*FIRST, "pool_size"), "many", ["run first", "pool_size", "'many'"]),
@@ -125,7 +125,7 @@ def test_a_bad_list_is_one_clear_line(listed, case):
             del holder[last]
         content = yaml.safe_dump(tree)
     (listed / "data" / "campaign.yml").write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert_one_clear_line(lambda: tables.entries(only="first"), ["campaign.yml", *parts])
+    assert_one_clear_line(lambda: campaign.scaled(only="first"), ["campaign.yml", *parts])
 
 
 def test_a_list_that_is_no_file_says_where_it_comes_from(listed):
@@ -138,16 +138,16 @@ def test_a_list_that_is_no_file_says_where_it_comes_from(listed):
 def test_a_number_in_words_is_a_number_and_a_plan_names_its_run(listed):
     tree = LIST | {"scales": {"cpu": {"pool_share": "5e-1"}}}
     (listed / "data" / "campaign.yml").write_text(yaml.safe_dump(tree))
-    assert tables.entries(only="first")[0].study.pool_size == 120
+    assert campaign.scaled(only="first")[0].study.pool_size == 120
     with pytest.raises(UserError, match=r"^first: workers is -2: it must be at least 1"):
         list(campaign.plan_campaign(only="first", folder="x", device="cpu", workers=-2))
 
 
 def test_bad_changes_are_not_the_lists_fault(listed):
     with pytest.raises(UserError, match=r"^run first as changed: epochs is 'ten'"):
-        tables.entries(changes={"epochs": "ten"})
+        campaign.scaled(changes={"epochs": "ten"})
     with pytest.raises(UserError, match=r"^run first as changed: epochs is \["):
-        tables.entries(changes={"epochs": [3]})
+        campaign.scaled(changes={"epochs": [3]})
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_changed_studies_are_trained_in_folders_of_their_own(listed, placed):
 
 
 def test_a_run_begun_under_its_name_alone_goes_on(placed):
-    study = tables.entries("quick", "first")[0].study
+    study = campaign.scaled("quick", "first")[0].study
     shadow.open_store(study, out="runs/quick/first", device="cpu")
     assert placed("quick") == "runs/quick/first"
     assert placed("quick", changes={"seed": 1}).startswith("runs/quick/first-")
