@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import UserError, choose, shown
-from .registry import is_path, named_set
+from .registry import named_set
 
 MODELS = {
     "cnn": "shallow CNN: 3 convolutions (32, 64, 128), ReLU, max-pooling, one linear layer",
@@ -29,13 +29,7 @@ MODELS = {
     "mlp": "two hidden layers of 256, ReLU",
     "wrn-D-K": "Wide ResNet of depth D = 6 m + 4 and width K, for example wrn-28-2",
 }
-OPTIMIZERS = {
-    "sgd": "SGD with momentum (and Nesterov if asked)",
-    "adamw": "AdamW",
-    "sam-sgd": "sharpness-aware minimisation around SGD",
-    "sam-adamw": "sharpness-aware minimisation around AdamW",
-}
-DEFAULT_LR = {"sgd": 0.05, "sam-sgd": 0.05, "adamw": 1e-3, "sam-adamw": 1e-3}
+DEFAULT_LR = {"sgd": 0.05, "adamw": 1e-3, "sam-sgd": 0.05, "sam-adamw": 1e-3}  # of each optimiser
 WRN = re.compile(r"wrn-(\d{1,4})-(\d{1,4})")
 FORMAT = 1  # of studies and stored runs: raised when the same fields would give another result
 
@@ -65,11 +59,9 @@ class Study:
         "a name of ``dynmia models``, ``wrn-D-K``, or ``package.module:factory`` for "
         "``factory(shape=(C, H, W), classes=K) -> torch.nn.Module``.",
     )
-    optimizer: str = _field("adamw", "``sgd``, ``adamw``, ``sam-sgd`` or ``sam-adamw``.", choices=OPTIMIZERS)
+    optimizer: str = _field("adamw", "``sgd``, ``adamw``, ``sam-sgd`` or ``sam-adamw``.", choices=DEFAULT_LR)
     epochs: int = _field(30, "passes over a model's own training half.", 1, 10**6)
-    checkpoint_every: int = _field(
-        2, "epochs between checkpoints, a divisor of ``epochs``; epoch 0 is one too.", 1, 10**6
-    )
+    checkpoint_every: int = _field(2, "epochs between checkpoints (0 is one), a divisor of ``epochs``.", 1, 10**6)
     shadow_models: int = _field(20, "N, at least 4 (the paper: 20).", 4, 10**5)
     pool_size: int | None = _field(None, "target samples n, class-balanced; None: the training split.", 4, 2**31)
     test_size: int | None = _field(None, "held-out samples for the accuracy, the first ones; None: all.", 1, 2**31)
@@ -167,7 +159,7 @@ class Study:
         for name in ("record", "test_size"):  # as in studies that knew no other value
             if fields[name] == getattr(Study, name):
                 del fields[name]
-        if is_path(self.dataset):
+        if named_set(self.dataset) is None:
             fields["dataset"] = "file"  # where the file lies does not change the result; its content does
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 

@@ -25,7 +25,6 @@ from ..registry import WORDS, named_set
 from .images import read_folder
 
 if TYPE_CHECKING:
-    import torch
     from scipy.sparse import csr_matrix
 
 SPLITS = ("train", "test")
@@ -44,23 +43,14 @@ CINIC10_MD5 = "6ee4d0c996905fe93221de577967a372"
 class Texts:
     """Word counts of n texts, uint8 (n, 1, 1, WORDS): sparse as long as they lie in memory, dense once indexed.
 
-    It has of an array what reads samples: ``len``, ``shape``, ``dtype``, ``[index]``, which returns an array; and of a
-    tensor the ``device``, always the CPU.
+    It has of an array what reads samples: ``len``, ``shape``, ``dtype`` and ``[index]``, which returns an array.
     """
 
     dtype = np.dtype(np.uint8)
-    is_cuda = False
 
     def __init__(self, counts: csr_matrix) -> None:
         self.counts = counts  # uint8 (n, WORDS)
         self.shape = (counts.shape[0], 1, 1, counts.shape[1])
-
-    @property
-    def device(self) -> torch.device:
-        """Where a batch comes from."""
-        import torch
-
-        return torch.device("cpu")
 
     def __len__(self) -> int:
         return self.shape[0]
