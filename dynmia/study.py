@@ -126,9 +126,8 @@ class Study:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Study:
         """Build a study from a mapping; an unknown field is an error that names the nearest."""
-        known = [field.name for field in dataclasses.fields(cls)]
         for name in fields:
-            choose(name, known, "study field")
+            choose(name, cls.__dataclass_fields__, "study field")
         return cls(**fields)
 
     def replace(self, **changes: Any) -> Study:
@@ -187,20 +186,17 @@ PRESETS: dict[str, dict[str, Any]] = {
 def _typed(name: str, kind: str, value: Any) -> Any:
     """Check one field against its annotation; whole floats become ints, ints floats, and text numbers or switches."""
     want = kind.split(" ")[0]
-    if isinstance(value, str) and want != "str":
-        value = _read(value)
-    if value is None and "None" in kind:
-        return None
-    if want == "bool" and type(value).__name__ in ("bool", "bool_"):
-        return bool(value)
-    if want == "float" and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value) if isinstance(value, float) or abs(value) < 2**63 else math.inf
-    whole = hasattr(value, "__index__") or (isinstance(value, float) and value.is_integer())
-    if want == "int" and whole and not isinstance(value, bool):
-        return int(value)
-    if want == "str" and isinstance(value, str):
-        return str(value)
-    raise UserError(f"{name} is {shown(value)}: it must be of type {kind}.")
+    if isinstance(value, str):
+        value = str(value) if want == "str" else _read(value)
+    elif getattr(value, "ndim", None) == 0:  # a scalar of NumPy
+        value = value.item()
+    if want == "int" and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    elif want == "float" and type(value) is int:
+        value = float(value) if abs(value) < 2**63 else math.inf
+    if type(value).__name__ != want and not (value is None and "None" in kind):
+        raise UserError(f"{name} is {shown(value)}: it must be of type {kind}.")
+    return value
 
 
 def _read(text: str) -> Any:
@@ -215,9 +211,7 @@ def _check_model(name: str) -> None:
     if match := WRN.fullmatch(name):
         depth, width = map(int, match.groups())
         if depth < 10 or (depth - 4) % 6 or width < 1:
-            raise UserError(
-                f"model {name!r}: the depth must be 10, 16, 22, 28, ... (6 m + 4) and the width at least 1."
-            )
+            raise UserError(f"model {name!r}: the depth must be 10, 16, 22, 28, ... (6 m + 4), the width at least 1.")
     elif name == "wrn-D-K":
         raise UserError("model 'wrn-D-K' is a pattern: write depth and width, for example wrn-28-2.")
     elif ":" not in name:

@@ -300,10 +300,9 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise StoreError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} is damaged ({reason(error)}): {mend}") from error
-    if isinstance(manifest, dict) and manifest.get("format", FORMAT) != FORMAT:
-        raise StoreError(
-            f"{path} has format {manifest['format']}, this dynmia reads format {FORMAT}: choose another --out."
-        )
+    version = manifest.get("format", FORMAT) if isinstance(manifest, dict) else FORMAT
+    if version != FORMAT:
+        raise StoreError(f"{path} has format {version}, this dynmia reads format {FORMAT}: choose another --out.")
     if fault := next(_faults(manifest), ""):
         raise StoreError(f"{path} is damaged ({fault}): {mend}")
     return manifest
