@@ -24,7 +24,7 @@ from dynmia.store.run import project_root
 from dynmia.study import PRESETS, Study
 
 DIGITS = {"nn_error": 1, "dimension": 1, "overlap": 3, "png": 0, "png_value": 2}  # decimals to print
-IMAGES = [name for name, known in DATASETS.items() if known.has_images and known.source]  # but for copies
+IMAGES = [name for name, known in DATASETS.items() if known.shape[1:] != (1, 1) and known.source]  # but for copies
 POOL_SIZE = 4000
 COLUMNS = ["label", "unit", "value", "low", "high", "null_low", "null_high"]
 

@@ -23,11 +23,6 @@ class NamedSet:
     source: str  # a class of torchvision.datasets, scikit-learn or archive; empty: not downloaded, a copy of one's own
     text: str  # what `dynmia datasets` says of it
 
-    @property
-    def has_images(self) -> bool:
-        """Whether its samples are images, and no vectors or texts."""
-        return self.shape[1:] != (1, 1)
-
 
 DATASETS = {known.name: known for known in (
     NamedSet("digits", "digits", (1, 8, 8), 1497, 300, 10, "#56B4E9", "scikit-learn",
@@ -47,13 +42,8 @@ DATASETS = {known.name: known for known in (
 )}  # fmt: skip
 
 
-def is_path(dataset: str) -> bool:
-    """Whether a study's data set is a user's own file or folder."""
-    return dataset.endswith(".npz") or "/" in dataset or "\\" in dataset
-
-
 def named_set(dataset: str) -> NamedSet | None:
-    """The data set of that name, None for a path; another name is an error that says the nearest."""
-    if is_path(dataset):
+    """The data set of that name, None for the path of a user's own; another name is an error that says the nearest."""
+    if dataset.endswith(".npz") or "/" in dataset or "\\" in dataset:
         return None
     return DATASETS[choose(dataset, DATASETS, "data set", ", a .npz file or an image folder (a path with a slash)")]

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import UserError, choose, shown
-from .registry import is_path, named_set
+from .registry import named_set
 
 MODELS = {
     "cnn": "shallow CNN: 3 convolutions (32, 64, 128), ReLU, max-pooling, one linear layer",
@@ -29,13 +29,7 @@ MODELS = {
     "mlp": "two hidden layers of 256, ReLU",
     "wrn-D-K": "Wide ResNet of depth D = 6 m + 4 and width K, for example wrn-28-2",
 }
-OPTIMIZERS = {
-    "sgd": "SGD with momentum (and Nesterov if asked)",
-    "adamw": "AdamW",
-    "sam-sgd": "sharpness-aware minimisation around SGD",
-    "sam-adamw": "sharpness-aware minimisation around AdamW",
-}
-DEFAULT_LR = {"sgd": 0.05, "sam-sgd": 0.05, "adamw": 1e-3, "sam-adamw": 1e-3}
+DEFAULT_LR = {"sgd": 0.05, "adamw": 1e-3, "sam-sgd": 0.05, "sam-adamw": 1e-3}  # of each optimiser
 WRN = re.compile(r"wrn-(\d{1,4})-(\d{1,4})")
 FORMAT = 1  # of studies and stored runs: raised when the same fields would give another result
 
@@ -65,11 +59,9 @@ class Study:
         "a name of ``dynmia models``, ``wrn-D-K``, or ``package.module:factory`` for "
         "``factory(shape=(C, H, W), classes=K) -> torch.nn.Module``.",
     )
-    optimizer: str = _field("adamw", "``sgd``, ``adamw``, ``sam-sgd`` or ``sam-adamw``.", choices=OPTIMIZERS)
+    optimizer: str = _field("adamw", "``sgd``, ``adamw``, ``sam-sgd`` or ``sam-adamw``.", choices=DEFAULT_LR)
     epochs: int = _field(30, "passes over a model's own training half.", 1, 10**6)
-    checkpoint_every: int = _field(
-        2, "epochs between checkpoints, a divisor of ``epochs``; epoch 0 is one too.", 1, 10**6
-    )
+    checkpoint_every: int = _field(2, "epochs between checkpoints (0 is one), a divisor of ``epochs``.", 1, 10**6)
     shadow_models: int = _field(20, "N, at least 4 (the paper: 20).", 4, 10**5)
     pool_size: int | None = _field(None, "target samples n, class-balanced; None: the training split.", 4, 2**31)
     test_size: int | None = _field(None, "held-out samples for the accuracy, the first ones; None: all.", 1, 2**31)
@@ -134,9 +126,8 @@ class Study:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Study:
         """Build a study from a mapping; an unknown field is an error that names the nearest."""
-        known = [field.name for field in dataclasses.fields(cls)]
         for name in fields:
-            choose(name, known, "study field")
+            choose(name, cls.__dataclass_fields__, "study field")
         return cls(**fields)
 
     def replace(self, **changes: Any) -> Study:
@@ -167,7 +158,7 @@ class Study:
         for name in ("record", "test_size"):  # as in studies that knew no other value
             if fields[name] == getattr(Study, name):
                 del fields[name]
-        if is_path(self.dataset):
+        if named_set(self.dataset) is None:
             fields["dataset"] = "file"  # where the file lies does not change the result; its content does
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
@@ -195,20 +186,17 @@ PRESETS: dict[str, dict[str, Any]] = {
 def _typed(name: str, kind: str, value: Any) -> Any:
     """Check one field against its annotation; whole floats become ints, ints floats, and text numbers or switches."""
     want = kind.split(" ")[0]
-    if isinstance(value, str) and want != "str":
-        value = _read(value)
-    if value is None and "None" in kind:
-        return None
-    if want == "bool" and type(value).__name__ in ("bool", "bool_"):
-        return bool(value)
-    if want == "float" and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value) if isinstance(value, float) or abs(value) < 2**63 else math.inf
-    whole = hasattr(value, "__index__") or (isinstance(value, float) and value.is_integer())
-    if want == "int" and whole and not isinstance(value, bool):
-        return int(value)
-    if want == "str" and isinstance(value, str):
-        return str(value)
-    raise UserError(f"{name} is {shown(value)}: it must be of type {kind}.")
+    if isinstance(value, str):
+        value = str(value) if want == "str" else _read(value)
+    elif getattr(value, "ndim", None) == 0:  # a scalar of NumPy
+        value = value.item()
+    if want == "int" and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    elif want == "float" and type(value) is int:
+        value = float(value) if abs(value) < 2**63 else math.inf
+    if type(value).__name__ != want and not (value is None and "None" in kind):
+        raise UserError(f"{name} is {shown(value)}: it must be of type {kind}.")
+    return value
 
 
 def _read(text: str) -> Any:
@@ -223,9 +211,7 @@ def _check_model(name: str) -> None:
     if match := WRN.fullmatch(name):
         depth, width = map(int, match.groups())
         if depth < 10 or (depth - 4) % 6 or width < 1:
-            raise UserError(
-                f"model {name!r}: the depth must be 10, 16, 22, 28, ... (6 m + 4) and the width at least 1."
-            )
+            raise UserError(f"model {name!r}: the depth must be 10, 16, 22, 28, ... (6 m + 4), the width at least 1.")
     elif name == "wrn-D-K":
         raise UserError("model 'wrn-D-K' is a pattern: write depth and width, for example wrn-28-2.")
     elif ":" not in name:

@@ -16,17 +16,14 @@ import unicodedata
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from ..errors import UserError, disk_error, reason
 from ..registry import WORDS, named_set
 from .images import read_folder
-
-if TYPE_CHECKING:
-    import torch
-    from scipy.sparse import csr_matrix
 
 SPLITS = ("train", "test")
 KINDS = {  # of samples in a file: what they are, their kinds of numpy types and their dimensions
@@ -36,7 +33,6 @@ KINDS = {  # of samples in a file: what they are, their kinds of numpy types and
     "vectors": ("numbers (n, 1, 1, D)", "buif", (4,)),  # under the name of images
 }
 KERAS = {f"{old}_{split}": f"{split}_{new}" for split in SPLITS for old, new in (("x", "images"), ("y", "labels"))}
-CSR = ("data", "indices", "indptr")  # arrays of a sparse matrix
 CINIC10_URL = "https://datashare.ed.ac.uk/bitstream/handle/10283/3192/CINIC-10.tar.gz"
 CINIC10_MD5 = "6ee4d0c996905fe93221de577967a372"
 
@@ -44,23 +40,14 @@ CINIC10_MD5 = "6ee4d0c996905fe93221de577967a372"
 class Texts:
     """Word counts of n texts, uint8 (n, 1, 1, WORDS): sparse as long as they lie in memory, dense once indexed.
 
-    It has of an array what reads samples: ``len``, ``shape``, ``dtype``, ``[index]``, which returns an array; and of a
-    tensor the ``device``, always the CPU.
+    It has of an array what reads samples: ``len``, ``shape``, ``dtype`` and ``[index]``, which returns an array.
     """
 
     dtype = np.dtype(np.uint8)
-    is_cuda = False
 
     def __init__(self, counts: csr_matrix) -> None:
         self.counts = counts  # uint8 (n, WORDS)
         self.shape = (counts.shape[0], 1, 1, counts.shape[1])
-
-    @property
-    def device(self) -> torch.device:
-        """Where a batch comes from."""
-        import torch
-
-        return torch.device("cpu")
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -77,18 +64,6 @@ class Texts:
     def take(self, index: np.ndarray, axis: int = 0) -> Texts:
         """The texts at ``index``, sparse, as ``numpy.take`` along the first axis."""
         return Texts(self.counts[index])
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The three arrays of the matrix, for :meth:`of`."""
-        return {f".{part}": getattr(self.counts, part) for part in CSR}
-
-    @classmethod
-    def of(cls, name: str, arrays: dict[str, np.ndarray]) -> Texts:
-        """Texts from the arrays that are called ``name`` and a part of the matrix."""
-        from scipy.sparse import csr_matrix
-
-        values, words, ends = (arrays[f"{name}.{part}"] for part in CSR)
-        return cls(csr_matrix((values, words, ends), shape=(len(ends) - 1, WORDS)))
 
 
 @dataclass(frozen=True)
@@ -184,9 +159,10 @@ def _samples(where: str, samples: np.ndarray, kind: str) -> Any:
         return _count_words(where, samples)
     if kind != "images":
         return samples.reshape(len(samples), 1, 1, -1)
-    if samples.ndim == 4 and samples.shape[-1] not in (1, 3):
-        raise UserError(f"{where} has {samples.shape[-1]} channels; it must have 1 or 3.")
-    return samples if samples.ndim == 4 else samples[..., None]
+    images = samples.reshape(*samples.shape[:3], -1)
+    if images.shape[-1] not in (1, 3):
+        raise UserError(f"{where} has {images.shape[-1]} channels; it must have 1 or 3.")
+    return images
 
 
 def _from_npz(path: Path) -> Dataset:
@@ -236,8 +212,7 @@ def _vectors(where: object, splits: dict[str, np.ndarray]) -> list[np.ndarray]:
     for column in np.flatnonzero(~np.logical_and(*exact)):
         values = np.sort(np.concatenate([x[..., column].ravel() for x in given]))
         wide, distinct = values.astype(np.float64), len(np.unique(values))
-        centre = wide[len(wide) // 2]  # one of the values: the same on every machine
-        for offset in (0.0, centre):
+        for offset in (0.0, wide[len(wide) // 2]):  # one of the values: the same on every machine
             kept = (wide - offset).astype(np.float32)
             error, left = np.abs(kept - (wide - offset)).max(), len(np.unique(kept))
             if distinct == 1 or (error <= wide.std() / 1e4 and 2 * left > distinct):

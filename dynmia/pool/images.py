@@ -100,7 +100,11 @@ def read_folder(path: Path, splits: tuple[str, ...]) -> dict[str, np.ndarray]:
             "left: scale them to the full range.", stacklevel=4,
         )  # fmt: skip
     coloured = any(image.ndim == 3 for image in images.values())
-    pixels = np.stack([_as_bytes(image, coloured) for image in images.values()])
+    for file, image in images.items():
+        if image.dtype == np.uint16:
+            image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        images[file] = image[..., None].repeat(3, axis=-1) if coloured and image.ndim == 2 else image
+    pixels = np.stack(list(images.values()))
     ends = np.cumsum([len(labels[split]) for split in splits])
     return {f"{split}_images": part for split, part in zip(splits, np.split(pixels, ends[:-1]))} | {
         f"{split}_labels": np.array(labels[split]) for split in splits
@@ -108,26 +112,15 @@ def read_folder(path: Path, splits: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """What lies in ``folder``, by name: not what is hidden or of other programs, nor a link that leads back."""
-    entries = (folder / name for name in sorted(os.listdir(folder)) if not name.startswith("."))
-    return [entry for entry in entries if entry.name.lower() not in LITTER and not _leads_back(entry)]
-
-
-def _leads_back(entry: Path) -> bool:
-    """Whether a folder is a link to one of those that it lies in, or to what these lie in."""
-    real = os.path.realpath(entry)
-    above = map(os.path.realpath, entry.parents)
-    return entry.is_dir() and any(os.path.commonpath([real, folder]) == real for folder in above)
+    """What lies in ``folder``, by name: not what is hidden or of other programs, nor a link to what it lies in."""
+    above = [Path(os.path.realpath(parent)) for parent in (folder, *folder.parents)]
+    entries = [folder / name for name in sorted(os.listdir(folder)) if name[0] != "." and name.lower() not in LITTER]
+    real = {entry: os.path.realpath(entry) for entry in entries if entry.is_dir()}
+    back = {entry for entry, folder in real.items() if any(parent.is_relative_to(folder) for parent in above)}
+    return [entry for entry in entries if entry not in back]
 
 
 def _files(folder: Path) -> Iterator[Path]:
     """The files below ``folder``."""
     for entry in _visible(folder):
         yield from _files(entry) if entry.is_dir() else (entry,)
-
-
-def _as_bytes(image: np.ndarray, coloured: bool) -> np.ndarray:
-    """A decoded image as uint8, (H, W), or (H, W, 3) if ``coloured``."""
-    if image.dtype == np.uint16:
-        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return image[..., None].repeat(3, axis=-1) if coloured and image.ndim == 2 else image

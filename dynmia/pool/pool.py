@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from ..errors import UserError
+from ..registry import WORDS
 from ..study import Study
 from .datasets import Dataset, Texts
+
+CSR = ("data", "indices", "indptr")  # arrays of a sparse matrix
 
 
 @dataclass(frozen=True)
@@ -48,17 +52,20 @@ class Pool:
     def save(self, folder: Path) -> None:
         """Write the arrays as ``.npy`` files, of texts those of a CSR matrix, for :meth:`load`."""
         for name, array in vars(self).items():
-            for part, values in (array.arrays() if isinstance(array, Texts) else {"": array}).items():
-                if name != "classes":
-                    np.save(folder / f"{name}{part}.npy", values)
+            if isinstance(array, Texts):
+                for part in CSR:
+                    np.save(folder / f"{name}.{part}.npy", getattr(array.counts, part))
+            elif name != "classes":
+                np.save(folder / f"{name}.npy", array)
 
     @classmethod
     def load(cls, folder: Path, classes: int) -> Pool:
         """Map the files of :meth:`save` into memory, of which all processes share one copy."""
-        arrays = {path.stem: np.load(path, mmap_mode="c") for path in folder.glob("*.npy")}
-        names = [field.name for field in fields(cls)][:-1]
-        parts: dict[str, Any] = {name: arrays[name] if name in arrays else Texts.of(name, arrays) for name in names}
-        return cls(**parts, classes=classes)
+        arrays: dict[str, Any] = {path.stem: np.load(path, mmap_mode="c") for path in folder.glob("*.npy")}
+        for name in {"images", "test_images"} - set(arrays):
+            counts = tuple(arrays.pop(f"{name}.{part}") for part in CSR)
+            arrays[name] = Texts(csr_matrix(counts, shape=(len(counts[-1]) - 1, WORDS)))
+        return cls(**arrays, classes=classes)
 
 
 def make_pool(study: Study, dataset: Dataset) -> Pool:

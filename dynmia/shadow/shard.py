@@ -231,7 +231,7 @@ def hardness_signals(model: nn.Module, data: DeviceData, seed: int, dear: bool) 
     yield "grad_norm", joined(partial(gradient_norm, model), data.images, data.labels)
     layers = [module for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
     if layers:
-        with torch.random.fork_rng(devices=[data.images.device] if data.images.is_cuda else []):
+        with torch.random.fork_rng(devices=[data.labels.device] if data.labels.is_cuda else []):
             torch.manual_seed(seed)
             for layer in layers:
                 layer.train()

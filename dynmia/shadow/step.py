@@ -254,7 +254,7 @@ def evaluate(
         target, some = labels[part : part + batch], images[part : part + batch]
         if whole and len(some) < batch:
             some = F.pad(some, (0, 0, 0, 0, 0, 0, 0, batch - len(some)))
-        with torch.autocast(images.device.type, torch.float16, enabled=half):
+        with torch.autocast(labels.device.type, torch.float16, enabled=half):
             logits = state.model(data.normalise(some))[: len(target)].float()
         phi.append(logit_scaled_confidence(logits, target))
         right.append(logits.argmax(1) == target)

@@ -35,8 +35,7 @@ Sealed = tuple[dict[str, np.ndarray], dict[str, Any]]  # arrays, and what is sai
 TEMPORARY = ".dynmia-tmp-"  # begins the name of every file that is being written, and of no other
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  # of a file system without flock
 ORIGIN = {"hardware": str, "device": str, "workers": int, "command": str, "created": str, "versions": dict}
-CORE = ("format", "identity", "fingerprint", "study", "merged")  # of a manifest; the rest says where it was trained
-FIELDS = {"identity": str, "fingerprint": str, "study": dict} | ORIGIN  # of a manifest, with their types
+FIELDS = {"format": int, "identity": str, "fingerprint": str, "study": dict} | ORIGIN  # of a manifest, with their types
 
 
 def write_atomic(path: Path, content: bytes, flush: bool = True) -> None:
@@ -44,29 +43,24 @@ def write_atomic(path: Path, content: bytes, flush: bool = True) -> None:
 
     What a killed process of this machine left of its own writing of ``path`` is removed.
     """
-    temporary = None
+    begins = f"{TEMPORARY}{path.name[:50]}-{platform.node()[:50]}-"
+    temporary = path.with_name(f"{begins}{os.getpid()}-{secrets.token_hex(4)}")
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"cannot write {path}: it is a folder or a device and no file; choose another name.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        begins = f"{TEMPORARY}{path.name[:50]}-{platform.node()[:50]}-"
         clear(path.parent, begins, dead=True)
-        name = path.with_name(f"{begins}{os.getpid()}-{secrets.token_hex(4)}")
-        handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)  # less umask
-        temporary = name
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             if flush:
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException as error:  # Ctrl-C too leaves no temporary file behind
-        if temporary:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise disk_error(error, path) from error
-        raise
+    except OSError as error:
+        raise disk_error(error, path) from error
+    finally:  # after Ctrl-C too; a file that was renamed is gone
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def clear(folder: Path, begins: str, dead: bool = False) -> None:
@@ -100,31 +94,27 @@ def lock(path: Path, wait: bool) -> TextIO | None:
         import fcntl
     except ImportError:  # Windows
         return None
-    while True:
-        try:
-            file = path.open("a+")
-        except OSError as error:
+    try:
+        with contextlib.ExitStack() as opened:
+            while True:
+                file = opened.enter_context(path.open("a+"))
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                        opened.pop_all()
+                        return file  # the very file that others see: the last holder removed its own
+                opened.close()
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
             raise disk_error(error, path) from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if os.path.samestat(path.stat(), os.fstat(file.fileno())):
-                return file  # the very file that others see: the last holder removed its own
-        except FileNotFoundError:
-            pass
-        except BlockingIOError:
-            file.close()
-            raise
-        except OSError as error:
-            file.close()
-            if error.errno not in NO_LOCKS:
-                raise disk_error(error, path) from error
-            path.unlink(missing_ok=True)
-            warnings.warn(
-                f"{path.parent} is on a file system without locks ({error.strerror}): let no second process work on "
-                "this run.", stacklevel=2,
-            )  # fmt: skip
-            return None
-        file.close()
+        path.unlink(missing_ok=True)
+        warnings.warn(
+            f"{path.parent} is on a file system without locks ({error.strerror}): let no second process work on this "
+            "run.", stacklevel=2,
+        )  # fmt: skip
+        return None
 
 
 def digest(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> str:
@@ -271,10 +261,6 @@ class RunStore:
     def save_shard(self, model: int, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
         """Write the finished shard of ``model`` and drop its state."""
         write_sealed(self.shard(model), arrays, meta | {"model": model, "identity": self.identity})
-        self.drop_state(model)
-
-    def drop_state(self, model: int) -> None:
-        """Remove the saved state of ``model``."""
         self.state(model).unlink(missing_ok=True)
 
     def tidy(self) -> None:
@@ -283,7 +269,7 @@ class RunStore:
             left = self.state(model).exists() or (self.folder / f"model-{model:03d}.lock").exists()
             if left and self.finished(model):
                 with contextlib.suppress(UserError), self.locked(model):
-                    self.drop_state(model)
+                    self.state(model).unlink(missing_ok=True)
 
     def load_shard(self, model: int) -> Sealed:
         """Load a finished shard, verified."""
@@ -314,10 +300,9 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise StoreError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} is damaged ({reason(error)}): {mend}") from error
-    if isinstance(manifest, dict) and manifest.get("format", FORMAT) != FORMAT:
-        raise StoreError(
-            f"{path} has format {manifest['format']}, this dynmia reads format {FORMAT}: choose another --out."
-        )
+    version = manifest.get("format", FORMAT) if isinstance(manifest, dict) else FORMAT
+    if version != FORMAT:
+        raise StoreError(f"{path} has format {version}, this dynmia reads format {FORMAT}: choose another --out.")
     if fault := next(_faults(manifest), ""):
         raise StoreError(f"{path} is damaged ({fault}): {mend}")
     return manifest
@@ -325,7 +310,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _faults(manifest: Any) -> Iterator[str]:
     """The first field of a manifest that is missing or not what it must be; read no further."""
-    yield from _untyped(manifest, {"format": int} | FIELDS)
+    yield from _untyped(manifest, FIELDS)
     try:
         study = Study.from_dict(manifest["study"])
     except UserError as error:
@@ -377,24 +362,21 @@ def merge(into: str | os.PathLike[str], sources: list[str]) -> Iterator[str]:
             what = differing(manifest["study"], first["study"])
             raise StoreError(f"{folder} holds a run of another study; it differs in {what}: nothing was merged.")
     study = Study.from_dict(first["study"])
-    store = RunStore(into, study, first["fingerprint"], {k: v for k, v in first.items() if k not in CORE})
+    store = RunStore(into, study, first["fingerprint"], {k: v for k, v in first.items() if k in ORIGIN})
     for folder, manifest in zip(folders, manifests):
         source = RunStore(folder, study, manifest["fingerprint"], {})
         for model in range(study.shadow_models):
             if store.finished(model) or not (source.finished(model) or source.state(model).exists()):
                 continue
             with store.locked(model):
-                if source.finished(model):
-                    shard = source.load_shard(model)
-                    credit(store, model, manifest)
-                    store.save_shard(model, *shard)
-                    yield f"model {model:3d}  finished, from {folder}"
-                    continue
-                theirs, ours = source.load_state(model), store.load_state(model)
+                whole = source.finished(model)
+                theirs = source.load_shard(model) if whole else source.load_state(model)
+                ours = None if whole else store.load_state(model)
                 if theirs and (ours is None or ours[1]["epoch"] < theirs[1]["epoch"]):
                     credit(store, model, manifest)
-                    store.save_state(model, *theirs)
-                    yield f"model {model:3d}  epoch {theirs[1]['epoch']} of {study.epochs}, from {folder}"
+                    (store.save_shard if whole else store.save_state)(model, *theirs)
+                    stage = "finished" if whole else f"epoch {theirs[1]['epoch']} of {study.epochs}"
+                    yield f"model {model:3d}  {stage}, from {folder}"
     done = study.shadow_models - len(store.missing())
     yield f"{into}: {done} of {study.shadow_models} models finished; {continued_by(first, into)}"
 

@@ -141,15 +141,11 @@ def checked_run(run: xr.Dataset) -> xr.Dataset:
     for name, dims in VARIABLES.items():
         if name not in run.variables:
             raise UserError(f"the run has no {name}: a run has {', '.join(VARIABLES)} (see dynmia.store.run).")
-        stored = run.variables[name]
-        if sorted(map(str, stored.dims)) != sorted(dims):
-            raise UserError(f"{name} has the dimensions {stored.dims}: they must be {dims}.")
-        if stored.dims != dims:
-            run = run.assign({name: stored.transpose(*dims)})
+        if sorted(map(str, run[name].dims)) != sorted(dims):
+            raise UserError(f"{name} has the dimensions {run[name].dims}: they must be {dims}.")
+    run = run.transpose(*VARIABLES["phi"], ...)
     must_be_finite(run.phi.values, VARIABLES["phi"])
-    if run.keep.dtype != bool:
-        run = run.assign(keep=(VARIABLES["keep"], boolean(run.keep.values), run.keep.attrs))
-    return ordered(run)
+    return ordered(run.assign(keep=(VARIABLES["keep"], boolean(run.keep.values), run.keep.attrs)))
 
 
 def ordered(data: xr.Dataset) -> xr.Dataset:
@@ -170,8 +166,6 @@ def listed(epochs: np.ndarray) -> str:
 def boolean(keep: np.ndarray) -> np.ndarray:
     """A keep mask of 0 and 1 of any type as bool; everything else is a ``UserError``."""
     keep = np.asarray(keep)
-    if keep.dtype == bool:
-        return keep
     inside = np.asarray(keep == 1, bool)
     wrong = ~(inside | np.asarray(keep == 0, bool))
     if wrong.any():
@@ -263,12 +257,11 @@ def _as_run(stored: xr.Dataset, path: str | os.PathLike[str]) -> xr.Dataset:
     """The run that :func:`save_run` stored."""
     run = stored
     epochs = stored["epoch"].values if "epoch" in stored.coords else ()
-    packed = [name for epoch in epochs if (name := f"phi_{epoch:04d}") in stored]
-    if packed:
-        parts = [stored[name].values * stored[name].scale_factor + stored[name].add_offset for name in packed]
-        attrs = {k: v for k, v in stored[packed[0]].attrs.items() if k not in ("scale_factor", "add_offset")}
-        run = run.drop_vars(packed)
-        run["phi"] = ("epoch", *stored[packed[0]].dims), np.stack(parts).astype(np.float32), attrs
+    if packed := [stored[name] for epoch in epochs if (name := f"phi_{epoch:04d}") in stored]:
+        values = np.stack([part.values * part.scale_factor + part.add_offset for part in packed])
+        attrs = {k: v for k, v in packed[0].attrs.items() if k not in ("scale_factor", "add_offset")}
+        run = stored.drop_vars([part.name for part in packed])
+        run["phi"] = ("epoch", *packed[0].dims), values.astype(np.float32), attrs
     if missing := [name for name in VARIABLES if name not in run]:
         kind = "measures of hardness, made from the run beside it" if "part" in run.dims else "something else"
         raise StoreError(f"{path} is no run (it has no {', '.join(missing)}) but {kind}: give the file of a run.")

@@ -111,7 +111,7 @@ def test_a_state_that_is_dropped_while_it_is_read_is_none(tiny, in_flight, monke
     assert ours.load_state(0)[1]["epoch"] == 2
 
     def ended(path):
-        ours.drop_state(0)  # the model ends between our two looks
+        ours.state(0).unlink()  # the model ends between our two looks
         return read_sealed(path)
 
     monkeypatch.setattr(store, "read_sealed", ended)

@@ -118,13 +118,13 @@ def test_a_missing_file_or_a_folder_is_a_store_error(tmp_path):
 # --- failed writes
 
 
-@pytest.mark.parametrize("step", ["fsync", "replace", "fdopen"])
+@pytest.mark.parametrize("step", ["os.fsync", "os.replace", "pathlib.Path.open"])
 @pytest.mark.parametrize("code", ["ENOSPC", "EACCES"])
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(sealed, monkeypatch, step, code):
     def fail(*args):
         raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
 
-    monkeypatch.setattr(os, step, fail)
+    monkeypatch.setattr(step, fail)
     with pytest.raises(UserError, match=f"cannot write {sealed}: "):
         write_sealed(sealed, {"x": np.zeros(3)}, {})
     monkeypatch.undo()
