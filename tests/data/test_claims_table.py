@@ -155,13 +155,18 @@ def test_a_ratio_is_of_the_last_epoch_that_both_runs_have(two, tmp_path):
         assert np.isnan([ours.null_low, ours.null_high]).all()
 
 
-def test_the_smallest_step_is_below_the_upper_ends_of_all(monkeypatch, tmp_path):
-    steps = {("b", "a"): (1.4, 0.8, 2.4), ("c", "b"): (0.9, 0.85, 0.95), ("d", "c"): (3.0, 2.0, 4.0)}
-    monkeypatch.setattr(made.Released, "_ratio", lambda self, pair, metric: Measured(*steps[tuple(pair)]))
-    released = made.Released(tmp_path, "bayes")
-    assert released.measured("smallest_step", {"metric": "auc"}, "abcd")[:3] == (0.9, 0.8, 0.95)
-    steps["d", "c"] = (np.nan, -np.inf, np.inf)
-    assert np.isnan(released.measured("smallest_step", {"metric": "auc"}, "abcd").value)
+def test_the_smallest_step_is_below_the_upper_ends_of_all(monkeypatch):
+    steps = {("b", "a"): (1.4, 0.8, 2.4, "low"), ("c", "b"): (0.9, 0.85, 0.95, ""), ("d", "c"): (3.0, 2.0, 4.0, "")}
+    parts = ["value", "low", "high", "clipped"]
+    monkeypatch.setattr(made.intervals, "ratio", lambda *ends: pd.Series(steps[ends[:2]], parts))
+    pairs = list(made.pairs("smallest_step", "abcd"))
+    least = made.least_ratio(pairs, "auc")
+    assert least[:3] == (0.9, 0.8, 0.95)
+    assert least.clipped == "low"
+    steps["d", "c"] = (np.nan, -np.inf, np.inf, "high")
+    undefined = made.least_ratio(pairs, "auc")
+    assert np.isnan(undefined.value)
+    assert undefined.clipped == "both"
 
 
 def test_a_difference_of_correlations_by_hand():

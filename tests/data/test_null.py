@@ -180,7 +180,7 @@ def test_the_released_calibration_keeps_its_level():
     rates = rates.drop(index="r_out", level="metric")
     assert shared.value.max() > 6
     held = rates[rates.attainable >= nosignal.DISCRETE]
-    assert len(held) >= 20
+    assert len(held) >= 15  # whose ties leave it at 5 %
     assert (held.low <= 5.5).all()
     assert (held.high >= 4.5).all()
     assert not (rates.low > 5.5).any()
