@@ -14,7 +14,6 @@ import xarray as xr
 
 from dynmia.attack.plane import halves, vulnerability_planes
 from dynmia.attack.scoring import Scoring
-from dynmia.book.claims import Claim, Measured, claims, judge
 from dynmia.book.makers import maker, table_place, write_table
 from dynmia.cli import Folder
 from dynmia.dynamics import cloud as dyn
@@ -23,6 +22,7 @@ from dynmia.stats.intervals import OVER, Scored, ends, figures
 from dynmia.stats.resample import null_masks, quantiles
 from dynmia.store.run import open_run, resolve
 
+verdicts = maker("claims")
 RUNS = {name: f"{name}-cnn-4000" for name in ("mnist", "fashion_mnist", "cifar10", "cinic10")}  # easiest to hardest
 ASKED = (  # of claims.yml: its figures, ratios and steps that small pools can answer
     "order-auc", "order-displacement", "order-entropy", "order-vulnerable", "entropy-small-pool-mnist",
@@ -159,7 +159,7 @@ def compute(folder: str | os.PathLike[str] = "data", draws: int = 20, null: int 
     Raises:
         UserError: one of the four data sets has no run there.
     """
-    asked = {claim.id: claim for claim in claims() if claim.id in ASKED}
+    asked = {claim.id: claim for claim in verdicts.claims() if claim.id in ASKED}
     about: dict[str, set[str]] = {}
     for claim in asked.values():
         for name in claim.runs[0]:
@@ -199,16 +199,16 @@ def compute(folder: str | os.PathLike[str] = "data", draws: int = 20, null: int 
     return pd.DataFrame.from_dict(rows, "index").rename_axis(["subject", "choice", "metric"])
 
 
-def verdict(claim: Claim, names: list[str], label: str, scored: Any, rows: Any) -> dict[str, Any]:
+def verdict(claim: Any, names: list[str], label: str, scored: Any, rows: Any) -> dict[str, Any]:
     """What a claim measures of the runs ``names`` under the choice ``label``, and what that makes of it."""
-    made, metric = maker("claims"), claim.of["metric"]
+    metric = claim.of["metric"]
     if claim.measure == "figure":
-        ours = Measured(**rows[names[0], label, metric])
+        ours = verdicts.Measured(**rows[names[0], label, metric])
     else:
-        pairs = made.pairs(claim.measure, names)
-        ours = made.least_ratio([(scored[above][label], scored[below][label]) for above, below in pairs], metric)
+        pairs = verdicts.pairs(claim.measure, names)
+        ours = verdicts.least_ratio([(scored[above][label], scored[below][label]) for above, below in pairs], metric)
     numbers = {key: getattr(ours, key) for key in ("value", "low", "high", "null_low", "null_high")}
-    return numbers | {"verdict": judge(claim.asserts, claim.than, np.nan, ours, not claim.settings)}
+    return numbers | {"verdict": verdicts.judge(claim.asserts, claim.than, np.nan, ours, not claim.settings)}
 
 
 def main(folder: Folder = "data") -> None:

@@ -1,7 +1,6 @@
 """What pages need: released runs and tables and their makers, numbers in print, and the execution of notebooks."""
 
-from .cells import band, cell, decimals, resolved, rounded
-from .claims import printed
+from .cells import band, cell, decimals, printed, resolved, rounded
 from .makers import maker
 from .tables import RULES, entries, figures, missing, no_signal, read_table, released
 

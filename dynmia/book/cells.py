@@ -81,3 +81,24 @@ def instability(plane: xr.Dataset, points: float = 1.0) -> str:
         f"Mean train accuracy falls by {float(worst):.1f} points at epoch {int(worst.epoch)}: some models pass through "
         "an instability of the optimiser there. Speed and transition peaks near it measure the fall and the recovery."
     )
+
+
+def printed(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of claims.csv, as a page shows them."""
+
+    def numbers(row: Any) -> tuple[str, str]:
+        if np.isnan(row.value):
+            return "not measured", ""
+        least = int(row.unit == "ratio")  # 1 is no effect, so whole numbers would not tell
+        digits = max(least, resolved(row.low, row.high, 3))
+        noise = "" if np.isnan(row.null_low) else band(row.null_low, row.null_high, digits=digits)
+        return carried(cell(row.value, row.low, row.high, 3, least, row.clipped), row.carrier), noise
+
+    table = table.reset_index()
+    cells = [numbers(row) for row in table.itertuples()]
+    return pd.DataFrame({
+        "claim": table.sentence, "unit": table.unit.fillna(""),
+        "paper": [f"{value:.3g}" if np.isfinite(value) else "" for value in table.paper],
+        "ours [95 %]": [ours for ours, _ in cells], "no signal": [noise for _, noise in cells],
+        "verdict": table.verdict, "setting": table.setting, "reading": table.reading,
+    })  # fmt: skip

@@ -45,8 +45,8 @@ def by_pool_size(figures: pd.DataFrame, runs: Mapping[str, xr.Dataset]) -> Table
             rows = {
                 s.pool_size: figures.loc[(n, metric.replace("_excess", ""))] for s, n in studies if s.dataset == data
             }
-            table = pd.DataFrame(rows).T.drop(columns=["label", "unit", "clipped", "carrier"], errors="ignore").astype(float)
-            table = table.rename_axis("pool size")
+            table = pd.DataFrame(rows).T.drop(columns=["label", "unit", "clipped", "carrier"], errors="ignore")
+            table = table.astype(float).rename_axis("pool size")
             chance = 0.5 * (metric == "auc_excess") * ~table.columns.isin(["error", "p"])
             tables.setdefault(metric, {})[data] = table - chance
     return tables

@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from ..book.claims import claims
+from ..book import maker
 
 OUTCOMES = ["does not apply", "opposite", "undecided", "holds"]
-HOLDS = ("agrees", "agrees elsewhere", "same direction", "present")  # of the verdicts of dynmia.book.claims
+HOLDS = ("agrees", "agrees elsewhere", "same direction", "present")  # of the verdicts of data/claims.py
 
 
 def outcomes(table: pd.DataFrame, among: Sequence[Any]) -> pd.DataFrame:
@@ -21,7 +21,7 @@ def outcomes(table: pd.DataFrame, among: Sequence[Any]) -> pd.DataFrame:
         among: the choices.
     """
     verdicts = table.verdict.dropna().droplevel("metric").unstack("choice")
-    sentences = {claim.id: claim.sentence for claim in claims() if claim.id in verdicts.index}
+    sentences = {claim.id: claim.sentence for claim in maker("claims").claims() if claim.id in verdicts.index}
     words = verdicts.reindex(index=list(sentences), columns=[choice.label for choice in among])
     words = words.replace(dict.fromkeys(HOLDS, "holds")).replace("not measured", "undecided").fillna("does not apply")
     return words.rename(index=sentences).rename_axis("conclusion").rename_axis(columns=None)

@@ -10,12 +10,12 @@ from helpers import ROOT, assert_one_clear_line
 from dynmia import book
 from dynmia.attack.plane import vulnerability_plane
 from dynmia.book import maker
-from dynmia.book.claims import Claim, Measured, claims, judge
 from dynmia.dynamics.metrics import METRICS
 from dynmia.stats.simulate import Simulator
 from dynmia.store.run import study_of
 
 made = maker("claims")
+Claim, Measured, claims, judge = made.Claim, made.Measured, made.claims, made.judge
 DATA = ROOT / "data"
 BY_ID = {claim.id: claim for claim in claims()}
 NUMBERS = ["value", "low", "high", "null_low", "null_high"]

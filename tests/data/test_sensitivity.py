@@ -11,7 +11,6 @@ from dynmia import dynamics as dyn
 from dynmia.attack.plane import halves, numbers_of_halves
 from dynmia.attack.scoring import Scoring
 from dynmia.book import figures, maker, read_table
-from dynmia.book.claims import Measured, claims, judge
 from dynmia.chapters import definitions
 from dynmia.chapters.definitions import BALANCED, DEPENDS, MAIN, REFERENCE, SMALL
 from dynmia.chapters.sensitivity import outcomes
@@ -22,6 +21,7 @@ from dynmia.stats.simulate import Simulator
 from dynmia.store.run import resolve
 
 made = maker("sensitivity")
+Measured, claims, judge = made.verdicts.Measured, made.verdicts.claims, made.verdicts.judge
 Choice, choices, measure = made.Choice, made.choices, made.measure
 RUN = run_of_four_checkpoints()
 SIMULATED = Simulator(samples=80, separation=2, seed=1).run(20, seed=1)

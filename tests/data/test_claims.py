@@ -11,9 +11,11 @@ import yaml
 from helpers import ROOT, assert_one_clear_line
 
 from dynmia import book
-from dynmia.book import claims as module
-from dynmia.book.claims import VERDICTS, Measured, claims, judge, printed, printed_value
+from dynmia.book import maker, printed
 
+module = maker("claims")
+claims, judge, printed_value = module.claims, module.judge, module.printed_value
+Measured, VERDICTS = module.Measured, module.VERDICTS
 LIST = (ROOT / "data" / "claims.yml").read_text()
 PAPER = book.read_table("data/paper.csv").value
 NAN, INF = math.nan, math.inf
