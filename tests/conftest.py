@@ -17,6 +17,13 @@ settings.load_profile("dynmia")
 torch.set_num_threads(1)  # as in the training processes: sums over two threads round differently
 
 
+def pytest_collection_modifyitems(items):
+    """A slow test says what it is slow for."""
+    for item in items:
+        if any(mark.args[:1] == () for mark in item.iter_markers("slow")):
+            raise pytest.UsageError(f"{item.nodeid}: write pytest.mark.slow('why it takes more than 5 s').")
+
+
 @pytest.fixture(scope="session")
 def tiny() -> dynmia.Study:
     return dynmia.Study(

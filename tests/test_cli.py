@@ -29,7 +29,7 @@ def test_train_status_summarise_follow_one_another(capsys, tmp_path):
         assert set(json.loads(out)["displacement"]) >= {"value", "low", "high", "null_low", "null_high"}
 
 
-@pytest.mark.slow
+@pytest.mark.slow("two commands that load torch and train")
 def test_the_command_kept_in_a_run_makes_it_again(capsys, tmp_path):
     import numpy as np
 
@@ -55,7 +55,7 @@ def test_plan_states_the_cost_before_anything_starts(capsys):
     assert cost["seconds"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.slow("measures training rates twice")
 def test_plan_of_sam_costs_twice_the_training_flops():
     from dynmia.shadow.plan import plan
     from dynmia.study import Study

@@ -116,7 +116,7 @@ def test_a_notebook_failure_is_one_clear_line(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.slow("executes a notebook")
 def test_text_cells_are_filled_with_the_defaults_of_parameters_that_are_not_given(tmp_path):
     path = notebooks.run_notebook("01-population", {"null_draws": 2}, tmp_path / "x.ipynb", progress=False)
     text = nbformat.read(path, nbformat.NO_CONVERT).cells[0].source

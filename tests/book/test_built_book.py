@@ -14,7 +14,7 @@ import pytest
 import yaml
 from helpers import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow("builds the whole book")
 # what Chromium asks of its maker by itself (time, updates, models); a page's fonts or scripts come from other hosts
 OWN = re.compile(r"(https?://)?([\w-]+\.google\.com|(update|optimizationguide-pa|safebrowsing)\.googleapis\.com)\b")
 TOC = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())

@@ -202,7 +202,7 @@ def test_a_run_begun_under_its_name_alone_goes_on(placed):
     assert placed("quick", changes={"seed": 1}).startswith("runs/quick/first-")
 
 
-@pytest.mark.slow
+@pytest.mark.slow("trains three small populations in processes of their own")
 def test_a_campaign_trains_what_is_missing_skips_what_is_there_and_reports_what_failed(listed):
     lines = []
     with pytest.raises(UserError, match="1 runs failed: lost; the others are finished"):
@@ -225,7 +225,7 @@ def test_a_campaign_trains_what_is_missing_skips_what_is_there_and_reports_what_
     assert {"part": 3, "epoch": 3, "sample": 240}.items() <= recorded.sizes.items()
 
 
-@pytest.mark.slow
+@pytest.mark.slow("trains two small populations in processes of their own")
 def test_a_run_of_another_study_is_not_taken_for_the_listed_one(listed):
     list(campaign.run_campaign(only="02", null=0, progress=False, device="cpu"))
     assert not (listed / "data" / "figures.csv").exists()
@@ -243,7 +243,7 @@ def command(*words: str) -> None:
     assert stop.value.code in (0, None)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("measures training rates and trains until a budget ends")
 def test_the_command_plans_and_stops_at_its_budget(listed, capsys):
     command("--plan", "--only", "03", "--device", "cpu")
     out = capsys.readouterr().out.splitlines()

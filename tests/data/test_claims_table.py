@@ -67,7 +67,7 @@ def test_figures_are_those_of_the_table_of_figures(table):
         np.testing.assert_allclose([getattr(row, number) for number in NUMBERS], expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("scores halves of released runs anew")
 def test_the_released_table_is_what_the_runs_give(table):
     some = [
         "rate-sgd-over-sam",

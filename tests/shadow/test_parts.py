@@ -58,7 +58,7 @@ def test_a_bad_part_is_one_line(capsys, tmp_path, options, hint):
     assert hint in bad(capsys, *TRAIN, "--out", tmp_path / "run", *options)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("several commands, each of which loads torch")
 def test_parts_of_a_run_by_the_command_line(capsys, tmp_path):
     command = [*TRAIN, "--out", tmp_path / "run", "--workers", "1"]
     code, out, _ = run_cli(capsys, *command, "--models", "2,0", "--save", tmp_path / "run.nc")
@@ -121,7 +121,7 @@ def test_a_state_that_is_dropped_while_it_is_read_is_none(tiny, in_flight, monke
 # --- a full disk, and two processes at once
 
 
-@pytest.mark.slow
+@pytest.mark.slow("a process on a file system that fills, then the run from there")
 def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_to_the_same_bits(tiny, tiny_run, tmp_path):
     """A limit on the size of files answers as a full disk does: a short write, then an error."""
     words = ["train", "--epochs", "4", "--checkpoint-every", "2", "--shadow-models", "4", "--pool-size", "120"]
@@ -139,7 +139,7 @@ def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_to_the_same_bits(tiny,
     assert_same_shards(tmp_path / "run", tiny_run[0])
 
 
-@pytest.mark.slow
+@pytest.mark.slow("two processes that load torch and train")
 def test_of_two_processes_on_one_run_one_trains_and_the_other_says_why_it_does_not(tiny, tmp_path):
     study = tiny.replace(epochs=20)
     words = ["train", "--epochs", "20", "--checkpoint-every", "2", "--shadow-models", "4", "--pool-size", "120"]

@@ -82,7 +82,7 @@ def cluster():
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the worker by /proc")
-@pytest.mark.slow
+@pytest.mark.slow("a Ray cluster that loses a worker")
 def test_a_worker_is_killed_in_the_middle_and_the_run_equals_the_local_one(tiny, cluster, tmp_path):
     study = tiny.replace(epochs=80)
     driver = ray_train(study, tmp_path / "run", "--address", cluster[0])
@@ -107,7 +107,7 @@ def test_a_worker_is_killed_in_the_middle_and_the_run_equals_the_local_one(tiny,
     assert [(sorted(part["models"]), part["workers"]) for part in merged] == [([0, 1, 2, 3], 2)]
 
 
-@pytest.mark.slow
+@pytest.mark.slow("starts a Ray cluster")
 def test_parts_of_a_run_on_a_cluster_of_its_own(tiny, tiny_run, tmp_path):
     driver = ray_train(tiny, tmp_path / "run", "--workers", "2", "--models", "1,3", "--time-budget", "100s")
     output, _ = driver.communicate(timeout=LIMIT)

@@ -179,7 +179,7 @@ def test_what_a_process_killed_while_it_wrote_the_run_leaves_is_cleared(tiny, tm
     assert not any(path.exists() for path in left)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("kills and continues training several times")
 def test_killed_at_random_moments_the_run_ends_in_the_same_bits(tiny, tmp_path):
     kills, rng = int(os.environ.get("DYNMIA_KILLS", "4")), np.random.default_rng(0)
     study = tiny.replace(epochs=60)

@@ -45,7 +45,7 @@ def slow(tiny, tmp_path_factory):
     return study, folder, train_quietly(study, folder)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("kills and continues training several times")
 def test_killed_at_random_moments_a_run_ends_with_the_same_bits(slow, tmp_path):
     moments = random.Random(1)
     for kill in range(3):
@@ -61,7 +61,7 @@ def test_killed_at_random_moments_a_run_ends_with_the_same_bits(slow, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-@pytest.mark.slow
+@pytest.mark.slow("a process that loads torch, is stopped while it trains, and goes on")
 def test_a_stop_leaves_no_process_and_no_scratch_and_the_run_ends_with_the_same_bits(slow, tmp_path, name):
     child = Child(slow[0], tmp_path / "run", tmp_path / "scratch")
     child.wait_until_it_trains()
@@ -77,7 +77,7 @@ def test_a_stop_leaves_no_process_and_no_scratch_and_the_run_ends_with_the_same_
     assert_same_shards(tmp_path / "run", slow[1])
 
 
-@pytest.mark.slow
+@pytest.mark.slow("a process that loads torch, is killed while it trains, and a run after it")
 def test_processes_end_at_once_when_their_parent_is_killed_and_the_next_run_clears_its_scratch(
     tiny, tmp_path, own_model, monkeypatch
 ):
@@ -111,7 +111,7 @@ SWALLOW = """import time
                     time.sleep(1e4)"""
 
 
-@pytest.mark.slow
+@pytest.mark.slow("waits until a process is told twice")
 def test_a_process_that_swallows_its_exit_is_told_again(tiny, tmp_path, own_model, monkeypatch):
     study = tiny.replace(model=own_model("own_swallowing", SWALLOW.replace("ASLEEP", str(tmp_path / "asleep"))))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"), prepend=os.pathsep)
@@ -229,7 +229,7 @@ def test_training_in_this_process_gives_the_same_bits(tiny, tiny_run, tmp_path):
     assert_same_shards(tmp_path, tiny_run[0])
 
 
-@pytest.mark.slow
+@pytest.mark.slow("training processes, one of which is killed, and the run continued")
 def test_a_killed_process_is_named_and_the_run_continues_to_the_same_bits(tiny, tiny_run, tmp_path, monkeypatch):
     started, start = [], workers._start
     monkeypatch.setattr(workers, "_start", lambda *args: started.append(start(*args)) or started[-1])
@@ -310,7 +310,7 @@ def test_an_exception_in_a_process_is_shown_in_one_line(tiny, tmp_path, own_mode
         train_quietly(study, tmp_path / "run", workers=1)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("trains in two processes that load torch")
 def test_an_own_model_may_print(tiny, tmp_path, own_model, monkeypatch):
     study = tiny.replace(model=own_model("own_printing", "print('hello')"))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"), prepend=os.pathsep)

@@ -243,7 +243,7 @@ def test_the_interval_over_models_and_samples_is_that_of_the_halves():
     np.testing.assert_allclose(table.loc[key, ["low", "high"]].tolist(), np.tanh([middle - half, middle + half]))
 
 
-@pytest.mark.slow
+@pytest.mark.slow("many simulated populations")
 def test_the_interval_over_models_and_samples_is_as_wide_as_populations_differ():
     found = []
     for seed in range(25):

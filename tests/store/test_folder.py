@@ -165,7 +165,7 @@ except dynmia.UserError as error:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow("a process on a file system that fills, then the run from there")
 def test_a_full_disk_ends_training_in_one_line_and_the_run_continues_to_the_same_bits(tiny, tiny_run, tmp_path):
     folder = tmp_path / "run"
     study, pool, run = open_store(tiny, out=folder, device="cpu")
