@@ -11,7 +11,8 @@ from dynmia.cli import Folder
 from dynmia.dynamics import markov
 from dynmia.store.run import open_run, resolve
 
-paths = maker("markov").paths
+made = maker("markov")
+paths, simulated = made.paths, made.simulated
 LEVEL = 0.05  # of every test
 CALIBRATION = {"cifar10-cnn-4000": 4000, "mnist-cnn-4000": 500}  # chains fitted to these, and with how many samples
 TESTS = {"chi2": "chi-square limit", "bootstrap": "parametric bootstrap", "exact": "exact, by matching at random"}
@@ -39,13 +40,13 @@ def calibrate(folder: str = "data", chains: int = 300, draws: int = 99) -> pd.Da
 def truth(shares: np.ndarray, chain: np.ndarray, samples: int, draws: int, rng: np.random.Generator) -> np.ndarray:
     """Two-step tables of true chains whose samples start by ``shares``, (draws, T - 2, 9, 9, 9)."""
     starts = rng.multinomial(samples, shares, draws)
-    return np.concatenate([markov.simulated(start, chain, 1, rng) for start in starts])
+    return np.concatenate([simulated(start, chain, 1, rng) for start in starts])
 
 
 def _p_values(triples: np.ndarray, draws: int, rng: np.random.Generator) -> dict[tuple[str, str], float]:
     value = markov.statistics(triples)
     pairs = np.concatenate([triples.sum(-1), triples[-1:].sum(-3)])
-    fitted = markov.simulated(pairs[0].sum(-1), markov.matrices(pairs), draws, rng)
+    fitted = simulated(pairs[0].sum(-1), markov.matrices(pairs), draws, rng)
     p_values = {("lr", "chi2"): markov.chi_square(triples, value[0])}
     for test, drawn in (("bootstrap", fitted), ("exact", markov.rewired(triples, draws, rng))):
         p = markov.p_value(value, markov.statistics(drawn))

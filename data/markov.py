@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import typer
 import xarray as xr
+from scipy.special import xlogy
 
 from dynmia.attack.plane import vulnerability_planes
 from dynmia.book.makers import table_place, write_table
@@ -21,6 +22,51 @@ from dynmia.store.run import open_run, study_of
 
 NULLS = 3  # populations without a signal for each run
 DRAWS = 200
+
+
+def simulated(first: np.ndarray, chain: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Two steps of a chain with matrices (T - 1, 9, 9) from initial counts ``first`` (9,): (draws, T - 2, 9, 9, 9)."""
+    pairs = rng.multinomial(np.broadcast_to(first, (draws, markov.SIZE)), chain[0])
+    steps = []
+    for matrix in chain[1:]:
+        steps.append(rng.multinomial(pairs, matrix))  # every path a, b goes on by row b
+        pairs = steps[-1].sum(1)
+    return np.stack(steps, axis=1)
+
+
+def homogeneity_test(states: np.ndarray, *, draws: int = 499, seed: int = 0) -> float:
+    """p-value of one matrix for all checkpoints against one for each, by simulation of the chain with one matrix."""
+
+    def entropy(n: np.ndarray) -> np.ndarray:
+        return (xlogy(n, n).sum(-1) - xlogy(n.sum(-1), n.sum(-1))).sum(-1)
+
+    def gain(pairs: np.ndarray) -> np.ndarray:  # (..., T - 1, 9, 9)
+        return entropy(pairs).sum(-1) - entropy(pairs.sum(-3))
+
+    pairs = markov.step_counts(states)
+    chain = np.broadcast_to(markov.matrices(pairs.sum(0)), pairs.shape)
+    first = np.bincount(states[0], minlength=markov.SIZE)
+    triples = simulated(first, chain, draws, np.random.default_rng([seed, 16]))
+    drawn = np.concatenate([triples.sum(-1), triples[:, -1:].sum(-3)], axis=1)
+    return float(markov.p_value(gain(pairs), gain(drawn)))
+
+
+def hitting_time(matrix: np.ndarray, first: np.ndarray) -> float:
+    """Expected steps to the vulnerable state if one ``matrix`` (9, 9) holds for ever, from shares ``first`` (9,).
+
+    The absorbing chain of Kemeny and Snell (1960): (I - Q) h = 1. Infinite if it may never be reached.
+    """
+    chain = matrix.copy()
+    chain[dyn.VULNERABLE] = np.eye(markov.SIZE)[dyn.VULNERABLE]
+    reach = np.linalg.matrix_power((chain > 0) + np.eye(markov.SIZE), markov.SIZE) > 0  # in 9 steps or fewer
+    lost = reach @ ~reach[:, dyn.VULNERABLE]
+    use = ~lost
+    use[dyn.VULNERABLE] = False
+    if lost[first > 0].any():
+        return np.inf
+    time = np.zeros(markov.SIZE)
+    time[use] = np.linalg.solve(np.eye(use.sum()) - chain[np.ix_(use, use)], np.ones(use.sum()))
+    return float(first @ time)
 
 
 def paths(plane: xr.Dataset) -> np.ndarray:
@@ -52,7 +98,7 @@ def measure(run: xr.Dataset, rules: Iterable[str] = RULES, *, draws: int = DRAWS
         blank = pd.DataFrame([markov.order_test(paths(planes[rule]), draws=draws) for planes in noise])
         rows[rule] = {
             **test, **{f"share{end}": share(test, f"bits{end}") for end in ("", "_low", "_high")},
-            "p_homogeneous": markov.homogeneity_test(states, draws=draws),
+            "p_homogeneous": homogeneity_test(states, draws=draws),
             "noise_bits": blank.bits.mean(), "noise_p": blank.p_lr.min(), "noise_share": share(blank.mean()),
             **times(plane),
         }  # fmt: skip
@@ -72,7 +118,7 @@ def times(plane: xr.Dataset) -> dict[str, float]:
     every, grid = float(plane.epoch[1] - plane.epoch[0]), paths(plane)
     counts = markov.step_counts(grid, 2, np.vstack([np.ones(grid.shape[1]), weights.values])).sum(1)
     first = np.equal.outer(grid[0], np.arange(markov.SIZE)).mean(0)
-    hitting = np.array([every * markov.hitting_time(matrix, first) for matrix in markov.matrices(counts)])
+    hitting = np.array([every * hitting_time(matrix, first) for matrix in markov.matrices(counts)])
     values["hitting"] = hitting[0], hitting[1:]
     ends: dict[str, float] = {}
     for name, (value, spread) in values.items():

@@ -4,8 +4,7 @@ from .lira import lira_scores
 from .others import attack_scores
 from .plane import rate_interval, vulnerability_plane, vulnerability_planes
 from .scoring import Scoring
-from .smooth import smooth
 
 __all__ = [
-    "Scoring", "attack_scores", "lira_scores", "rate_interval", "smooth", "vulnerability_plane", "vulnerability_planes",
+    "Scoring", "attack_scores", "lira_scores", "rate_interval", "vulnerability_plane", "vulnerability_planes",
 ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ from ..book.plots import (
 from ..dynamics import cloud as dyn
 from ..dynamics.metrics import METRICS
 from ..stats.matching import Nulls, Planes
-from ..stats.trends import Law, rank_trend
+from ..stats.trends import rank_trend
 
 
 def against_complexity(
@@ -72,7 +73,7 @@ def displacement_curves(members: Mapping[str, Planes], nulls: Nulls) -> Figure:
 
 
 def over_pool_size(
-    tables: Mapping[str, Mapping[str, pd.DataFrame]], laws: Mapping[str, Mapping[str, Law]], target: int,
+    tables: Mapping[str, Mapping[str, pd.DataFrame]], laws: Mapping[str, Mapping[str, Any]], target: int,
     paper: Mapping[str, Mapping[str, float]],
 ) -> Figure:  # fmt: skip
     """Each metric over the pool size, log-log: measured, the fitted curve and its prediction interval to ``target``.

@@ -5,24 +5,27 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 from scipy import optimize
 
+from ..book import maker
 from ..book.cells import cell
 from ..book.plots import DATASETS
 from ..dynamics import cloud as dyn
 from ..stats.resample import bootstrap_weights
-from ..stats.trends import Law, directions, fit_law
+from ..stats.trends import directions
 from ..store.run import study_of
 
+fit_law = maker("precision").fit_law
 CEILINGS = {"displacement": 1000.0, "vulnerable": 100.0, "auc_excess": 0.5}  # what no population can exceed
 Tables = dict[str, dict[str, pd.DataFrame]]  # metric, data set
 
 
-def best_law(sizes: np.ndarray, values: np.ndarray, errors: np.ndarray, ceiling: float | None = None) -> Law:
+def best_law(sizes: np.ndarray, values: np.ndarray, errors: np.ndarray, ceiling: float | None = None) -> Any:
     """The form with the lowest AICc: a power law, one with a ceiling if there is one, one with a floor from 5 sizes.
 
     A floor counts only if the points resolve the fall towards it: its exponent's interval lies below 0.
@@ -60,9 +63,9 @@ def up_to(tables: Tables, size: int) -> Tables:
     return {metric: {data: table for data, table in sets.items() if len(table)} for metric, sets in kept.items()}
 
 
-def fit_all(tables: Tables) -> dict[str, dict[str, Law]]:
+def fit_all(tables: Tables) -> dict[str, dict[str, Any]]:
     """The best curve through each table that has at least three pool sizes and only positive values."""
-    laws: dict[str, dict[str, Law]] = {}
+    laws: dict[str, dict[str, Any]] = {}
     for metric, sets in tables.items():
         for data, table in sets.items():
             if len(table) > 2 and (table.value > 0).all():
@@ -73,7 +76,7 @@ def fit_all(tables: Tables) -> dict[str, dict[str, Law]]:
 
 
 def predictions(
-    tables: Tables, laws: Mapping[str, Mapping[str, Law]], target: int, paper: Mapping[str, Mapping[str, float]],
+    tables: Tables, laws: Mapping[str, Mapping[str, Any]], target: int, paper: Mapping[str, Mapping[str, float]],
     measured: Tables,
 ) -> pd.DataFrame:  # fmt: skip
     """What each curve says of a pool of ``target`` samples, beside the population there and the paper's value.
@@ -113,7 +116,7 @@ def side(value: float, low: float, high: float) -> str:
 
 
 def target_sentences(
-    laws: Mapping[str, Mapping[str, Law]], target: int, measured: Tables, accuracy: Mapping[str, float]
+    laws: Mapping[str, Mapping[str, Any]], target: int, measured: Tables, accuracy: Mapping[str, float]
 ) -> list[str]:
     """Which predictions at ``target`` the population there bears out, for each data set.
 
@@ -187,7 +190,7 @@ def at_equal_progress(planes: Mapping[str, xr.Dataset], by: str) -> pd.DataFrame
 
 def pool_sentences(
     tables: Mapping[str, pd.DataFrame],
-    laws: Mapping[str, Law],
+    laws: Mapping[str, Any],
     equal: Mapping[str, Mapping[str, pd.DataFrame]],
 ) -> list[str]:
     """What the displacement does as the pool grows, for each data set, and whether that is more than fewer steps.

@@ -10,7 +10,6 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
-from ..attack.smooth import ESTIMATES
 from ..book import RULES, maker
 from ..book.plots import INK, bars, panels
 from ..dynamics.metrics import METRICS
@@ -94,7 +93,7 @@ def ratios(errors: pd.DataFrame, rules: Sequence[str] = RULES) -> Figure:
     wanted = [case for case in cases if case in own.index.droplevel(["rule", "estimate"])]
     with panels(1, len(rules), (9.6, 0.26 * len(wanted) + 1.4), sharey=True) as (figure, axes):
         for axis, rule in zip(axes.flat, rules):
-            for number, (name, marker) in enumerate(zip(ESTIMATES, "osD")):
+            for number, (name, marker) in enumerate(zip(plane_error.ESTIMATES, "osD")):
                 part = own.xs((rule, name), level=["rule", "estimate"]).loc[wanted].rename(columns={"ratio": "value"})
                 look: Any = {"fmt": marker, "ms": 4, "lw": 1, "color": SHADES[name], "label": name}
                 axis.errorbar(part.value, np.arange(len(wanted)) + 0.22 * (number - 1), xerr=bars(part), **look)

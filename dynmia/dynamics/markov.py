@@ -94,16 +94,6 @@ def rewired(triples: np.ndarray, draws: int, rng: np.random.Generator) -> np.nda
     return drawn
 
 
-def simulated(first: np.ndarray, chain: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Two steps of a chain with matrices (T - 1, 9, 9) from initial counts ``first`` (9,): (draws, T - 2, 9, 9, 9)."""
-    pairs = rng.multinomial(np.broadcast_to(first, (draws, SIZE)), chain[0])
-    steps = []
-    for matrix in chain[1:]:
-        steps.append(rng.multinomial(pairs, matrix))  # every path a, b goes on by row b
-        pairs = steps[-1].sum(1)
-    return np.stack(steps, axis=1)
-
-
 def p_value(value: np.ndarray, drawn: np.ndarray) -> np.ndarray:
     """Share of draws at least as large as ``value``, which counts as one of them (Phipson and Smyth 2010)."""
     return (1 + (drawn >= value - 1e-9 * np.abs(value)).sum(0)) / (1 + len(drawn))
@@ -140,23 +130,6 @@ def order_test(states: np.ndarray, *, draws: int = 499, seed: int = 0) -> pd.Ser
         "entropy": (xlogy(now, now).sum() - xlogy(after, after).sum()) / np.log(2) / a.size,
         "ck": value[2], "ck_null": drawn[:, 2].mean(),
     })  # fmt: skip
-
-
-def homogeneity_test(states: np.ndarray, *, draws: int = 499, seed: int = 0) -> float:
-    """p-value of one matrix for all checkpoints against one for each, by simulation of the chain with one matrix."""
-
-    def entropy(n: np.ndarray) -> np.ndarray:
-        return (xlogy(n, n).sum(-1) - xlogy(n.sum(-1), n.sum(-1))).sum(-1)
-
-    def gain(pairs: np.ndarray) -> np.ndarray:  # (..., T - 1, 9, 9)
-        return entropy(pairs).sum(-1) - entropy(pairs.sum(-3))
-
-    pairs = step_counts(states)
-    chain = np.broadcast_to(matrices(pairs.sum(0)), pairs.shape)
-    first = np.bincount(states[0], minlength=SIZE)
-    triples = simulated(first, chain, draws, np.random.default_rng([seed, 16]))
-    drawn = np.concatenate([triples.sum(-1), triples[:, -1:].sum(-3)], axis=1)
-    return float(p_value(gain(pairs), gain(drawn)))
 
 
 def passage(states: xr.DataArray, weights: Weights = None) -> xr.Dataset:
@@ -212,21 +185,3 @@ def _first_visits(first: np.ndarray, chain: np.ndarray, interval: np.ndarray) ->
         entry[:, t] = alive[:, VULNERABLE]
         alive[:, VULNERABLE] = 0
     return [entry, entry * length]
-
-
-def hitting_time(matrix: np.ndarray, first: np.ndarray) -> float:
-    """Expected steps to the vulnerable state if one ``matrix`` (9, 9) holds for ever, from shares ``first`` (9,).
-
-    The absorbing chain of Kemeny and Snell (1960): (I - Q) h = 1. Infinite if it may never be reached.
-    """
-    chain = matrix.copy()
-    chain[VULNERABLE] = np.eye(SIZE)[VULNERABLE]
-    reach = np.linalg.matrix_power((chain > 0) + np.eye(SIZE), SIZE) > 0  # in 9 steps or fewer
-    lost = reach @ ~reach[:, VULNERABLE]
-    use = ~lost
-    use[VULNERABLE] = False
-    if lost[first > 0].any():
-        return np.inf
-    time = np.zeros(SIZE)
-    time[use] = np.linalg.solve(np.eye(use.sum()) - chain[np.ix_(use, use)], np.ones(use.sum()))
-    return float(first @ time)

@@ -12,12 +12,11 @@ from dynmia import dynamics as dyn
 from dynmia.attack.scoring import Scoring
 from dynmia.book import maker, read_table
 from dynmia.stats.simulate import Simulator
-from dynmia.stats.trends import fit_law
 from dynmia.store.run import resolve
 
 precision = maker("precision")
 disjoint_parts, measure, precision_table = precision.disjoint_parts, precision.measure, precision.precision_table
-required_shadow_models, spread_law = precision.required_shadow_models, precision.spread_law
+fit_law, required_shadow_models, spread_law = precision.fit_law, precision.required_shadow_models, precision.spread_law
 
 
 @pytest.fixture(scope="module")

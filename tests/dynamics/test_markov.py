@@ -4,8 +4,11 @@ import xarray as xr
 from scipy.stats import chi2_contingency, random_table
 
 from dynmia import UserError
+from dynmia.book import maker
 from dynmia.dynamics import markov
 from dynmia.dynamics.cloud import VULNERABLE as V
+
+made = maker("markov")
 
 
 def paths(*rows):
@@ -105,7 +108,7 @@ def test_rewiring_keeps_all_single_steps_and_has_the_law_of_fixed_margins():
 def test_simulation_of_counts_equals_that_of_samples():
     chain = np.stack([MIX, MIX @ MIX, MIX])
     first = np.bincount([1], minlength=9) * 50
-    drawn = markov.simulated(first, chain, 2000, np.random.default_rng(0))
+    drawn = made.simulated(first, chain, 2000, np.random.default_rng(0))
     walks = np.stack([markov.step_counts(walk(chain, 50, seed, first=1), 3) for seed in range(1000)])
     assert drawn.shape[1:] == walks.shape[1:]
     np.testing.assert_allclose(drawn.mean(0), walks.mean(0), atol=0.35)
@@ -143,9 +146,9 @@ def test_extra_bits_of_a_true_chain_are_about_none():
 
 
 def test_homogeneity_of_one_matrix_and_of_two():
-    p = [markov.homogeneity_test(walk([MIX] * 8, 300, seed, first=1), draws=99) for seed in range(40)]
+    p = [made.homogeneity_test(walk([MIX] * 8, 300, seed, first=1), draws=99) for seed in range(40)]
     assert 0.3 < np.mean(p) < 0.7
-    assert markov.homogeneity_test(walk([MIX, MIX, np.eye(9)], 300, first=1)) < 0.01
+    assert made.homogeneity_test(walk([MIX, MIX, np.eye(9)], 300, first=1)) < 0.01
 
 
 def test_passage_by_hand():
@@ -172,7 +175,7 @@ def test_passage_of_a_pooled_chain_is_geometric():
     np.testing.assert_allclose(found.ever, 1 - 0.8**40, atol=2e-3)
     np.testing.assert_allclose(found.entry, 1 / p, rtol=0.05)
     np.testing.assert_allclose(found.stay, 1 / q, rtol=0.05)
-    np.testing.assert_allclose(markov.hitting_time(chain, np.eye(9)[0]), 1 / p)
+    np.testing.assert_allclose(made.hitting_time(chain, np.eye(9)[0]), 1 / p)
 
 
 def test_mean_stay_over_all_visits_is_that_of_the_chain_by_construction():
@@ -200,9 +203,9 @@ def test_hitting_time_by_hand_and_out_of_reach():
     chain = np.eye(9)
     chain[0, [0, 1]], chain[1, [0, 1, V]] = [0.5, 0.5], [0.25, 0.25, 0.5]
     # h0 = 1 + h0/2 + h1/2, h1 = 1 + h0/4 + h1/4: h1 = h0 - 2, so h0 = 5 and h1 = 3
-    np.testing.assert_allclose(markov.hitting_time(chain, np.eye(9)[0]), 5)
-    np.testing.assert_allclose(markov.hitting_time(chain, np.eye(9)[V]), 0)
-    assert markov.hitting_time(chain, np.eye(9)[3]) == np.inf
+    np.testing.assert_allclose(made.hitting_time(chain, np.eye(9)[0]), 5)
+    np.testing.assert_allclose(made.hitting_time(chain, np.eye(9)[V]), 0)
+    assert made.hitting_time(chain, np.eye(9)[3]) == np.inf
     chain[1] = 0
     chain[1, [3, V]] = 0.5
-    assert markov.hitting_time(chain, np.eye(9)[0]) == np.inf  # it may be lost on the way
+    assert made.hitting_time(chain, np.eye(9)[0]) == np.inf  # it may be lost on the way

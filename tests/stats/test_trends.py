@@ -4,8 +4,11 @@ import pytest
 from scipy import stats
 
 from dynmia import UserError
+from dynmia.book import maker
 from dynmia.chapters.scaling import best_law
-from dynmia.stats.trends import directions, fit_law, rank_trend
+from dynmia.stats.trends import directions, rank_trend
+
+fit_law = maker("precision").fit_law
 
 SIZES = np.array([500.0, 1000, 2000, 4000, 8000])
 

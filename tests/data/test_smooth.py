@@ -7,10 +7,13 @@ import xarray as xr
 from dynmia import dynamics as dyn
 from dynmia.attack.plane import vulnerability_plane
 from dynmia.attack.scoring import Scoring
-from dynmia.attack.smooth import ESTIMATES, _expected, _rates, smooth
+from dynmia.book import maker
 from dynmia.dynamics.metrics import METRICS
 from dynmia.errors import UserError
 from dynmia.stats.simulate import Simulator
+
+made = maker("plane-error")
+ESTIMATES, smooth, _expected, _rates = made.ESTIMATES, made.smooth, made._expected, made._smoothed_rates
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.5, -0.7])
