@@ -52,7 +52,7 @@ def measure(
         null: draws of the permutation null, or its planes.
 
     Returns:
-        Index metric; columns value, low, high (:func:`dynmia.summarise`), null_value, null_low,
+        Index metric; columns value, low, high (:func:`dynmia.stats.intervals.summarise`), null_value, null_low,
         null_high, p.
     """
     scoring = Scoring(attack, rule)

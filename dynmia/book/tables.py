@@ -217,7 +217,7 @@ def figures(folder: str | os.PathLike[str] = "data", rule: str = "fpr@0.01") -> 
 
     Returns:
         Index (run, metric); columns label, unit; value, low, high, error, clipped, carrier from
-        :func:`dynmia.summarise`; null_value, null_low, null_high (the no-signal level) and p, from
+        :func:`dynmia.stats.intervals.summarise`; null_value, null_low, null_high (the no-signal level) and p, from
         :func:`dynmia.stats.resample.p_values`.
     """
     path = resolve(folder) / "figures.csv"
