@@ -146,8 +146,9 @@ def run_notebook(name: str, given: dict[str, Any], out: str | os.PathLike[str], 
         raise UserError(f"cannot write {out}: it is a notebook's template, choose another name with --out.")
     try:
         notebook = papermill.execute_notebook(
-            templates[name], None, checked, cwd=project_root(), progress_bar=progress, log_output=False
-        )
+            templates[name], None, checked, cwd=project_root(), progress_bar=progress, log_output=False,
+            iopub_timeout=120,  # a busy machine may take more than the 4 s of nbclient to hand out a figure
+        )  # fmt: skip
     except PapermillExecutionError as error:
         what = f"cell {error.cell_index} failed with {error.ename}: {error.evalue}"
         raise UserError(f"notebook {name}: {' '.join(what.split())}") from error
