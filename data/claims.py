@@ -314,4 +314,4 @@ def main(folder: Folder = "data", reading: Readings = None) -> None:
     """Measure and judge every claim on the runs in FOLDER; a minute or two."""
     place = table_place(folder, "claims.csv")
     readings = [Scoring.of(name).reading for name in reading or ()]
-    write_table(compute(place.parent, readings), place, " ".join(f"--reading {name}" for name in readings), digits=6)
+    write_table(compute(place.parent, readings), place, " ".join(f"--reading {name}" for name in readings))
