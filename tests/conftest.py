@@ -18,10 +18,11 @@ torch.set_num_threads(1)  # as in the training processes: sums over two threads 
 
 
 def pytest_collection_modifyitems(items):
-    """A slow test says what it is slow for."""
+    """A slow or heavy test says why it is."""
     for item in items:
-        if any(mark.args[:1] == () for mark in item.iter_markers("slow")):
-            raise pytest.UsageError(f"{item.nodeid}: write pytest.mark.slow('why it takes more than 5 s').")
+        for mark in (*item.iter_markers("slow"), *item.iter_markers("heavy")):
+            if not mark.args:
+                raise pytest.UsageError(f"{item.nodeid}: write pytest.mark.{mark.name}('why it takes more than 5 s').")
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ def test_lists_name_what_there_is(capsys, command, word):
     assert word in out
 
 
+@pytest.mark.heavy("three commands, one of which trains")
 def test_train_status_summarise_follow_one_another(capsys, tmp_path):
     folder, file = tmp_path / "run", tmp_path / "run.nc"
     code, out, _ = run_cli(capsys, "train", *TINY_WORDS, "--out", folder, "--save", file, "--quiet", "--device", "cpu")
@@ -97,6 +98,7 @@ def test_bad_input_is_one_line_with_the_mend(capsys, monkeypatch, words, hint):
     assert hint in bad(capsys, *words)
 
 
+@pytest.mark.heavy("commands on a folder that is trained first")
 def test_a_run_folder_of_another_study_names_the_field(capsys, tmp_path):
     run_cli(capsys, "train", *TINY_WORDS, "--out", tmp_path, "--quiet", "--device", "cpu")
     line = bad(capsys, "train", *TINY_WORDS, "--lr", "0.002", "--out", tmp_path, "--quiet", "--device", "cpu")

@@ -79,6 +79,7 @@ def test_the_readme_table_is_what_the_released_figures_say():
         assert shown >= 6
 
 
+@pytest.mark.heavy("a process that loads torch and trains the example of the README")
 def test_the_readme_example_runs(tmp_path, monkeypatch):
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
     assert 8 <= len(code.strip().splitlines()) <= 14

@@ -203,6 +203,7 @@ def test_measurements_are_found_by_name(tmp_path, cpu):
         measurements(tmp_path)
 
 
+@pytest.mark.heavy("a benchmark with its waits")
 def test_the_busy_share_is_a_share(monkeypatch):
     monkeypatch.setattr(bench, "SAMPLES", 64)
     assert 0.02 < bench.busy_share(1000, models=4) <= 1.02  # short: mostly the start of the processes

@@ -254,6 +254,7 @@ def test_the_command_plans_and_stops_at_its_budget(listed, capsys):
     assert dynmia.study_of(dynmia.open_run("x/first.nc")).seed == 3
 
 
+@pytest.mark.heavy("opens and verifies all released runs")
 def test_the_released_list_and_the_released_runs_agree():
     for entry in tables.entries():
         path = tables.resolve(f"data/{entry.name}.nc")

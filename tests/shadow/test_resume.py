@@ -23,6 +23,7 @@ from dynmia.store.folder import TEMPORARY, RunStore, merge, read_manifest
 # --- time budget and models
 
 
+@pytest.mark.heavy("trains until budgets end, several times")
 def test_a_time_budget_stops_cleanly_and_later_calls_end_the_run(tiny, tiny_run, tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(UserError, match=r"0\.01 s was over before an epoch ended: use a longer one"):
@@ -145,6 +146,7 @@ def test_a_damaged_source_leaves_the_target_intact(halves):
 # --- locks and kills
 
 
+@pytest.mark.heavy("a process that holds a lock while it trains")
 def test_a_model_in_training_is_left_to_its_process(tiny, tiny_run, tmp_path):
     _, _, run = engine.open_store(tiny, out=tmp_path, device="cpu")
     with run.locked(1), pytest.raises(UserError, match=r"model 1 in .* is being trained by another process"):

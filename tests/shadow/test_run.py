@@ -278,6 +278,7 @@ def own_model(tmp_path, monkeypatch):
     return make
 
 
+@pytest.mark.heavy("trains in two processes that load torch")
 def test_own_data_and_own_model_train_in_processes(tiny, tmp_path, make_npz, own_model):
     study = tiny.replace(dataset=str(make_npz()), model=own_model("own_model"), pool_size=None)
     run = train_quietly(study, tmp_path / "run")
@@ -543,6 +544,7 @@ def test_seconds_add_up_over_interruptions(tiny, tmp_path):
     assert meta["seconds"] > stopped > 0
 
 
+@pytest.mark.heavy("trains in two processes that load torch")
 def test_progress_counts_every_epoch_once(tiny, tmp_path, capsys):
     with pytest.raises(Stopped):
         train_in_process(tiny, tmp_path, [1], stop_after(2))

@@ -35,6 +35,7 @@ def recorded(tiny, tmp_path_factory):
     return run, [store.load_shard(m)[0] for m in range(8)], hardness.measure(store, run, pool.test_labels)
 
 
+@pytest.mark.heavy("trains the same models with and without a record")
 def test_recording_changes_no_phi(tiny, tiny_run, tmp_path):
     pool, store = engine.train_part(tiny.replace(record="hardness"), out=tmp_path, device="cpu", progress=False)
     np.testing.assert_array_equal(engine.finish(pool, store).phi, tiny_run[1].phi)
@@ -207,6 +208,7 @@ def loss_recorded(run):
     )
 
 
+@pytest.mark.heavy("records and reduces the signals of twelve models")
 def test_measures_of_halves_of_the_models(tiny, tmp_path):
     study = tiny.replace(shadow_models=12, record="hardness", epochs=2, checkpoint_every=1)
     pool, store = engine.train_part(study, out=tmp_path, device="cpu", progress=False)

@@ -82,6 +82,7 @@ def test_every_metric_has_its_interval(run):
     assert (every.error["auc"], every.attrs["over"]) == (alone.error["auc"], "samples")
 
 
+@pytest.mark.heavy("every interval of several small runs under two readings")
 def test_no_interval_has_zero_width_and_none_goes_beyond_what_is_possible(run):
     for part in (run, run.isel(epoch=[0, -1]), run.isel(sample=slice(30))):
         for rule in ("bayes", "fpr@0.01", "fpr@0.2"):

@@ -249,6 +249,7 @@ def quick_tables(rule):
         yield table, rounded(table)
 
 
+@pytest.mark.heavy("every interval and null of a run, twice")
 @pytest.mark.parametrize("rule", ["fpr@0.01", "bayes"])
 def test_every_printed_metric_is_the_same_from_the_packed_run_and_interval_ends_move_little(rule):
     # thresholds of halves lie on single scores: an end at a rounding boundary may change its last digit
@@ -260,6 +261,7 @@ def test_every_printed_metric_is_the_same_from_the_packed_run_and_interval_ends_
     assert ((packed.high - exact.high).abs() / width).max() < 0.05
 
 
+@pytest.mark.heavy("a null of every metric, twice")
 def test_the_no_signal_level_is_the_same_from_the_packed_run():
     packed, exact = (null_summary(open_run(DATA / name), draws=20) for name in ("quick.nc", "quick-float32.nc"))
     width = (exact.high - exact.low).clip(lower=1e-9)
