@@ -6,7 +6,7 @@ one side of zero and outside the no-signal band of the same difference, a ratio 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,20 +15,26 @@ import xarray as xr
 from scipy.stats import rankdata, sem, t
 
 from ..book.cells import cell
+from ..dynamics import cloud as dyn
 from ..dynamics.metrics import METRICS
+from ..errors import choose
 from ..registry import DATASETS
-from ..stats.matching import (
-    MATCHINGS,
-    STATE,
-    Halved,
-    Nulls,
-    Planes,
-    at_epochs,
-    contrast,
-    matched_epochs,
-    state_curves,
-)
+from ..stats.matching import Halved, Nulls, Planes, common_level, contrast, epoch_at
 from ..store.run import study_of
+
+STATE: dict[str, Callable[..., xr.DataArray]] = {  # metrics that a moment has, over epoch
+    "auc": dyn.auc,
+    "advantage": lambda plane, weights=None: 1000 * dyn.population_mean(plane.advantage, weights),
+    "displacement": dyn.displacement,
+    "entropy_change": lambda plane, weights=None: (h := dyn.spatial_entropy(plane, weights)) - h.isel(epoch=0),
+    "vulnerable": lambda plane, weights=None: 100 * dyn.population_mean(dyn.vulnerable(plane), weights),
+}
+MATCHINGS = {
+    "epoch": "at the last epoch",
+    "train": "at equal train accuracy",
+    "test": "at equal held-out accuracy",
+    "best": "each at its best held-out accuracy",
+}
 
 
 def sizes(runs: Planes) -> pd.DataFrame:
@@ -64,6 +70,30 @@ def depth(model: Any, shape: tuple[int, int, int]) -> int:
         weights = node.name().startswith(("Convolution", "MkldnnConvolution", "Addmm", "Mm"))
         longest[stack.pop()] = weights + max((longest[parent] for parent in before), default=0)
     return longest[last]
+
+
+def state_curves(planes: Halved) -> dict[str, xr.Dataset]:
+    """The metrics of ``STATE`` had training stopped at each checkpoint: for each run a data set (draw, epoch)."""
+    return {
+        run: xr.concat([xr.Dataset({name: of(part) for name, of in STATE.items()}) for part in parts], "draw")
+        for run, parts in planes.items()
+    }
+
+
+def at_epochs(curves: Planes, epochs: Mapping[str, float]) -> xr.Dataset:
+    """The curves of the runs in ``epochs``, each at its own epoch, linear between checkpoints: dims (run, draw)."""
+    rows = [curves[run].interp(epoch=epoch).drop_vars("epoch") for run, epoch in epochs.items()]
+    return xr.concat(rows, pd.Index(list(epochs), name="run"))
+
+
+def matched_epochs(planes: Planes, matching: str, share: float = 0.95) -> dict[str, float]:
+    """The epoch at which each run is read under a matching of ``MATCHINGS``."""
+    if choose(matching, MATCHINGS, "matching") == "epoch":
+        return dict.fromkeys(planes, float(min(plane.epoch[-1] for plane in planes.values())))
+    if matching == "best":
+        return {run: float(plane.test_accuracy.mean("model").idxmax("epoch")) for run, plane in planes.items()}
+    level = common_level(planes, matching, share)
+    return {run: epoch_at(plane, matching, level) for run, plane in planes.items()}
 
 
 def contrasts(

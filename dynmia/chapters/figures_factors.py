@@ -9,8 +9,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..book.plots import INK, MARKERS, NULL, bars, legend_outside, limits, looks, panels, shaded, titled
-from ..stats.matching import MATCHINGS, STATE, Nulls, Planes
+from ..stats.matching import Nulls, Planes
 from ..stats.resample import bootstrap_weights
+from .factors import MATCHINGS, STATE
 
 LEAKAGE = {"attack AUC": STATE["auc"], "vulnerable (%)": STATE["vulnerable"]}
 GAP = "train minus held-out accuracy (points)"

@@ -1,8 +1,7 @@
 """Is a predictor as often right as it is confident: reliability diagram and expected calibration error.
 
 Confidence is the largest predicted probability of a held-out image, right whether its class is the true one, as
-:func:`dynmia.stats.hardness.measure` keeps them. Of several models (model, image) each is judged by itself and the mean
-taken.
+``data/campaign.py`` keeps them. Of several models (model, image) each is judged by itself and the mean taken.
 """
 
 from __future__ import annotations

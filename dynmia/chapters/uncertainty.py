@@ -71,7 +71,7 @@ def estimators(runs: Mapping[str, xr.Dataset], recorded: Mapping[str, xr.Dataset
     """Every estimator of ``ESTIMATORS`` that was recorded, on dims part, epoch, sample.
 
     Args:
-        runs, recorded: by role, the run and what :func:`dynmia.stats.hardness.measure` made of it.
+        runs, recorded: by role, the run and what ``data/campaign.py`` measured of it.
     """
     wanted = {
         "mi_all": ("base", "epistemic_all"), "mi_out": ("base", "epistemic_out"),

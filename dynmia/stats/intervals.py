@@ -50,7 +50,6 @@ NEEDED = ("tpr", "fpr", "advantage", "state", "n_in", "hits")  # what the metric
 ROC = ("auc", "tpr_1pct", "tpr_01pct")  # metrics that need the whole ROC curve
 CARRIED = 0.9  # share of the variance over halves of the models from which one model carries the figure
 
-
 Drawn = Mapping[str, np.ndarray]  # for each dimension the figures of its halves, (draw,) or (figure, draw)
 
 
@@ -312,10 +311,7 @@ def _carrier(drawn: Drawn, scored: Scored) -> float:
         return np.nan
     parts = numbers_of_halves(scored.keep.sizes["model"], len(drawn["model"]), scored.seed)
     member = np.array([np.isin(np.arange(scored.keep.sizes["model"]), part) for part in parts], float)
-    apart, swap = (
-        drawn["model"][::2] - drawn["model"][1::2],
-        member[::2] - member[1::2],
-    )  # of complements: (draw,), (draw, N)
+    apart, swap = (part[::2] - part[1::2] for part in (drawn["model"], member))  # complements: (draw,), (draw, N)
     apart, swap = apart[np.isfinite(apart)], swap[np.isfinite(apart)]
     total = (apart**2).sum() * (swap**2).sum(0)
     share = (apart @ swap) ** 2 / np.where(total > 0, total, np.inf)

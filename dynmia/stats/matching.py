@@ -9,7 +9,7 @@ turns what comes out into a value with its interval over models and samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ import xarray as xr
 
 from ..attack.plane import planes_of_halves, vulnerability_plane
 from ..attack.scoring import Scoring
-from ..dynamics import cloud as dyn
 from ..dynamics.metrics import METRICS
 from ..errors import UserError, choose
 from . import intervals
@@ -26,19 +25,6 @@ from . import intervals
 Planes = Mapping[str, xr.Dataset]
 Halved = Mapping[str, Sequence[xr.Dataset]]  # for each run what with_halves returns, or its plane alone
 Nulls = Mapping[str, Sequence[xr.Dataset]]  # for each run planes of its permutation null
-STATE: dict[str, Callable[..., xr.DataArray]] = {  # metrics that a moment has, over epoch
-    "auc": dyn.auc,
-    "advantage": lambda plane, weights=None: 1000 * dyn.population_mean(plane.advantage, weights),
-    "displacement": dyn.displacement,
-    "entropy_change": lambda plane, weights=None: (h := dyn.spatial_entropy(plane, weights)) - h.isel(epoch=0),
-    "vulnerable": lambda plane, weights=None: 100 * dyn.population_mean(dyn.vulnerable(plane), weights),
-}
-MATCHINGS = {
-    "epoch": "at the last epoch",
-    "train": "at equal train accuracy",
-    "test": "at equal held-out accuracy",
-    "best": "each at its best held-out accuracy",
-}
 
 
 def with_halves(runs: Planes, scoring: Scoring | str, draws: int = 20) -> dict[str, list[xr.Dataset]]:
@@ -60,20 +46,6 @@ def metrics_of(planes: Halved, names: Sequence[str]) -> xr.Dataset:
     rows = {name: [[METRICS[name].of(part, None) for part in parts] for parts in planes.values()] for name in names}
     figures = {name: (("run", "draw"), np.array(row, float)) for name, row in rows.items()}
     return xr.Dataset(figures, {"run": list(planes)})
-
-
-def state_curves(planes: Halved) -> dict[str, xr.Dataset]:
-    """The metrics of ``STATE`` had training stopped at each checkpoint: for each run a data set (draw, epoch)."""
-    return {
-        run: xr.concat([xr.Dataset({name: of(part) for name, of in STATE.items()}) for part in parts], "draw")
-        for run, parts in planes.items()
-    }
-
-
-def at_epochs(curves: Planes, epochs: Mapping[str, float]) -> xr.Dataset:
-    """The curves of the runs in ``epochs``, each at its own epoch, linear between checkpoints: dims (run, draw)."""
-    rows = [curves[run].interp(epoch=epoch).drop_vars("epoch") for run, epoch in epochs.items()]
-    return xr.concat(rows, pd.Index(list(epochs), name="run"))
 
 
 def envelope(plane: xr.Dataset, accuracy: str) -> xr.DataArray:
@@ -101,16 +73,6 @@ def epoch_at(plane: xr.Dataset, accuracy: str, level: float) -> float:
         return np.nan
     after = max(1, int(np.searchsorted(curve, level - 1e-9)))
     return float(np.interp(level, curve[after - 1 : after + 1], plane.epoch[after - 1 : after + 1]))
-
-
-def matched_epochs(planes: Planes, matching: str, share: float = 0.95) -> dict[str, float]:
-    """The epoch at which each run is read under a matching of ``MATCHINGS``."""
-    if choose(matching, MATCHINGS, "matching") == "epoch":
-        return dict.fromkeys(planes, float(min(plane.epoch[-1] for plane in planes.values())))
-    if matching == "best":
-        return {run: float(plane.test_accuracy.mean("model").idxmax("epoch")) for run, plane in planes.items()}
-    level = common_level(planes, matching, share)
-    return {run: epoch_at(plane, matching, level) for run, plane in planes.items()}
 
 
 def estimate(

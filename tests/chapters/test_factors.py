@@ -11,6 +11,8 @@ from scipy.stats import spearmanr, ttest_1samp
 from dynmia import null_planes, vulnerability_plane
 from dynmia.book import plots
 from dynmia.chapters.factors import (
+    MATCHINGS,
+    STATE,
     contrasts,
     depth,
     held_out_gain,
@@ -21,7 +23,7 @@ from dynmia.chapters.factors import (
 )  # fmt: skip
 from dynmia.chapters.figures_factors import GAP, against_fit, against_size, dose_response
 from dynmia.shadow.models import build_model
-from dynmia.stats.matching import MATCHINGS, STATE, with_halves
+from dynmia.stats.matching import with_halves
 
 
 def with_study(run, **changes):

@@ -14,6 +14,7 @@ from torch import nn
 from dynmia import vulnerability_plane
 from dynmia.attack.plane import halves, numbers_of_halves, part_of
 from dynmia.attack.scoring import Scoring
+from dynmia.book import maker
 from dynmia.chapters.figures_hardness import hardness_sentences
 from dynmia.dynamics.cloud import dynamic_vulnerability
 from dynmia.errors import StoreError
@@ -25,6 +26,8 @@ from dynmia.stats import hardness
 from dynmia.stats.resample import p_values
 from dynmia.stats.simulate import Simulator
 
+campaign = maker("campaign")
+
 
 @pytest.fixture(scope="module")
 def recorded(tiny, tmp_path_factory):
@@ -32,7 +35,7 @@ def recorded(tiny, tmp_path_factory):
     study = tiny.replace(shadow_models=8, record="hardness", checkpoint_every=1, model="cnn-dropout")
     pool, store = engine.train_part(study, out=tmp_path_factory.mktemp("hard"), device="cpu", progress=False)
     run = engine.finish(pool, store)
-    return run, [store.load_shard(m)[0] for m in range(8)], hardness.measure(store, run, pool.test_labels)
+    return run, [store.load_shard(m)[0] for m in range(8)], campaign.measure_hardness(store, run, pool.test_labels)
 
 
 @pytest.mark.heavy("trains the same models with and without a record")
@@ -192,7 +195,7 @@ def test_relate_and_verdict(recorded):
 
 
 def loss_recorded(run):
-    """What :func:`dynmia.stats.hardness.measure` keeps of the mean loss of out-models, from phi alone, at the end."""
+    """What ``data/campaign.py`` keeps of the mean loss of out-models, from phi alone, at the end."""
 
     def reduced(models):
         loss, out = np.logaddexp(0, -run.phi.values[-1, models].astype(float)), ~run.keep.values[models]
@@ -213,7 +216,7 @@ def test_measures_of_halves_of_the_models(tiny, tmp_path):
     study = tiny.replace(shadow_models=12, record="hardness", epochs=2, checkpoint_every=1)
     pool, store = engine.train_part(study, out=tmp_path, device="cpu", progress=False)
     run = engine.finish(pool, store)
-    found = hardness.measure(store, run, pool.test_labels)
+    found = campaign.measure_hardness(store, run, pool.test_labels)
     np.testing.assert_allclose(found.half_loss_out, loss_recorded(run).half_loss_out, rtol=2.0**-10)
     prob = np.stack([store.load_shard(model)[0]["prob"][-1] for model in range(12)]).astype(float)
     for number, models in enumerate(numbers_of_halves(12, hardness.HALVES)):
@@ -263,7 +266,7 @@ def test_a_run_without_predictions_is_named(tiny, tiny_run):
     folder, run = tiny_run
     _, _, store = engine.open_store(tiny, out=folder, device="cpu")
     with pytest.raises(StoreError, match="train it with record 'hardness'"):
-        hardness.measure(store, run, np.zeros(0, int))
+        campaign.measure_hardness(store, run, np.zeros(0, int))
 
 
 def test_signals_of_a_model_without_dropout_and_of_cheap_checkpoints(tiny):

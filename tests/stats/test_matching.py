@@ -4,22 +4,10 @@ import xarray as xr
 from helpers import ACCURACY, STRENGTHS, run_that_fits
 
 from dynmia import UserError, summarise, vulnerability_plane
+from dynmia.chapters.factors import MATCHINGS, STATE, at_epochs, matched_epochs, state_curves
 from dynmia.stats import intervals
 from dynmia.stats.intervals import interval, score_halves
-from dynmia.stats.matching import (
-    MATCHINGS,
-    STATE,
-    at_epochs,
-    common_level,
-    contrast,
-    envelope,
-    epoch_at,
-    estimate,
-    matched_epochs,
-    metrics_of,
-    state_curves,
-    with_halves,
-)
+from dynmia.stats.matching import common_level, contrast, envelope, epoch_at, estimate, metrics_of, with_halves
 
 
 def plane_of(**changes):
