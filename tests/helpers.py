@@ -47,24 +47,6 @@ def random_plane(seed, samples=30, epochs=4):
     return plane_of(rng.integers(0, 11, (epochs, samples)), rng.integers(0, 11, (epochs, samples)))
 
 
-def run_of_four_checkpoints(samples=60, design="bernoulli"):
-    rng = np.random.default_rng(0)
-    keep = draw_keep(20, samples, design)
-    phi = np.stack([rng.normal(0, 1, keep.shape) + strength * keep for strength in (0, 3, 2, 4)])
-    accuracy = ("epoch", "model"), rng.random((4, 20))
-    return xr.Dataset(
-        {
-            "phi": (("epoch", "model", "sample"), phi),
-            "keep": (("model", "sample"), keep),
-            "label": ("sample", np.arange(samples) % 10),
-            "train_accuracy": accuracy,
-            "test_accuracy": accuracy,
-        },
-        coords={"epoch": [0, 2, 4, 6], "model": np.arange(20), "sample": np.arange(samples)},
-        attrs={"study": json.dumps(Study(shadow_models=20, epochs=6).to_dict())},
-    )
-
-
 def as_run(phi, keep):
     epochs, models, samples = phi.shape
     study = Study(shadow_models=models, epochs=max(1, epochs - 1), checkpoint_every=1)
@@ -80,6 +62,16 @@ def as_run(phi, keep):
         coords={"epoch": np.arange(epochs), "model": np.arange(models), "sample": np.arange(samples)},
         attrs={"study": json.dumps(study.to_dict())},
     )
+
+
+def run_of_four_checkpoints(samples=60, design="bernoulli"):
+    rng = np.random.default_rng(0)
+    keep = draw_keep(20, samples, design)
+    phi = np.stack([rng.normal(0, 1, keep.shape) + strength * keep for strength in (0, 3, 2, 4)])
+    accuracy = ("epoch", "model"), rng.random((4, 20))
+    run = as_run(phi, keep).assign(train_accuracy=accuracy, test_accuracy=accuracy)
+    study = Study(shadow_models=20, epochs=6)
+    return run.assign_coords(epoch=[0, 2, 4, 6]).assign_attrs(study=json.dumps(study.to_dict()))
 
 
 def signal_run(models=20, samples=70, strengths=(0.0, 1.0, 2.0), design="bernoulli", seed=0):
