@@ -34,6 +34,7 @@ from .lira import BLOCK, FLOOR, checked
 DEGREE, CLIP = 3, 4.0  # of the trends; standard deviations beyond which they are flat
 FEW = 50  # samples, below which the trends are straight lines
 MOST = 1e6  # degrees of freedom of a prior that is certain
+FITTED = 2**14  # samples, evenly spaced in the pool, that the trends of a larger pool are fitted to, for speed
 
 
 class Side:
@@ -52,7 +53,7 @@ class Side:
             self.mean[block] = np.einsum("ij,ij->j", x, inside) / self.count[block]
             self.square[block] = np.einsum("ij,ij->j", (x - self.mean[block]) ** 2, inside)
 
-    def without(self, x: np.ndarray, inside: np.ndarray, block: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def without(self, x: np.ndarray, inside: np.ndarray, block: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Count, mean and sum of squares (N, b) of the models inside, for each target without the target itself."""
         count, rest = self.count[block], np.maximum(self.count[block] - 1, 1)
         d = (x - self.mean[block]) * inside
@@ -99,6 +100,8 @@ class _Moderated:
         self.error = np.concatenate([[0.0], polygamma(1, half)])  # its variance, by f
         self.middle = {side: float(of.mean.mean()) for side, of in self.sides.items()}
         self.spread = {side: float(of.mean.std()) or 1.0 for side, of in self.sides.items()}
+        step = max(1, phi.shape[1] // FITTED)
+        self.fitted = [np.arange(phi.shape[1])[::step][block] for block in blocks(phi[:, ::step])]
         self._variances()
         self._means()
 
@@ -111,7 +114,7 @@ class _Moderated:
             np.multiply(stack[:, power - 1], z, out=stack[:, power])
         return stack
 
-    def block(self, block: slice) -> tuple[np.ndarray, dict[bool, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    def block(self, block: slice | np.ndarray) -> tuple[np.ndarray, dict[bool, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
         """phi (N, b); for each side count, mean and sum of squares without the target."""
         x, keep = np.asarray(self.phi[:, block], np.float64), self.keep[:, block]
         return x, {side: of.without(x, keep == side, block) for side, of in self.sides.items()}
@@ -121,7 +124,7 @@ class _Moderated:
         fits = {side: _Fit(len(self.phi), self.degree) for side in self.sides}
         error = {side: np.zeros(len(self.phi)) for side in self.sides}
         squares = dict.fromkeys(self.sides, 0.0)
-        for block in blocks(self.phi):
+        for block in self.fitted:
             _, sides = self.block(block)
             z = self.powers(sides[False][1], False, 2 * self.degree + 1)
             for side, (count, _, square) in sides.items():
@@ -147,14 +150,14 @@ class _Moderated:
 
     def _spread(self, side: bool, z: np.ndarray, f: np.ndarray, square: np.ndarray) -> np.ndarray:
         """The moderated variance s^2 (N, b)."""
-        prior = np.exp(np.einsum("ip,ipb->ib", self.log_prior[side], z[:, : self.degree + 1]))
+        prior = np.exp(curve(self.log_prior[side], z))
         d0 = self.freedom[side]
         return np.maximum((d0 * prior + square) / (d0 + f), FLOOR)
 
     def _means(self) -> None:
         """Step 2: ``trend`` (N, degree + 1), the regression on the other side's mean, and ``tau2`` (N, 1)."""
         fits = {side: _Fit(len(self.phi), self.degree) for side in self.sides}
-        for block in blocks(self.phi):
+        for block in self.fitted:
             _, sides = self.block(block)
             z = {side: self.powers(mean, side, 2 * self.degree + 1) for side, (_, mean, _) in sides.items()}
             for side, (count, mean, square) in sides.items():
@@ -164,7 +167,7 @@ class _Moderated:
         self.trend, self.tau2 = {}, {}
         for side, fit in fits.items():
             self.trend[side] = fit.trend()
-            chance = self.phi.shape[1] - self.degree - 1  # what the scatter is without a tau^2
+            chance = sum(map(len, self.fitted)) - self.degree - 1  # what the scatter is without a tau^2
             self.tau2[side] = np.maximum((fit.scatter() - chance) / fit.slack(), 0.0)[:, None]
 
     def scores(self, block: slice) -> np.ndarray:
@@ -176,10 +179,15 @@ class _Moderated:
             f = count - 1
             spread = self._spread(side, z[False], f, square)
             noise = spread / count
-            h = self.middle[side] + np.einsum("ip,ipb->ib", self.trend[side], z[not side])
+            h = self.middle[side] + curve(self.trend[side], z[not side])
             kept = self.tau2[side] / (self.tau2[side] + noise)
             density[side] = log_t(x - h - kept * (mean - h), spread + kept * noise, self.freedom[side], f)
         return density[True] - density[False]
+
+
+def curve(coefficients: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """The polynomials with ``coefficients`` (N, terms) of powers z (N, terms or more, b), (N, b)."""
+    return (coefficients[:, None] @ z[:, : coefficients.shape[1]])[:, 0]
 
 
 class _Fit:
