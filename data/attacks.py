@@ -21,7 +21,7 @@ from dynmia.stats.intervals import summarise
 from dynmia.stats.resample import null_planes, null_table, p_values, quantiles
 
 NAMES = {  # in the order of what the attacker knows about each sample
-    "online": "LiRA",
+    "lira": "LiRA",
     "offline-cdf": "offline LiRA, one-sided",
     "offline-density": "offline LiRA, two-sided",
     "rmia": "RMIA",

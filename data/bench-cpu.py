@@ -273,7 +273,7 @@ def scoring() -> dict[str, float]:
     for million in (0.01, 0.1, 1.0):
         count = int(1e6 * million)
         phi, keep = rng.standard_normal((1, models, count), np.float32), draw_keep(models, count)
-        seconds = [timed(partial(score, "online", "mean", "pooled")) for _ in range(3)]
+        seconds = [timed(partial(score, "lira", "mean", "pooled")) for _ in range(3)]
         result[f"lira_per_million_at_{count}"] = statistics.median(seconds) / million
     return result
 

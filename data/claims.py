@@ -189,7 +189,7 @@ class Released:
     """The runs of a folder under one reading, and what the claims ask of them, each computed once."""
 
     def __init__(self, folder: Path, reading: str, asked: Iterable[Claim] = ()) -> None:
-        self.folder, self.reading = folder, Scoring.of(reading).reading
+        self.folder, self.reading = folder, str(Scoring.of(reading))
         self.run = functools.cache(lambda name: open_run(folder / f"{name}.nc"))
         self.related = functools.cache(self._relate)
         self.scored = functools.cache(self._score)
@@ -300,7 +300,7 @@ def row_of(claim: Claim, released: Released) -> dict[str, Any]:
 def compute(folder: Path, readings: Sequence[str] = ()) -> pd.DataFrame:
     """A row a claim under its own reading, or a row a claim and each of ``readings``."""
     listed = claims()
-    own = [claim.of.get("reading", "fpr@0.01") for claim in listed]
+    own = [claim.of.get("reading", "lira:fpr@0.01") for claim in listed]
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for reading in dict.fromkeys(readings or own):
         asked = [claim for claim, mine in zip(listed, own) if readings or mine == reading]

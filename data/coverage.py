@@ -29,7 +29,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "heavy tails, model effect": {"effect": 0.5, "noise": "heavy"},
     "skewed, model effect": {"effect": 0.5, "noise": "skewed"},
 }
-MODELS, SAMPLES, MANY, RULE = 20, 150, 3000, "fpr@0.01"
+MODELS, SAMPLES, MANY, RULE = 20, 150, 3000, "lira:fpr@0.01"
 SETTING = {"samples": MANY, "checkpoints": 3, "separation": 1.5}
 BINS = (0.0, 0.05, 0.2, 0.4, 0.6, 0.8, 0.95, 1.0)  # of a sample's expected rate
 COLUMNS = ["value", "estimand", "truth", "coverage", "error", "ratio", "binomial", "populations"]
@@ -209,7 +209,7 @@ def weighted_plane(run: xr.Dataset, times: np.ndarray, rule: str = RULE) -> xr.D
     M2' = M2 - w d^2 c / (c - w); the pooled variance divides by c' - 1. Samples with fewer than two distinct models
     on a side are left out.
     """
-    level = float(rule.removeprefix("fpr@"))
+    level = float(rule.removeprefix("lira:fpr@"))
     w, keep = times[times > 0][:, None], run.keep.values[times > 0]
     usable = np.minimum(keep.sum(0), (~keep).sum(0)) >= 2
     keep, phi = keep[:, usable], run.phi.values[:, times > 0][..., usable].astype(float)

@@ -56,7 +56,7 @@ def expected_rates(models: int, rule: str = "bayes", design: str = "bernoulli") 
     def fpr(threshold: float) -> np.ndarray:
         return exceeds(threshold, 1 + 1 / (b - 1), 1 + 1 / a)
 
-    level, threshold = level_of(rule), 0.0
+    level, threshold = level_of(Scoring.of(rule).reading), 0.0
     if level is not None:
         pooled = share * b / (share * b).sum()
         threshold = optimize.brentq(lambda t: pooled @ fpr(t) - level, -50, 50, xtol=1e-12)
@@ -108,7 +108,7 @@ def bias(
     """
     simulator = Simulator(samples, CHECKPOINTS - 1, separation=0, spread_in=1, seed=seed)
     planes = [
-        vulnerability_planes(simulator.run(models, number, design), RULES, Scoring(variance=variance))
+        vulnerability_planes(simulator.run(models, number, design), [Scoring.of(rule, variance=variance) for rule in RULES])
         for number in range(populations)
     ]
     tables = {}

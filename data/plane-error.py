@@ -64,7 +64,7 @@ def smooth(
     models and samples, AUC and TPR at a pooled FPR, stays as it is. The silhouette takes memory n^2: no rates tie.
 
     Args:
-        plane: of the online attack with centre ``mean`` (:func:`dynmia.attack.plane.vulnerability_plane`).
+        plane: of the attack ``lira`` with centre ``mean`` (:func:`dynmia.attack.plane.vulnerability_plane`).
         run: what the plane was computed from.
         estimate: a name of ``ESTIMATES``. ``rao-blackwell``: Lehmann and Casella (1998), theorem 1.7.8. ``plug-in``
             forgets that region and density rest on the same means: it is too optimistic. ``shrunken``: normal prior
@@ -78,12 +78,12 @@ def smooth(
         UserError: another attack or centre, or a plane of another mask.
     """
     choose(estimate, ESTIMATES, "estimate")
-    if (plane.attrs["attack"], plane.attrs["centre"]) != ("online", "mean"):
-        raise UserError("only the plane of attack 'online' with centre 'mean' has a model behind it to smooth with.")
+    if (plane.attrs["attack"], plane.attrs["centre"]) != ("lira", "mean"):
+        raise UserError("only the plane of attack 'lira' with centre 'mean' has a model behind it to smooth with.")
     mask = boolean(run.keep.values if keep is None else keep)
     if not np.array_equal(mask.sum(0), plane.n_in):
         raise UserError("the plane was computed for another keep mask than this one: give smooth() the same.")
-    per_sample = Scoring(variance=plane.attrs["variance"]).for_models(len(mask)).variance == "per-sample"
+    per_sample = Scoring("lira", variance=plane.attrs["variance"]).for_models(len(mask)).variance == "per-sample"
     rates = np.empty((2, *plane.tpr.shape))
     for t, threshold in enumerate(plane.threshold.values):
         phi = np.asarray(run.phi.values[t], np.float64)

@@ -155,7 +155,7 @@ def disjoint_parts(run: xr.Dataset, models: int, partition: int, seed: int = 0) 
 
 
 def _planes(run: xr.Dataset) -> dict[str, xr.Dataset]:
-    return vulnerability_planes(run, RULES, Scoring(variance="pooled"))
+    return vulnerability_planes(run, [Scoring.of(rule, variance="pooled") for rule in RULES])
 
 
 def _metrics(plane: xr.Dataset) -> dict[str, float]:

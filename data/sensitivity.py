@@ -55,7 +55,7 @@ class Choice:
 
     kind: str
     label: str
-    rule: str = "fpr@0.01"
+    rule: str = "lira:fpr@0.01"
     variance: str = "pooled"
     centre: str = "mean"
     cuts: tuple[float, float] = dyn.CUTS
@@ -72,7 +72,7 @@ def choices(run: xr.Dataset) -> list[Choice]:
     steps, every = run.sizes["epoch"] - 1, int(run.epoch[1] - run.epoch[0])
     return [
         REFERENCE,
-        *(Choice("rule", rule, rule=rule) for rule in ("fpr@0.05", "fpr@0.1", "bayes")),
+        *(Choice("rule", rule, rule=f"lira:{rule}") for rule in ("fpr@0.05", "fpr@0.1", "bayes")),
         Choice("variance", "variance per sample", variance="per-sample"),
         Choice("centre", "median", centre="median"),
         *(Choice("grid", f"B = {bins}", bins=bins) for bins in (3, 5, 8, 21, 51)),
@@ -104,13 +104,15 @@ def measure(
     among = [choice for choice in among if not choice.run and set(DEPENDS[choice.kind]) & set(only)]
     scored = {}
     for (variance, centre), group in groupby(sorted(among, key=_scoring), _scoring):
-        same, scoring = list(group), Scoring(variance=variance, centre=centre).for_models(run.sizes["model"])
+        same = list(group)
+        scorings = {c.rule: Scoring.of(c.rule, variance=variance, centre=centre) for c in same}
+        scorings = {rule: scoring.for_models(run.sizes["model"]) for rule, scoring in scorings.items()}
         wanted = {c.label: [metric for metric in DEPENDS[c.kind] if metric in only] for c in same}
-        how: dict[str, Any] = {"scoring": scoring, "roc": any("auc" in metrics for metrics in wanted.values())}
-        readings = list(dict.fromkeys(choice.rule for choice in same))
-        whole = vulnerability_planes(run, readings, keep=keep, **how)
+        roc = any("auc" in metrics for metrics in wanted.values())
+        whole = vulnerability_planes(run, scorings.values(), keep=keep, roc=roc)
+        first = next(iter(scorings.values()))
         parts = {
-            dim: [vulnerability_planes(part, readings, **how) for part in halves(run, dim, draws, seed, scoring)]
+            dim: [vulnerability_planes(part, scorings.values(), roc=roc) for part in halves(run, dim, draws, seed, first)]
             for dim in OVER["both"][1] * bool(draws)
         }
         for choice in same:

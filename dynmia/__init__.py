@@ -2,7 +2,7 @@
 
 >>> study = dynmia.Study(dataset="digits", model="cnn", optimizer="adamw", epochs=30)
 >>> run = dynmia.train(study)
->>> plane = dynmia.vulnerability_plane(run, "fpr@0.01")
+>>> plane = dynmia.vulnerability_plane(run)
 >>> dynmia.summarise(run)
 """
 

@@ -28,7 +28,7 @@ Device = Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda if 
 Workers = Annotated[int | None, typer.Option(help="processes on a CPU (default: one a core), models at once on a GPU")]
 TimeBudget = Annotated[str | None, typer.Option(help="stop cleanly before this, for example 9m or 1h30m")]
 Quiet = Annotated[bool, typer.Option(help="no progress bar")]
-Attack = Annotated[str, typer.Option(help="online, offline-cdf, offline-density, rmia, rmia-offline, shokri or loss")]
+Attack = Annotated[str, typer.Option(help="moderated, moderated-offline, bavaria, lira, offline-cdf, offline-density, rmia, rmia-offline, shokri or loss")]
 Mode = Annotated[str, typer.Option(help="on a GPU: fast, or deterministic to the bit as a CPU always is")]
 Folder = Annotated[str, typer.Argument(help="where the runs are and the table goes")]
 INTERRUPTED = 130
@@ -247,8 +247,8 @@ def merge(
 @app.command()
 def summarise(
     run: Annotated[str, typer.Argument(help="a run file (.nc) or the folder of a finished run")],
-    rule: Annotated[str, typer.Option(help="bayes or fpr@a")] = "fpr@0.01",
-    attack: Attack = "online",
+    rule: Annotated[str, typer.Option(help="posterior, bayes or fpr@a")] = "",
+    attack: Attack = "moderated",
     centre: Annotated[str, typer.Option(help="mean or median")] = "mean",
     variance: Annotated[str, typer.Option(help="auto, pooled or per-sample")] = "auto",
     draws: Annotated[int, typer.Option(help="halves of models, and of samples, behind the intervals")] = 20,

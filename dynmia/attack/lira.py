@@ -18,14 +18,14 @@ from scipy.stats import norm
 
 from ..errors import UserError, choose
 from ..store.run import boolean, must_be_finite
-from .scoring import LIRA, Scoring
+from .scoring import ALIASES, LIRA, Scoring
 
 FLOOR = 1e-12  # of a variance
 BLOCK = 2048  # samples at once: their arrays stay in the cache, and memory does not grow with the pool
 
 
 def lira_scores(
-    phi: np.ndarray, keep: np.ndarray, *, attack: str = "online", centre: str = "mean", variance: str = "auto"
+    phi: np.ndarray, keep: np.ndarray, *, attack: str = "lira", centre: str = "mean", variance: str = "auto"
 ) -> np.ndarray:
     """Score every (target model, sample) pair of one checkpoint; a larger score means a member.
 
@@ -42,12 +42,12 @@ def lira_scores(
         UserError: an option is unknown, a sample has too few in- or out-models, or the arrays cannot be scored.
     """
     phi, keep = checked(phi, keep)
-    choose(attack, LIRA, "attack")
-    variance = Scoring(attack, centre=centre, variance=variance).for_models(len(phi)).variance
+    attack = choose(ALIASES.get(attack, attack), LIRA, "attack")
+    variance = Scoring(attack, "fpr@0.01", centre, variance=variance).for_models(len(phi)).variance
     scores = np.empty(phi.shape)
     blocks = [slice(start, start + BLOCK) for start in range(0, phi.shape[1], BLOCK)]
     pooled = {side: None if variance == "per-sample" else _pooled_variance(phi, keep == side, blocks)
-              for side in ((False, True) if attack == "online" else (False,))}  # fmt: skip
+              for side in ((False, True) if attack == "lira" else (False,))}  # fmt: skip
     for block in blocks:
         x, inside = np.asarray(phi[:, block], np.float64), keep[:, block]
         mu_out, var_out = leave_one_out(x, ~inside, centre, pooled[False])
@@ -55,7 +55,7 @@ def lira_scores(
             scores[:, block] = norm.logcdf((x - mu_out) / np.sqrt(var_out))
             continue
         scores[:, block] = 0.5 * (np.log(2 * np.pi * var_out) + (x - mu_out) ** 2 / var_out)
-        if attack == "online":
+        if attack == "lira":
             mu_in, var_in = leave_one_out(x, inside, centre, pooled[True])
             scores[:, block] -= 0.5 * (np.log(2 * np.pi * var_in) + (x - mu_in) ** 2 / var_in)
     return scores

@@ -15,7 +15,8 @@ from scipy.special import expit, log_expit
 
 from ..errors import UserError, bounded
 from . import lira
-from .scoring import STUDY, Scoring
+from .moderated import bavaria_scores, moderated_offline_scores, moderated_scores
+from .scoring import LIRA, STUDY, Scoring
 
 OFFLINE_A = 0.3  # p_in = a p_out + 1 - a: the default of the authors' code
 
@@ -36,7 +37,9 @@ def attack_scores(phi: np.ndarray, keep: np.ndarray, labels: np.ndarray, scoring
     """
     if scoring.attack in OTHERS:
         return OTHERS[scoring.attack](phi, keep, labels)
-    return lira.lira_scores(phi, keep, attack=scoring.attack, centre=scoring.centre, variance=scoring.variance)
+    if scoring.attack in LIRA:
+        return lira.lira_scores(phi, keep, attack=scoring.attack, centre=scoring.centre, variance=scoring.variance)
+    return FORMS[scoring.attack](phi, keep)
 
 
 def _checked(phi: np.ndarray, keep: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -132,4 +135,7 @@ def _dominated(log_ratio: np.ndarray, keep: np.ndarray, gamma: float) -> np.ndar
 
 OTHERS: dict[str, Callable[..., np.ndarray]] = {
     "loss": loss_threshold, "shokri": shadow_classifier, "rmia": rmia, "rmia-offline": rmia_offline
+}  # fmt: skip
+FORMS: dict[str, Callable[..., np.ndarray]] = {
+    "moderated": moderated_scores, "moderated-offline": moderated_offline_scores, "bavaria": bavaria_scores
 }  # fmt: skip

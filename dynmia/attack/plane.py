@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import xarray as xr
+from scipy.special import expit
 from scipy.stats import beta, norm
 
 from ..errors import UserError, bounded, choose
@@ -19,79 +20,109 @@ LEVELS = (0.001, 0.01, 0.1)  # pooled false-positive rates at which the attack's
 
 
 def vulnerability_plane(
-    run: xr.Dataset, scoring: Scoring | str = "fpr@0.01", *, keep: np.ndarray | None = None, roc: bool = True
+    run: xr.Dataset, scoring: Scoring | str = STUDY, *, keep: np.ndarray | None = None, roc: bool = True
 ) -> xr.Dataset:
-    """Run an attack (leave-one-out LiRA) at every checkpoint of ``run`` and place every sample on the plane.
+    """Run an attack, leave-one-out, at every checkpoint of ``run`` and place every sample on the FPR-TPR plane.
+
+    A sample's TPR is the mean of the decisions over the models that trained on it, its FPR that over the others; a
+    decision is 0 or 1, or under the reading ``posterior`` the probability of membership itself.
 
     Args:
         run: a run (:mod:`dynmia.store.run`).
-        scoring: a :class:`dynmia.attack.scoring.Scoring`, or the name of a reading of the study's own attack.
+        scoring: a :class:`dynmia.attack.scoring.Scoring`, or what its ``of`` reads: ``posterior``, ``bayes``,
+            ``fpr@0.01`` of the study's own attack, ``lira:bayes`` of another.
         keep: another inclusion mask (N, n), of True and False or 1 and 0, for permutation nulls; default the run's own.
         roc: with hits and places; without them the plane takes half the time.
 
     Returns:
-        A data set with dims epoch, sample and level. Its variables are tp, fp (counts), n_in, n_out, tpr, fpr,
-        advantage = tpr - fpr; state, of :func:`state_of` with the cuts in its attribute; per epoch threshold,
-        test_accuracy, train_accuracy; hits (level, epoch, sample), the in-models that flag the sample at the pooled FPR
-        ``level``; place_in, place_out (epoch, sample), the sums over the sample's in-models (out-models) of the share
+        A data set with dims epoch, sample and level. Its variables are tp, fp (sums of decisions), n_in, n_out,
+        tpr = tp / n_in, fpr = fp / n_out (NaN without such models), advantage = tpr - fpr; state, of :func:`state_of`
+        with the cuts in its attribute; per epoch threshold (NaN if there is none), test_accuracy, train_accuracy; hits
+        (level, epoch, sample), the in-models that flag the sample at the pooled FPR ``level``, NaN if the out-scores
+        are too few to tell it; place_in, place_out (epoch, sample), the sums over the sample's in-models (out-models) of the share
         of all out-scores below (in-scores above) theirs, from which the AUC follows.
 
     Raises:
-        UserError: an unknown name, or a run that cannot be scored.
+        UserError: an unknown name, a level a below one over the number of out-scores, or a run that cannot be scored.
     """
-    scoring = Scoring.of(scoring)
-    return vulnerability_planes(run, [scoring.reading], scoring, keep=keep, roc=roc)[scoring.reading]
+    [plane] = vulnerability_planes(run, [scoring], keep=keep, roc=roc).values()
+    return plane
 
 
 def vulnerability_planes(
-    run: xr.Dataset,
-    readings: Iterable[str],
-    scoring: Scoring = STUDY,
-    *,
-    keep: np.ndarray | None = None,
-    roc: bool = True,
+    run: xr.Dataset, scorings: Iterable[Scoring | str], *, keep: np.ndarray | None = None, roc: bool = True
 ) -> dict[str, xr.Dataset]:
-    """The planes of several readings of one scoring, by reading; see :func:`vulnerability_plane`."""
-    levels = {reading: level_of(replace(scoring, reading=reading).reading) for reading in readings}
-    run = checked_run(run)
+    """The planes of several scorings, by their text; those that differ in the reading alone share the scores."""
+    named = {str(scoring): scoring for scoring in map(Scoring.of, scorings)}
+    by_attack: dict[Scoring, dict[str, str]] = {}
+    for name, scoring in named.items():
+        by_attack.setdefault(replace(scoring, reading=""), {})[name] = scoring.reading
+    run, planes = checked_run(run), {}
+    for scoring, readings in by_attack.items():
+        planes |= _planes(run, scoring, readings, keep, roc)
+    return {name: planes[name] for name in named}
+
+
+def _planes(
+    run: xr.Dataset, scoring: Scoring, readings: dict[str, str], keep: np.ndarray | None, roc: bool
+) -> dict[str, xr.Dataset]:
+    """The planes of one attack; ``readings`` by the name of the plane."""
+    levels = {name: level_of(reading) for name, reading in readings.items()}
     mask = run.keep.values if keep is None else boolean(keep)
     if mask.shape != run.keep.shape:
         raise UserError(f"keep has shape {mask.shape}: the run has (models, samples) {run.keep.shape}.")
     epochs, (models, samples) = run.sizes["epoch"], mask.shape
     dims, n_in = ("epoch", "sample"), mask.sum(0)
     n_out = models - n_in
-    counts = np.zeros((len(levels), 2, epochs, samples), np.int32)
-    thresholds = np.zeros((len(levels), epochs))
+    for level in filter(None, levels.values()):
+        if level * n_out.sum() < 1:
+            raise UserError(
+                f"reading 'fpr@{level:g}' needs {np.ceil(1 / level):.0f} out-scores, pairs of a sample and a model that "
+                f"did not train on it; this run has {n_out.sum()}: use a higher level, or posterior."
+            )
+    decided = {
+        name: np.zeros((2, epochs, samples), float if reading == "posterior" else np.int32)
+        for name, reading in readings.items()
+    }
+    thresholds = {name: np.full(epochs, np.nan) for name in readings}
     places = {name: np.zeros((epochs, samples)) for name in ("place_in", "place_out")} if roc else {}
-    hits = np.zeros((len(LEVELS), epochs, samples), np.int32)
+    hits = np.full((len(LEVELS), epochs, samples), np.nan, np.float32)  # exact for counts
     for t in range(epochs):  # one checkpoint at a time bounds the memory
         scores = attack_scores(run.phi.values[t], mask, run.label.values, scoring)
         if roc:
             outside, places["place_in"][t], places["place_out"][t] = _placements(scores, mask)
             for number, a in enumerate(LEVELS):
+                if a * n_out.sum() < 1:
+                    continue
                 hits[number, t] = ((scores > outside[_position(outside, a)]) & mask).sum(0)
-        else:  # the thresholds stand where they would after sorting
-            outside = scores[~mask]
-            outside.partition([_position(outside, level) for level in levels.values() if level is not None] or [0])
-        for number, level in enumerate(levels.values()):
-            thresholds[number, t] = 0.0 if level is None else outside[_position(outside, level)]
-            flagged = scores > thresholds[number, t]
-            counts[number, :, t] = (flagged & mask).sum(0), (flagged & ~mask).sum(0)
+        elif positions := [level for level in levels.values() if level is not None]:
+            outside = scores[~mask]  # the thresholds stand where they would after sorting
+            outside.partition([_position(outside, level) for level in positions])
+        for name, level in levels.items():
+            if readings[name] == "posterior":
+                p = expit(scores)
+                inside = np.einsum("ij,ij->j", p, mask)
+                decided[name][:, t] = inside, p.sum(0) - inside
+                continue
+            thresholds[name][t] = 0.0 if level is None else outside[_position(outside, level)]
+            flagged = scores > thresholds[name][t]
+            decided[name][:, t] = (flagged & mask).sum(0), (flagged & ~mask).sum(0)
     planes = {}
-    for reading, (tp, fp), threshold in zip(levels, counts, thresholds):
-        tpr, fpr = tp / n_in, fp / n_out
-        planes[reading] = xr.Dataset(  # of bare arrays, in one go: labels that are compared cost more than the scoring
+    for name, (tp, fp) in decided.items():
+        with np.errstate(invalid="ignore"):  # no models of a side: 0 / 0
+            tpr, fpr = tp / n_in, fp / n_out
+        planes[name] = xr.Dataset(  # of bare arrays, in one go: labels that are compared cost more than the scoring
             {name: (dims, value) for name, value in ({"tp": tp, "fp": fp} | places).items()}
             | ({"hits": (("level", *dims), hits)} if roc else {})
             | {
-                "n_in": ("sample", n_in), "n_out": ("sample", n_out), "threshold": ("epoch", threshold),
+                "n_in": ("sample", n_in), "n_out": ("sample", n_out), "threshold": ("epoch", thresholds[name]),
                 **{name: run[name].variable for name in ("train_accuracy", "test_accuracy", "label")},
                 "tpr": (dims, tpr), "fpr": (dims, fpr), "advantage": (dims, tpr - fpr),
                 "state": (dims, state_of(tpr, fpr), {"cuts": CUTS}),
             },
             coords={"level": list(LEVELS)} | {name: run[name].variable for name in run.sizes if name in run.coords},
             attrs=run.attrs
-            | {"rule": reading, "attack": scoring.attack, "centre": scoring.centre, "variance": scoring.variance},
+            | {"rule": name, "attack": scoring.attack, "centre": scoring.centre, "variance": scoring.variance},
         )  # fmt: skip
     return planes
 
@@ -100,15 +131,20 @@ def state_of(tpr: np.ndarray, fpr: np.ndarray, cuts: tuple[float, float] = CUTS)
     """The 3 x 3 state of each pair of rates, 3 * (third of TPR) + third of FPR.
 
     A rate is low below the first of ``cuts``, high above the second, and in the middle on and between them. Equal
-    ratios of counts divide to equal floats, so a rate of exactly 2/3 is never counted as above it.
+    ratios of counts divide to equal floats, so a rate of exactly 2/3 is never counted as above it. An unknown rate
+    (NaN) is the one that is not vulnerable: a low TPR, a high FPR.
     """
     low, high = cuts
-    third_of_tpr, third_of_fpr = (np.add(rate >= low, rate > high, dtype=np.int8) for rate in (tpr, fpr))
+    third_of_tpr = np.add(tpr >= low, tpr > high, dtype=np.int8)
+    third_of_fpr = np.add(~(fpr < low), ~(fpr <= high), dtype=np.int8)
     return (3 * third_of_tpr + third_of_fpr).astype(np.int64)  # of few bytes up to here, for speed
 
 
 def rate_interval(count: xr.DataArray, trials: xr.DataArray, level: float = 0.95, method: str = "wilson") -> xr.Dataset:
     """Interval of a sample's rate from its count, as a data set with ``low`` and ``high``.
+
+    For a sum of probabilities, as of the reading ``posterior``, it is no narrower than it must be: they vary less than
+    decisions of 0 and 1 with the same mean.
 
     Args:
         count, trials: flagged models and all models, of any broadcastable shape.
@@ -164,7 +200,7 @@ def part_of(run: xr.Dataset, models: np.ndarray, least: int = 2) -> xr.Dataset:
 
 
 def halves(
-    run: xr.Dataset, dim: str, draws: int, seed: int = 0, scoring: Scoring | str = "fpr@0.01"
+    run: xr.Dataset, dim: str, draws: int, seed: int = 0, scoring: Scoring | str = STUDY
 ) -> Iterator[xr.Dataset]:
     """Random halves of the models or samples of ``run``, each followed by its complement; an odd one is left over.
 

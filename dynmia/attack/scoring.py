@@ -10,19 +10,25 @@ from dataclasses import dataclass, replace
 
 from ..errors import UserError, choose
 
+MODERATED = {
+    "moderated": "LiRA with moderated means and variances, the study's attack (dynmia.attack.moderated)",
+    "moderated-offline": "log P(T <= phi), T ~ out with a moderated variance: from out-models only",
+    "bavaria": "LiRA with moderated variances and Student's t (Brännvall 2026)",
+}
 LIRA = {
-    "online": "log N(phi; in) - log N(phi; out)",
+    "lira": "log N(phi; in) - log N(phi; out) (Carlini et al. 2022)",
     "offline-cdf": "log P(Z <= phi), Z ~ out: the one-sided test of the paper by Carlini et al.",
     "offline-density": "-log N(phi; out): the two-sided density of their code",
 }
-ATTACKS = LIRA | {
+ATTACKS = MODERATED | LIRA | {
     "loss": "minus the cross-entropy loss (Yeom et al. 2018)",
     "shokri": "log-odds of an attack classifier a class (Shokri et al. 2017)",
     "rmia": "share of the population that the sample dominates (Zarifzadeh et al. 2024)",
     "rmia-offline": "the same from out-models only",
-}
-LOG_ODDS = ("online", "shokri")  # attacks whose score is a log-odds, so that 0 is a threshold
-MANY = 64  # models, from which each sample has a variance of its own
+}  # fmt: skip
+ALIASES = {"online": "lira"}
+LOG_ODDS = ("moderated", "bavaria", "lira", "shokri")  # attacks whose score is a log-odds: 0 is a threshold
+MANY = 64  # models, from which LiRA gives each sample a variance of its own
 
 
 @dataclass(frozen=True)
@@ -30,9 +36,13 @@ class Scoring:
     """An attack and how its scores are read; checked when it is made.
 
     Attributes:
-        attack: one of ``ATTACKS``.
-        reading: ``fpr@a``, one threshold a checkpoint so that the false-positive rate pooled over all models and
-            samples is a; or ``bayes``, score > 0, for attacks whose score is a log-odds.
+        attack: one of ``ATTACKS``; ``online`` is another name of ``lira``.
+        reading: how a score becomes a decision "member".
+            ``posterior``: with the probability p = 1 / (1 + exp(-score)), what an attacker believes who takes inclusion
+            for as likely as not; no threshold, and a score without information is read as 1/2.
+            ``bayes``: if p > 1/2. ``fpr@a``: above the threshold of the checkpoint at which the false-positive rate
+            pooled over all models and samples is a. The first two are for attacks whose score is a log-odds; without
+            a name it is ``posterior`` for them, and ``fpr@0.01`` for the others.
         centre: of LiRA: ``mean`` or ``median`` of the other models.
         variance: of LiRA: ``pooled`` over samples (in and out separately), ``per-sample`` (unbiased, c' - 1 degrees of
             freedom), or ``auto`` (:meth:`for_models`).
@@ -41,24 +51,36 @@ class Scoring:
         UserError: an unknown name, or a reading that the attack does not have.
     """
 
-    attack: str = "online"
-    reading: str = "fpr@0.01"
+    attack: str = "moderated"
+    reading: str = ""
     centre: str = "mean"
     variance: str = "auto"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "attack", ALIASES.get(self.attack, self.attack))
         choose(self.attack, ATTACKS, "attack")
+        if not self.reading:
+            object.__setattr__(self, "reading", "posterior" if self.attack in LOG_ODDS else "fpr@0.01")
         choose(self.centre, ["mean", "median"], "centre")
         choose(self.variance, ["auto", "pooled", "per-sample"], "variance")
         if level_of(self.reading) is None and self.attack not in LOG_ODDS:
             raise UserError(
-                f"rule 'bayes' needs attack {' or '.join(map(repr, LOG_ODDS))}, not {self.attack!r}: use fpr@0.01."
+                f"reading {self.reading!r} needs a score that is a log-odds, of attack "
+                f"{', '.join(map(repr, LOG_ODDS[:-1]))} or {LOG_ODDS[-1]!r}, not {self.attack!r}: use fpr@0.01."
             )
 
     @classmethod
-    def of(cls, scoring: Scoring | str) -> Scoring:
-        """``scoring`` itself, or that of the study with the reading of this name."""
-        return scoring if isinstance(scoring, cls) else cls(reading=str(scoring))
+    def of(cls, scoring: Scoring | str, **options: str) -> Scoring:
+        """What a text names: a reading of the study's attack, or of another, ``lira:bayes``; with options of LiRA."""
+        if isinstance(scoring, cls):
+            return replace(scoring, **options) if options else scoring
+        attack, _, reading = str(scoring).rpartition(":")
+        level_of(reading)
+        return cls(attack or STUDY.attack, reading, **options)
+
+    def __str__(self) -> str:
+        """The text that :meth:`of` reads; LiRA's options are not in it."""
+        return self.reading if self.attack == STUDY.attack else f"{self.attack}:{self.reading}"
 
     def for_models(self, models: int) -> Scoring:
         """The scoring with what ``auto`` means for so many models: pooled below 64. Parts keep that of the whole."""
@@ -69,18 +91,18 @@ class Scoring:
     @property
     def least(self) -> int:
         """Models on each side that a sample needs, its target among them, to be scored."""
-        return 3 if self.variance == "per-sample" else 2
+        return 3 if self.variance == "per-sample" and self.attack in LIRA else 2
 
 
 def level_of(reading: str) -> float | None:
-    """The level a of ``fpr@a``; None for ``bayes``."""
-    if reading == "bayes":
+    """The level a of ``fpr@a``; None for ``posterior`` and ``bayes``."""
+    if reading in ("posterior", "bayes"):
         return None
     match = re.fullmatch(r"fpr@(\d*\.?\d+(?:e-?\d+)?)", str(reading))
     level = float(match[1]) if match else 0.0
     if not 0 < level < 1:
         raise UserError(
-            f"unknown decision rule {reading!r}: use bayes, or fpr@a with a between 0 and 1, like fpr@0.01."
+            f"unknown reading {reading!r}: use posterior, bayes, or fpr@a with a between 0 and 1, like fpr@0.01."
         )
     return level
 

@@ -22,7 +22,7 @@ from ..store.run import open_run, resolve
 from ..study import Study
 from .makers import made_by
 
-RULES = ("fpr@0.01", "bayes")  # under which figures.csv holds every run
+RULES = ("lira:fpr@0.01", "lira:bayes")  # under which figures.csv holds every run
 RANGE = "value low high"
 # name of a released table -> the columns that tell its rows apart, further columns of text, and what must be there of
 # numbers; every other column holds numbers too
@@ -212,7 +212,7 @@ def missing(chapter: str, folder: str | os.PathLike[str] = "data") -> list[str]:
     return [e.name for e in entries(only=chapter) if not (resolve(folder) / f"{e.name}.nc").exists()]
 
 
-def figures(folder: str | os.PathLike[str] = "data", rule: str = "fpr@0.01") -> pd.DataFrame:
+def figures(folder: str | os.PathLike[str] = "data", rule: str = "lira:fpr@0.01") -> pd.DataFrame:
     """Every metric of every run in ``folder`` under ``rule``, from ``figures.csv``.
 
     Returns:

@@ -55,7 +55,7 @@ def comparisons(run: xr.Dataset) -> pd.DataFrame:
     ):
         got = attack_scores(phi, keep, labels, Scoring(attack))
         row(f"attack {attack}", f'Scoring("{attack}")', oracle, got, expected, tolerance)
-    plane, second = vulnerability_plane(run, Scoring(variance="pooled")), oracles.Second(paths, keep, run.epoch.values)
+    plane, second = vulnerability_plane(run, Scoring("lira", "fpr@0.01", variance="pooled")), oracles.Second(paths, keep, run.epoch.values)
     row("FPR and TPR of each sample", "vulnerability_plane", "sklearn roc_curve, fractions",
         np.stack([plane.fpr, plane.tpr], -1), second.place)  # fmt: skip
     for name, (oracle, of) in oracles.ORACLES.items():
@@ -84,7 +84,7 @@ def comparisons(run: xr.Dataset) -> pd.DataFrame:
         half = oracles.Second(part.phi.values[-1:].astype(float), part.keep.values, part.epoch.values[-1:])
         drawn.append(1000 * np.diff(half.place[-1]).mean())
     row("interval over samples (mean advantage)", "interval", "loops over halves, scipy.stats.t",
-        interval(run, "fpr@0.01", "samples", only=["advantage"]).loc["advantage", ["low", "high"]],
+        interval(run, "lira:fpr@0.01", "samples", only=["advantage"]).loc["advantage", ["low", "high"]],
         stats.t.interval(0.95, 10, 1000 * np.diff(second.place[-1]).mean(), np.std(drawn)))  # fmt: skip
     noise, value = np.random.default_rng(0).normal(0, 1, 199), 1.7
     test = stats.monte_carlo_test([value], lambda size: noise.reshape(size), np.mean, n_resamples=199)
@@ -111,7 +111,7 @@ def beside_published(theirs: ModuleType, phi: np.ndarray, keep: np.ndarray) -> p
     Columns: largest difference with their variance made unbiased, and as published; AUC of ours, and of theirs.
     """
     rows = {}
-    for attack, (centre, variance) in product(("online", "offline-density"), OPTIONS):
+    for attack, (centre, variance) in product(("lira", "offline-density"), OPTIONS):
         ours = lira_scores(phi, keep, attack=attack, centre=centre, variance=variance)
         raw, unbiased = (
             oracles.published_scores(theirs, phi, keep, attack, centre, variance, stretch) for stretch in (False, True)

@@ -124,7 +124,7 @@ def prediction(
     return xr.Dataset({"value": (dims, found[..., 0]), "low": (dims, low), "high": (dims, high), **chance}, coords)
 
 
-def control(run: xr.Dataset, rule: str = "fpr@0.01", *, score: str = "average", draws: int = 200) -> xr.Dataset:
+def control(run: xr.Dataset, rule: str = "lira:fpr@0.01", *, score: str = "average", draws: int = 200) -> xr.Dataset:
     """:func:`prediction` from one half of the models, of the end in the same half and in the other half of them.
 
     Returns:

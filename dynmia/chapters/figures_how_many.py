@@ -17,7 +17,7 @@ from .retest import LABELS
 
 precision = maker("precision")
 AGREEMENT, WANTED = precision.AGREEMENT, precision.WANTED
-SHADES = {"fpr@0.01": "#D55E00", "bayes": "#0072B2"}
+SHADES = {"lira:fpr@0.01": "#D55E00", "lira:bayes": "#0072B2"}
 
 
 def bias_panels(tables: Mapping[str, pd.DataFrame], rule: str) -> Figure:

@@ -110,7 +110,7 @@ def one_model(runs: Mapping[str, xr.Dataset], rule: str, only: Sequence[str]) ->
     return pd.DataFrame(rows).T.rename_axis(["run", "models"])
 
 
-def regrouped(runs: Sequence[xr.Dataset], rule: str = "fpr@0.01", partitions: int = 10) -> pd.Series:
+def regrouped(runs: Sequence[xr.Dataset], rule: str = "lira:fpr@0.01", partitions: int = 10) -> pd.Series:
     """Standard deviation over populations of every figure, from all models of ``runs`` dealt anew into as many groups.
 
     The populations of a partition share no model, so the variance over them is unbiased; its mean over partitions is

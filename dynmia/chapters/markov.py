@@ -58,7 +58,7 @@ def noise_curves(
     def add(curve: str, count: float, states: np.ndarray) -> None:
         rows.append({"curve": curve, "models": count, **_memory(states, draws)})
 
-    pooled = Scoring(reading=rule, variance="pooled")
+    pooled = Scoring.of(rule, variance="pooled")
     for count in models:
         add(HIDDEN, count, through_noise(hidden, count // 2))
         add("simulator", count, paths(vulnerability_plane(simulator.run(count), pooled)))

@@ -45,7 +45,7 @@ def lira_loop(phi: np.ndarray, keep: np.ndarray, attack: str, centre: str, varia
                 var = np.average(var, weights=[len(g) - 1 for g in groups])
             log[side] = stats.norm.logpdf(x, mu, np.sqrt(var))
             below = stats.norm.logcdf(x, mu, np.sqrt(var))  # of the out-models in the end
-        scores[i] = {"online": log[True] - log[False], "offline-density": -log[False], "offline-cdf": below}[attack]
+        scores[i] = {"lira": log[True] - log[False], "offline-density": -log[False], "offline-cdf": below}[attack]
     return scores
 
 
@@ -96,7 +96,7 @@ class Second:
 
     def __init__(self, phi: np.ndarray, keep: np.ndarray, epochs: np.ndarray) -> None:
         self.epochs, self.member = epochs, keep.ravel()
-        self.scores = [lira_loop(x, keep, "online", "mean", "pooled").ravel() for x in phi]
+        self.scores = [lira_loop(x, keep, "lira", "mean", "pooled").ravel() for x in phi]
         place, self.state = [], []
         for score in self.scores:
             fpr, _, cuts = sk.roc_curve(self.member, score, drop_intermediate=False)
@@ -217,7 +217,7 @@ def published_scores(
                 groups = [c + np.sqrt(f) * (g - c) for g, c, f in zip(groups, middles, factor)]
             sides.append([g[:, None] for g in groups])
         scores[i] = -theirs.compute_score_lira(
-            x[:, None], *sides, option="both" if attack == "online" else "out", fix_variance=variance == "pooled",
+            x[:, None], *sides, option="both" if attack == "lira" else "out", fix_variance=variance == "pooled",
             median_or_mean=centre,
         )  # fmt: skip
     return scores

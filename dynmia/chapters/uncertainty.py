@@ -86,7 +86,7 @@ def estimators(runs: Mapping[str, xr.Dataset], recorded: Mapping[str, xr.Dataset
 
 
 def relate(
-    estimated: xr.Dataset, run: xr.Dataset, rule: str = "fpr@0.01", null: int | xr.DataArray = 20
+    estimated: xr.Dataset, run: xr.Dataset, rule: str = "lira:fpr@0.01", null: int | xr.DataArray = 20
 ) -> pd.DataFrame:
     """:func:`dynmia.stats.hardness.relate`, with halves that suit the deep ensemble.
 
@@ -104,7 +104,7 @@ def relate(
     return table
 
 
-def ceiling(run: xr.Dataset, rule: str = "fpr@0.01") -> pd.DataFrame:
+def ceiling(run: xr.Dataset, rule: str = "lira:fpr@0.01") -> pd.DataFrame:
     """The largest Pearson correlation that a noise-free measure can have with the dynamic vulnerability of ``run``.
 
     From the correlation r of the vulnerabilities of the two halves: sqrt(2 r / (1 + r)) (Spearman and Brown). Assumes

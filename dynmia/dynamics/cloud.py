@@ -169,10 +169,13 @@ def auc(plane: xr.Dataset, weights: Weights = None) -> xr.DataArray:
 
 
 def tpr_at_fpr(plane: xr.Dataset, level: float, weights: Weights = None) -> xr.DataArray:
-    """The attack's true-positive rate at the pooled false-positive rate ``level`` (0.001, 0.01 or 0.1), over epoch."""
+    """The attack's true-positive rate at the pooled false-positive rate ``level`` (0.001, 0.01 or 0.1), over epoch.
+
+    NaN where the plane has fewer out-scores than one over the level.
+    """
     if level not in plane.level.values:
         raise UserError(f"level {level} is not stored: there are {listed(plane.level.values)}.")
-    hits = plane.hits.sel(level=level, drop=True)
+    hits = plane.hits.sel(level=level, drop=True).astype(float)
     return population_mean(hits, weights) / population_mean(plane.n_in, weights)
 
 

@@ -18,7 +18,7 @@ import xarray as xr
 from scipy.stats import rankdata
 
 from ..attack.plane import part_of, planes_of_halves, vulnerability_plane
-from ..attack.scoring import Scoring
+from ..attack.scoring import STUDY, Scoring
 from ..dynamics.cloud import dynamic_vulnerability, vulnerable
 from ..errors import StoreError
 from ..store.run import stored_dataset, write_dataset
@@ -67,7 +67,7 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset:
 
 
 def relate(
-    hardness: xr.Dataset, run: xr.Dataset, scoring: Scoring | str = "fpr@0.01", null: int | xr.DataArray = 20
+    hardness: xr.Dataset, run: xr.Dataset, scoring: Scoring | str = STUDY, null: int | xr.DataArray = 20
 ) -> pd.DataFrame:
     """Correlation of every measure at the end of training with dynamic vulnerability.
 
@@ -194,7 +194,7 @@ def over_both(
     return whole.assign(**ends)
 
 
-def null_vulnerability(run: xr.Dataset, scoring: Scoring | str = "fpr@0.01", draws: int = 200) -> xr.DataArray:
+def null_vulnerability(run: xr.Dataset, scoring: Scoring | str = STUDY, draws: int = 200) -> xr.DataArray:
     """Dynamic vulnerability (draw, sample) of the same phi under keep masks that no model was trained with."""
     planes = null_planes(run, scoring, draws=draws, roc=False)
     return xr.concat([dynamic_vulnerability(plane) for plane in planes], "draw")

@@ -33,7 +33,7 @@ import xarray as xr
 from scipy import stats
 
 from ..attack.plane import LEAST, numbers_of_halves, planes_of_halves, vulnerability_plane
-from ..attack.scoring import Scoring
+from ..attack.scoring import STUDY, Scoring
 from ..dynamics.metrics import METRICS
 from ..errors import UserError, bounded, choose
 from ..store.run import study_of
@@ -83,7 +83,7 @@ class Scored:
 
 
 def summarise(
-    run: xr.Dataset, scoring: Scoring | str = "fpr@0.01", *, only: Collection[str] = METRICS, draws: int = 20,
+    run: xr.Dataset, scoring: Scoring | str = STUDY, *, only: Collection[str] = METRICS, draws: int = 20,
     seed: int = 0, level: float = 0.95,
 ) -> pd.DataFrame:  # fmt: skip
     """Metrics with the intervals that the book prints: over both, or over samples if the models are too few to halve.
@@ -95,7 +95,7 @@ def summarise(
 
 
 def interval(
-    run: xr.Dataset, scoring: Scoring | str = "fpr@0.01", over: str = "models", *, only: Collection[str] = CHOSEN,
+    run: xr.Dataset, scoring: Scoring | str = STUDY, over: str = "models", *, only: Collection[str] = CHOSEN,
     draws: int = 20, seed: int = 0, level: float = 0.95,
 ) -> pd.DataFrame:  # fmt: skip
     """Metrics of an attack with an interval over samples, over models, or over both, by the rule of this module.

@@ -9,7 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from ..attack.plane import vulnerability_plane
-from ..attack.scoring import Scoring
+from ..attack.scoring import STUDY, Scoring
 from ..dynamics.metrics import METRICS
 from ..errors import bounded
 from ..pool.pool import draw_keep
@@ -28,7 +28,7 @@ def bootstrap_weights(plane: xr.Dataset, draws: int = 200, seed: int = 0, block:
 
 def null_summary(
     run: xr.Dataset,
-    scoring: Scoring | str = "fpr@0.01",
+    scoring: Scoring | str = STUDY,
     *,
     draws: int = 20,
     seed: int = 0,
@@ -79,7 +79,7 @@ def p_values(value: pd.Series, drawn: pd.DataFrame) -> pd.Series:
 
 
 def null_planes(
-    run: xr.Dataset, scoring: Scoring | str = "fpr@0.01", *, draws: int = 20, seed: int = 0, roc: bool = True
+    run: xr.Dataset, scoring: Scoring | str = STUDY, *, draws: int = 20, seed: int = 0, roc: bool = True
 ) -> Iterator[xr.Dataset]:
     """Planes of the same phi under keep masks that no model was trained with."""
     for keep in null_masks(run, draws, seed):

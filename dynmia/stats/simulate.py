@@ -19,10 +19,11 @@ from functools import cached_property
 import numpy as np
 import xarray as xr
 from scipy import optimize, stats
+from scipy.special import expit
 
 from ..attack.lira import flagged_share
 from ..attack.plane import state_of
-from ..attack.scoring import level_of
+from ..attack.scoring import STUDY, Scoring, level_of
 from ..errors import UserError, choose
 from ..pool.pool import draw_keep
 from ..study import FORMAT, Study
@@ -30,6 +31,7 @@ from ..study import FORMAT, Study
 NOISE = {
     "normal": stats.norm(), "heavy": stats.t(5, scale=np.sqrt(3 / 5)), "skewed": stats.gamma(4, loc=-2, scale=0.5)
 }  # fmt: skip
+NODES = 400  # of the quadrature over the noise
 
 
 @dataclass(frozen=True)
@@ -99,20 +101,31 @@ class Simulator:
         attrs = {"title": "simulated", "study": json.dumps(study.to_dict()), "format": FORMAT}
         return xr.Dataset(variables | accuracy, coords, attrs)
 
-    def truth(self, rule: str = "fpr@0.01") -> xr.Dataset:
+    def truth(self, scoring: Scoring | str = STUDY) -> xr.Dataset:
         """The plane of the ideal attack: normal densities with the true centres and spreads, infinitely many models.
+
+        Of ``scoring`` the reading counts: with the truth known, nothing is left to an attack.
 
         It is what a population tends to as N grows, for normal noise and no model effect without any error of the
         attack's own. The model effect counts as part of the noise. Variables tpr, fpr, advantage, state.
         """
-        level, noise = level_of(rule), NOISE[self.noise]
+        scoring = Scoring.of(scoring)
+        level, noise = level_of(scoring.reading), NOISE[self.noise]
         out, inside, spread = self.centres
         rates = np.full((2, *out.shape), 0.5 if level is None else level)  # epoch 0: chance
+        nodes, weights = np.polynomial.legendre.leggauss(NODES)
+        drawn = noise.ppf((nodes + 1) / 2)
         for t in range(1, len(self.epochs)):
             sides = [
                 (inside[t], np.hypot(spread[t], self.effect)),
                 (out[t], np.full(self.samples, np.hypot(self.spread_out, self.effect))),
             ]
+            if scoring.reading == "posterior":
+                for rate, (centre, sd) in zip(rates, sides):
+                    phi = centre[:, None] + sd[:, None] * drawn
+                    inner, outer = (stats.norm.logpdf(phi, c[:, None], s[:, None]) for c, s in sides)
+                    rate[t] = expit(inner - outer) @ weights / 2
+                continue
             tails = [lambda x, side=side: noise.sf((x - side[0]) / side[1]) for side in sides]
             both = flagged_share(*sides[0], *sides[1], *tails)
             threshold = 0.0
@@ -125,5 +138,5 @@ class Simulator:
         return xr.Dataset(
             {name: (("epoch", "sample"), value) for name, value in variables.items()},
             {"epoch": self.epochs, "sample": range(self.samples)},
-            {"title": "simulated", "rule": rule},
+            {"title": "simulated", "rule": str(scoring)},
         )

@@ -4,6 +4,7 @@ from helpers import signal_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpmath import mp, mpf
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
@@ -191,7 +192,8 @@ def test_the_plane_takes_every_attack_by_name(attack):
     plane = vulnerability_plane(run, Scoring(attack))
     assert plane.attrs["attack"] == attack
     scores = attack_scores(run.phi.values[-1], run.keep.values, run.label.values, Scoring(attack))
-    np.testing.assert_array_equal(plane.tp[-1], ((scores > float(plane.threshold[-1])) & run.keep.values).sum(0))
+    decisions = expit(scores) if attack in LOG_ODDS else scores > float(plane.threshold[-1])
+    np.testing.assert_allclose(plane.tp[-1], (decisions * run.keep.values).sum(0), rtol=1e-12)
 
 
 def test_the_plane_names_an_unknown_attack():
@@ -205,7 +207,7 @@ def test_bayes_is_for_log_odds_only(attack):
     if attack in LOG_ODDS:
         assert (vulnerability_plane(run, Scoring(attack, "bayes")).threshold == 0).all()
     else:
-        with pytest.raises(UserError, match="needs attack"):
+        with pytest.raises(UserError, match="needs a score that is a log-odds"):
             vulnerability_plane(run, Scoring(attack, "bayes"))
 
 

@@ -96,7 +96,7 @@ def test_halves_of_too_few_models_is_a_clear_error():
 
 
 def test_prediction_of_now_and_average_equals_scikit_learn():
-    plane = vulnerability_plane(hard_run())
+    plane = vulnerability_plane(hard_run(), "lira:fpr@0.01")
     truth = dyn.vulnerable(plane).values[-1]
     fold = np.random.default_rng([0, 1]).permutation(400) < 200
     got = prediction(plane, scores=["now", "average"])
@@ -108,7 +108,7 @@ def test_prediction_of_now_and_average_equals_scikit_learn():
 
 
 def test_the_fitted_score_is_judged_on_samples_it_has_not_seen():
-    plane = vulnerability_plane(hard_run())
+    plane = vulnerability_plane(hard_run(), "lira:fpr@0.01")
     truth = dyn.vulnerable(plane).values[-1]
     fold = np.random.default_rng([0, 1]).permutation(400) < 200
     path = np.hstack([plane.tpr.values[:3].T, plane.fpr.values[:3].T])
@@ -130,14 +130,14 @@ def test_noise_predicts_at_the_chance_level_even_when_fitted():
 
 
 def test_prediction_grows_with_the_signal_and_is_certain_at_the_end():
-    got = prediction(vulnerability_plane(hard_run())).value
+    got = prediction(vulnerability_plane(hard_run(), "lira:fpr@0.01")).value
     assert (got[:, 0] < 0.65).all()
     assert (got[:, -1] > 0.99).all()
     assert (got.sel(score="now").diff("epoch") > 0).all()
 
 
 def test_the_past_is_all_that_is_seen():
-    plane = vulnerability_plane(hard_run())
+    plane = vulnerability_plane(hard_run(), "lira:fpr@0.01")
     outcome = dyn.vulnerable(plane).isel(epoch=-1)
     other = plane.copy(deep=True)
     for name in ("tpr", "fpr", "advantage"):
@@ -150,7 +150,7 @@ def test_disjoint_halves_do_not_share_noise():
     # no signal: the same models predict their own noise above chance, other models' noise they do not
     run = signal_run(samples=1500, strengths=(0.0, 0.0))
     run.phi.values[1] = run.phi.values[0]  # the noise stays
-    first, second = (vulnerability_plane(part, "bayes") for part in disjoint_halves(run))
+    first, second = (vulnerability_plane(part, "lira:bayes") for part in disjoint_halves(run))
     outcomes = [dyn.vulnerable(plane).isel(epoch=-1) for plane in (first, second)]
     shared, disjoint = (prediction(first, outcome, epochs=[0], scores=["now"]) for outcome in outcomes)
     assert shared.low.item() > 0.8  # the advantage does not quite say which cell
@@ -166,7 +166,7 @@ def test_prediction_without_finally_vulnerable_samples_is_nan(score):
 
 
 def test_intervals_hold_the_estimate():
-    plane = vulnerability_plane(hard_run())
+    plane = vulnerability_plane(hard_run(), "lira:fpr@0.01")
     got = prediction(plane)
     assert (got.low <= got.value + 1e-9).all()
     assert (got.value <= got.high + 1e-9).all()

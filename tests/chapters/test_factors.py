@@ -43,17 +43,17 @@ def runs():
 
 @pytest.fixture(scope="module")
 def planes(runs):
-    return {name: vulnerability_plane(run) for name, run in runs.items()}
+    return {name: vulnerability_plane(run, "lira:fpr@0.01") for name, run in runs.items()}
 
 
 @pytest.fixture(scope="module")
 def nulls(runs):
-    return {name: list(null_planes(run, draws=3)) for name, run in runs.items()}
+    return {name: list(null_planes(run, "lira:fpr@0.01", draws=3)) for name, run in runs.items()}
 
 
 @pytest.fixture(scope="module")
 def halved(runs):
-    return with_halves(runs, "fpr@0.01")
+    return with_halves(runs, "lira:fpr@0.01")
 
 
 @pytest.fixture(scope="module")

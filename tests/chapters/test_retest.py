@@ -20,7 +20,7 @@ RATINGS = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10,
 def populations():
     simulator = Simulator(samples=150, checkpoints=2, separation=2.0)
     runs = [simulator.run(20, seed) for seed in range(3)]
-    return runs, [vulnerability_plane(run, "fpr@0.05") for run in runs]
+    return runs, [vulnerability_plane(run, "lira:fpr@0.05") for run in runs]
 
 
 def anova(values):
@@ -89,7 +89,7 @@ def test_redrawn_models_keep_their_path():
     runs = [simulator.run(20, seed) for seed in range(2)]
     for run in runs:
         run.phi.values[2] = run.phi.values[1]  # nothing happens between the last two checkpoints
-    planes = [vulnerability_plane(run) for run in runs]
+    planes = [vulnerability_plane(run, "lira:fpr@0.01") for run in runs]
     for plane in next(redrawn(runs, planes, 1)):
         np.testing.assert_array_equal(plane.tp[1], plane.tp[2])
 

@@ -139,7 +139,7 @@ def test_trends_of_few_points(sets):
 
 def test_one_table_has_every_run_under_every_rule(runs, sets):
     figures = table_of({name: {"displacement": 10.0} for name in runs})
-    table = side_by_side({"fpr@0.01": figures, "bayes": figures}, runs, ["displacement"])
+    table = side_by_side({"lira:fpr@0.01": figures, "lira:bayes": figures}, runs, ["displacement"])
     assert table.shape == (6, 4)
     assert table.iloc[3].tolist() == ["10 [10, 10]", "0 to 0 (p = 0.01)"] * 2
 

@@ -96,12 +96,12 @@ def test_estimators_and_their_correlations(populations):
     assert found.deep_mi.dims == ("part", "epoch", "sample")
     np.testing.assert_array_equal(found.mc_mi, recorded["dropout"].mc_information)
     np.testing.assert_allclose(found.deep_variance.sel(part="all"), expit(runs["deep"].phi.values).var(1), atol=1e-12)
-    table = uncertainty.relate(found[["mi_all", "deep_mi"]], runs["base"], "bayes", null=2)
-    vulnerability = hardness.target(part_of(runs["base"], np.arange(4, 8)), "bayes")[0]
+    table = uncertainty.relate(found[["mi_all", "deep_mi"]], runs["base"], "lira:bayes", null=2)
+    vulnerability = hardness.target(part_of(runs["base"], np.arange(4, 8)), "lira:bayes")[0]
     by_hand = hardness.correlation(found.deep_mi.sel(part="all")[-1], vulnerability).loc["pearson"]
     row = table.loc["deep_mi", "all", "other half", "pearson"]
     pd.testing.assert_series_equal(row.drop(["p", "draws"]), by_hand, check_names=False, check_dtype=False)
-    straight = hardness.relate(found[["mi_all"]], runs["base"], "bayes", null=2)
+    straight = hardness.relate(found[["mi_all"]], runs["base"], "lira:bayes", null=2)
     pd.testing.assert_frame_equal(table.loc[["mi_all"]], straight, check_dtype=False)
 
 
@@ -111,7 +111,7 @@ def test_ceiling_is_the_correlation_with_the_truth():
     run = simulator.run()
     top = uncertainty.ceiling(run).loc["all"]
     truth = simulator.truth().advantage.mean("epoch")
-    mine = hardness.correlation(truth, hardness.target(run, "fpr@0.01")[0]).value["pearson"]
+    mine = hardness.correlation(truth, hardness.target(run, "lira:fpr@0.01")[0]).value["pearson"]
     assert mine == pytest.approx(top.value, abs=0.05)
     assert 0.5 < top.low < top.value < 1
 

@@ -212,10 +212,10 @@ def test_a_campaign_trains_what_is_missing_skips_what_is_there_and_reports_what_
     assert set(tables.released("03")) == {"first", "second"}
     assert tables.missing("03") == []
     assert tables.missing("04") == ["lost"]
-    table = tables.figures("data", "bayes")
+    table = tables.figures("data", "lira:bayes")
     assert set(table.index) == {(run, metric) for run in ("first", "second") for metric in METRICS}
     assert ((table.p.dropna() > 0) & (table.p.dropna() <= 1)).all()
-    mine = intervals.summarise(tables.released("02")["first"], "bayes")
+    mine = intervals.summarise(tables.released("02")["first"], "lira:bayes")
     np.testing.assert_allclose(table.loc["first"].value, mine.value, rtol=1e-6)
     assert dynmia.rounded(table.loc["first"]).iloc[:, -1].tolist() == dynmia.rounded(mine).iloc[:, -1].tolist()
     before = (listed / "data" / "figures.csv").read_bytes()

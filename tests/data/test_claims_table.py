@@ -78,7 +78,7 @@ def test_the_released_table_is_what_the_runs_give(table):
         "entropy-order",
     ]
     asked = [BY_ID[name] for name in some]
-    released = made.Released(DATA, "fpr@0.01", asked)
+    released = made.Released(DATA, "lira:fpr@0.01", asked)
     for one in asked:
         row = made.row_of(one, released)
         np.testing.assert_allclose(
@@ -96,7 +96,7 @@ def test_the_first_runs_that_are_all_released_speak_whatever_they_say(tmp_path):
     def speaking(*names):
         for name in names:
             (tmp_path / name).touch()
-        released = made.Released(tmp_path, "bayes")
+        released = made.Released(tmp_path, "lira:bayes")
         return released.speaking(one), released.speaking(asked)
 
     assert speaking() == ((), ())
@@ -107,21 +107,21 @@ def test_the_first_runs_that_are_all_released_speak_whatever_they_say(tmp_path):
 
 
 def test_a_claim_without_a_run_is_not_measured_and_a_run_without_figures_is_one_clear_line(tmp_path):
-    row = made.row_of(claim("figure", runs=(("quick",),)), made.Released(tmp_path, "bayes"))
+    row = made.row_of(claim("figure", runs=(("quick",),)), made.Released(tmp_path, "lira:bayes"))
     assert (row["verdict"], row["runs"], row["setting"]) == ("not measured", "", "")
     for name in ("figures.csv", "quick-float32.nc"):
         (tmp_path / name).write_bytes((DATA / name).read_bytes())
     lost = claim("figure", runs=(("quick-float32",),))
     assert_one_clear_line(
-        lambda: made.row_of(lost, made.Released(tmp_path, "bayes")), ["has no row quick-float32", "dynmia make figures"]
+        lambda: made.row_of(lost, made.Released(tmp_path, "lira:bayes")), ["has no row quick-float32", "dynmia make figures"]
     )
     assert_one_clear_line(
-        lambda: made.row_of(lost, made.Released(tmp_path, "fpr@0.3")), ["fpr@0.3", "figures.csv", "Allowed: bayes"]
+        lambda: made.row_of(lost, made.Released(tmp_path, "lira:fpr@0.3")), ["lira:fpr@0.3", "figures.csv", "Allowed: lira:bayes"]
     )
 
 
 def test_what_a_run_does_not_have_is_one_clear_line(monkeypatch):
-    released = made.Released(DATA, "bayes")
+    released = made.Released(DATA, "lira:bayes")
     index = pd.MultiIndex.from_tuples([("loss_in", "all", "all models")], names=["measure", "samples", "models"])
     monkeypatch.setattr(released, "related", lambda name: pd.DataFrame({"value": [1.0]}, index))
     of = {"measure": "loss_in", "over": "loss_iqr", "samples": "all", "models": "all models"}
@@ -143,12 +143,12 @@ def two(monkeypatch):
 def test_a_ratio_is_of_the_last_epoch_that_both_runs_have(two, tmp_path):
     asked = [claim(metric=metric, runs=(("long", "short"),)) for metric in ("displacement", "entropy_change")]
     asked.append(claim(metric="speed_mean", runs=(("long", "short"),)))  # not of the first and last checkpoint alone
-    released = made.Released(tmp_path, "fpr@0.01", asked)
+    released = made.Released(tmp_path, "lira:fpr@0.01", asked)
     last = int(two["short"].epoch[-1])
     assert last < int(two["long"].epoch[-1])
     for one in asked:
         ours = released.measured(one.measure, one.of, one.runs[0])
-        planes = [vulnerability_plane(two[name].sel(epoch=slice(None, last))) for name in one.runs[0]]
+        planes = [vulnerability_plane(two[name].sel(epoch=slice(None, last)), "lira:fpr@0.01") for name in one.runs[0]]
         ends = [float(METRICS[one.of["metric"]].of(plane, None)) for plane in planes]
         assert ours.value == pytest.approx(ends[0] / ends[1])
         assert ours.low < ours.value < ours.high
@@ -205,7 +205,7 @@ def test_a_setting_of_which_a_part_is_not_known_is_nobody_s(tmp_path):
     value = book.figures(DATA).value["quick", "displacement"]
     whole = dict(dataset="digits", model="cnn", optimizer="adamw", pool_size=1200, epochs=30)
     one = claim("figure", runs=(("quick",),), asserts="presence", than=np.nan, paper=value)
-    released = made.Released(tmp_path, "fpr@0.01")
+    released = made.Released(tmp_path, "lira:fpr@0.01")
     settings = [whole, *({k: v for k, v in whole.items() if k != part} for part in whole), whole | {"epochs": 400}]
     verdicts = [made.row_of(one._replace(settings=(setting,)), released)["verdict"] for setting in settings]
     assert verdicts == ["agrees"] + ["agrees elsewhere"] * 6
@@ -217,9 +217,9 @@ def test_a_reading_for_all_and_several(monkeypatch, tmp_path):
         made, "row_of", lambda one, released: asked.append((released.reading, one.id)) or {"id": one.id}
     )
     made.compute(tmp_path)
-    assert {name: reading for reading, name in asked}["early-recall-deeper-cnn-bayes"] == "bayes"
-    assert {reading for reading, _ in asked} == {"fpr@0.01", "bayes"}
+    assert {name: reading for reading, name in asked}["early-recall-deeper-cnn-bayes"] == "lira:bayes"
+    assert {reading for reading, _ in asked} == {"lira:fpr@0.01", "lira:bayes"}
     asked.clear()
-    rows = made.compute(tmp_path, ["bayes", "fpr@0.01"])
-    assert asked == list(itertools.product(["bayes", "fpr@0.01"], BY_ID))
+    rows = made.compute(tmp_path, ["lira:bayes", "lira:fpr@0.01"])
+    assert asked == list(itertools.product(["lira:bayes", "lira:fpr@0.01"], BY_ID))
     assert rows.id.tolist() == 2 * list(BY_ID)

@@ -11,7 +11,7 @@ from dynmia.dynamics import markov
 from dynmia.stats.simulate import Simulator
 
 made = maker("markov")
-RULE = "fpr@0.01"
+RULE = "lira:fpr@0.01"
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_noise_curves_and_their_sentences(run, table):
     assert "A true chain without noise passes" in first
     assert "part" in second
     assert "mnist-a" in third
-    overview = markov_verdict.overview({RULE: table, "bayes": table})
+    overview = markov_verdict.overview({RULE: table, "lira:bayes": table})
     for figure in (markov_verdict.curve_panels(curves, intervals), overview):
         figure.canvas.draw()
         plt.close(figure)

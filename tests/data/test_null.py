@@ -23,7 +23,7 @@ def run():
 @pytest.fixture(scope="module")
 def planes(run):
     masks = [run.keep.values, *null_masks(run, 3)]
-    return [vulnerability_planes(run, book.RULES, keep=mask)["bayes"] for mask in masks]
+    return [vulnerability_planes(run, book.RULES, keep=mask)["lira:bayes"] for mask in masks]
 
 
 def one(plane, population):
@@ -61,18 +61,18 @@ def test_correlations_of_many_planes_are_those_of_each(run, planes):
 
 
 def test_closed_form_is_the_arcsine_for_equal_sides():
-    tpr, fpr = null_bias.expected_rates(20, "bayes", "balanced")
+    tpr, fpr = null_bias.expected_rates(20, "lira:bayes", "balanced")
     rho = (1 / 10 - 1 / 9) / np.sqrt((1 / 10 + 1 / 9) * (4 + 1 / 10 + 1 / 9))
     assert tpr == pytest.approx(0.5 + np.arcsin(rho) / np.pi, rel=1e-9)
     assert tpr + fpr == pytest.approx(1, rel=1e-9)
 
 
 def test_closed_form_falls_as_the_power_minus_three_halves():
-    tpr, fpr = null_bias.expected_rates(512, "bayes", "balanced")
+    tpr, fpr = null_bias.expected_rates(512, "lira:bayes", "balanced")
     assert tpr - fpr == pytest.approx(-np.sqrt(2 / 256**3) / (2 * np.pi), rel=0.01)
 
 
-@pytest.mark.parametrize("rule", ["bayes", "fpr@0.05"])
+@pytest.mark.parametrize("rule", ["lira:bayes", "lira:fpr@0.05"])
 def test_closed_form_against_scores_with_a_known_variance(rule):
     rng = np.random.default_rng(0)
     phi = rng.normal(size=(12, 40_000))
@@ -80,7 +80,7 @@ def test_closed_form_against_scores_with_a_known_variance(rule):
     total_in, total_out = (phi * keep).sum(0), (phi * ~keep).sum(0)
     mean_in, mean_out = (total_in - phi * keep) / (6 - keep), (total_out - phi * ~keep) / (6 - ~keep)
     score = (phi - mean_out) ** 2 - (phi - mean_in) ** 2
-    flag = score > (0 if rule == "bayes" else np.quantile(score[~keep], 0.95))
+    flag = score > (0 if rule == "lira:bayes" else np.quantile(score[~keep], 0.95))
     tpr, fpr = null_bias.expected_rates(12, rule, "balanced")
     drawn = (flag & keep).sum(0) / 6 - (flag & ~keep).sum(0) / 6
     assert drawn.mean() == pytest.approx(tpr - fpr, abs=4 * drawn.std() / 200)
@@ -88,8 +88,8 @@ def test_closed_form_against_scores_with_a_known_variance(rule):
 
 
 def test_the_level_of_the_rule_is_that_of_the_pooled_out_scores():
-    assert null_bias.expected_rates(20, "fpr@0.1", "balanced")[1] == pytest.approx(0.1, rel=1e-9)
-    assert null_bias.expected_rates(20, "fpr@0.1")[1] > 0.1  # it counts samples with few out-models more
+    assert null_bias.expected_rates(20, "lira:fpr@0.1", "balanced")[1] == pytest.approx(0.1, rel=1e-9)
+    assert null_bias.expected_rates(20, "lira:fpr@0.1")[1] > 0.1  # it counts samples with few out-models more
 
 
 def test_bias_of_the_package_lies_on_the_closed_form():
@@ -104,7 +104,7 @@ def test_bias_of_the_package_lies_on_the_closed_form():
 def test_rejections_count_what_the_test_rejects():
     found = null_calibration.rejections(2, populations=2, draws=39)
     assert found.index.names == ["batch", "rule", "metric"]
-    smooth = found.xs((2, "bayes"), level=("batch", "rule")).loc[["auc", "dynamic", "displacement", "speed_mean"]]
+    smooth = found.xs((2, "lira:bayes"), level=("batch", "rule")).loc[["auc", "dynamic", "displacement", "speed_mean"]]
     np.testing.assert_allclose(smooth.attainable, 2 * 2 / 40)  # 2 of 40 at 5 %, of two populations
     assert (found.rejected <= found.defined).all()
     dates = found.xs("recall_epoch", level="metric")
@@ -115,14 +115,14 @@ def test_a_signal_is_rejected(monkeypatch):
     strong = Simulator(65, 3, separation=3).run(20)
     monkeypatch.setattr(Simulator, "run", lambda *_: strong)
     table = null_calibration.rejections(0, populations=1, draws=39)
-    found = table.xs("fpr@0.01", level="rule").rejected.droplevel("batch")
+    found = table.xs("lira:fpr@0.01", level="rule").rejected.droplevel("batch")
     assert found[["auc", "advantage", "displacement", "entropy_change", "vulnerable"]].tolist() == [1] * 5
 
 
 def test_rates_and_their_interval_by_hand():
-    index = pd.MultiIndex.from_product([[0, 1, 2], ["bayes"], ["auc"]], names=["batch", "rule", "metric"])
+    index = pd.MultiIndex.from_product([[0, 1, 2], ["lira:bayes"], ["auc"]], names=["batch", "rule", "metric"])
     table = pd.DataFrame({"rejected": [4, 3, 5], "defined": [20, 20, 20], "attainable": [1.0, 1.0, 1.0]}, index)
-    row = null_calibration.rejection_rates(table).loc["bayes", "auc"]
+    row = null_calibration.rejection_rates(table).loc["lira:bayes", "auc"]
     half = 1.96 * 100 * np.std([0.2, 0.15, 0.25], ddof=1) / np.sqrt(3)
     np.testing.assert_allclose(row[["value", "high", "attainable", "defined"]], [20, 20 + half, 5, 60])
     assert row.low == pytest.approx(20 - half)
@@ -142,7 +142,7 @@ def test_explained_shares_by_hand():
     np.testing.assert_allclose(share.loc["auc"], [-5, -25, 25])
     np.testing.assert_allclose(share.loc["displacement"], [10, 0, 20])
     assert share.loc["recall_epoch"].isna().all()
-    names = nosignal.not_distinguishable({"bayes": table})
+    names = nosignal.not_distinguishable({"lira:bayes": table})
     assert names["these runs"].tolist() == ["none", "all", "all"]
     assert names["not distinguishable in"].tolist() == ["0 of 1", "1 of 1", "1 of 1"]
 
@@ -156,7 +156,7 @@ def test_explained_shares_by_hand():
 ])  # fmt: skip
 def test_findings_follow_their_rule(row, words):
     assert nosignal._finding(pd.Series(row, ["value", "low", "high", "attainable"])) == words
-    named = pd.Series(row, ["value", "low", "high", "attainable"], name=("bayes", "r_out"))
+    named = pd.Series(row, ["value", "low", "high", "attainable"], name=("lira:bayes", "r_out"))
     assert nosignal._finding(named) == words.replace("a fault", "the test does not hold for it")
 
 
@@ -166,11 +166,11 @@ def test_the_verdict_names_what_is_out_of_bounds():
     index = pd.MultiIndex.from_product([book.RULES, null_bias.CHEAP], names=["rule", "metric"])
     rates = pd.DataFrame({"value": 5.0, "low": 4.5, "high": 5.5, "attainable": 5.0, "defined": 100}, index)
     assert any("all lie within 4 to 6 %" in line for line in nosignal.verdict(tables, bias, rates))
-    rates.loc[("bayes", "auc"), ["value", "low", "high"]] = 7, 6.5, 7.5
-    rates.loc[("bayes", "recall_epoch"), ["value", "low", "high", "attainable"]] = 1, 0.5, 1.5, 1
+    rates.loc[("lira:bayes", "auc"), ["value", "low", "high"]] = 7, 6.5, 7.5
+    rates.loc[("lira:bayes", "recall_epoch"), ["value", "low", "high", "attainable"]] = 1, 0.5, 1.5, 1
     last = nosignal.verdict(tables, bias, rates)[-2:]
     assert "5.0 to 7.0 % at 5 % for the 31 continuous" in last[0]
-    assert "outside 4 to 6 %: attack AUC at the end (`bayes`, 7.0 [6.5, 7.5] %: a fault)" in last[0]
+    assert "outside 4 to 6 %: attack AUC at the end (`lira:bayes`, 7.0 [6.5, 7.5] %: a fault)" in last[0]
     assert last[1].startswith("1 figures are discrete")
 
 
@@ -181,7 +181,7 @@ def test_the_released_calibration_keeps_its_level():
     assert shared.value.max() > 6
     held = rates[rates.attainable >= nosignal.DISCRETE]
     smooth = ("auc", "advantage", "displacement", "dynamic", "speed_mean", "speed_peak", "entropy_change", "r_all")
-    assert {(rule, name) for rule in ("fpr@0.01", "bayes") for name in smooth} <= set(held.index)  # few ties, if any
+    assert {(rule, name) for rule in ("lira:fpr@0.01", "lira:bayes") for name in smooth} <= set(held.index)  # few ties, if any
     assert (held.low <= 5.5).all()
     assert (held.high >= 4.5).all()
     assert not (rates.low > 5.5).any()

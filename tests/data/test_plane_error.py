@@ -19,8 +19,8 @@ def few():
 
 def test_counts_err_by_their_variance_alone_against_their_own_mean(few):
     simulator = plane_error.SCENARIOS["normal"]
-    counts = np.stack([vulnerability_plane(simulator.run(10, seed), "bayes").tpr[1:] for seed in range(12)])
-    row = few.loc["normal", 10, "bayes", "sample", "tpr", "attack", "counts"]
+    counts = np.stack([vulnerability_plane(simulator.run(10, seed), "lira:bayes").tpr[1:] for seed in range(12)])
+    row = few.loc["normal", 10, "lira:bayes", "sample", "tpr", "attack", "counts"]
     assert row.bias == pytest.approx(0, abs=1e-12)
     assert row.mse == pytest.approx(counts.var(0, ddof=1).mean())
     assert row.ratio == pytest.approx(1)
@@ -28,10 +28,10 @@ def test_counts_err_by_their_variance_alone_against_their_own_mean(few):
 
 def test_bias_against_the_ideal_attack_is_the_mean_difference(few):
     simulator = plane_error.SCENARIOS["normal"]
-    planes = [plane_error.estimates(simulator.run(10, seed), ["bayes"])["bayes"]["plug-in"] for seed in range(12)]
+    planes = [plane_error.estimates(simulator.run(10, seed), ["lira:bayes"])["lira:bayes"]["plug-in"] for seed in range(12)]
     advantage = np.stack([plane.advantage[1:] for plane in planes])
-    truth = simulator.truth("bayes").advantage[1:].values
-    row = few.loc["normal", 10, "bayes", "sample", "advantage", "ideal", "plug-in"]
+    truth = simulator.truth("lira:bayes").advantage[1:].values
+    row = few.loc["normal", 10, "lira:bayes", "sample", "advantage", "ideal", "plug-in"]
     assert row.bias == pytest.approx((advantage - truth).mean())
     assert row.mse == pytest.approx(((advantage - truth) ** 2).mean(), rel=1e-6)
 
@@ -39,8 +39,8 @@ def test_bias_against_the_ideal_attack_is_the_mean_difference(few):
 def test_the_noise_of_the_reference_is_subtracted():
     # counts of a group against other groups' counts: what is left is the counts' own variance
     run = Simulator(samples=400, checkpoints=1).run(120, 0)
-    errors = plane_error.measured("mine", run, ["bayes"]).loc[
-        "mine", plane_error.GROUP, "bayes", "sample", "tpr", "others"
+    errors = plane_error.measured("mine", run, ["lira:bayes"]).loc[
+        "mine", plane_error.GROUP, "lira:bayes", "sample", "tpr", "others"
     ]
     assert errors.mse["counts"] == pytest.approx(errors.sd["counts"] ** 2, rel=0.02)
     assert errors.ratio["rao-blackwell"] < 0.7
@@ -80,7 +80,7 @@ def test_the_recommendation_follows_its_rule(ratios, shift, best):
 def test_figures_take_the_errors(few):
     figure = smoothing.ratios(few)
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["normal, N = 10"]
-    planes = plane_error.estimates(plane_error.SCENARIOS["skewed"].run(10, 0), ["bayes"])["bayes"]
+    planes = plane_error.estimates(plane_error.SCENARIOS["skewed"].run(10, 0), ["lira:bayes"])["lira:bayes"]
     assert len(smoothing.clouds({"simulated": planes}).axes) == 4
 
 

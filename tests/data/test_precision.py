@@ -28,7 +28,7 @@ def population():
 def measured(population):
     with pytest.MonkeyPatch.context() as patch:  # the other metrics and rule take the same lines
         patch.setattr(precision, "WANTED", ("advantage",))
-        patch.setattr(precision, "RULES", ("bayes",))
+        patch.setattr(precision, "RULES", ("lira:bayes",))
         return measure(population, (5, 8, 10, 20), partitions=5)
 
 
@@ -51,10 +51,10 @@ def test_parts_are_disjoint_scorable_and_reproducible(population):
 def test_a_row_equals_a_second_computation(population, measured):
     first, second = list(disjoint_parts(population, 5, 2))[:2]
     whole, a, b = (
-        vulnerability_plane(run, Scoring(reading="bayes", variance="pooled")) for run in (population, first, second)
+        vulnerability_plane(run, Scoring("lira", "bayes", variance="pooled")) for run in (population, first, second)
     )
     whole = whole.sel(sample=b.sample)
-    row = measured.loc["bayes", 5, 2, 1]
+    row = measured.loc["lira:bayes", 5, 2, 1]
     assert row.samples == b.sizes["sample"]
     assert row.advantage == pytest.approx(1000 * float(b.advantage[-1].mean() - whole.advantage[-1].mean()))
     flags = [dyn.vulnerable(plane).values[-1] for plane in (b, whole)]
@@ -64,7 +64,7 @@ def test_a_row_equals_a_second_computation(population, measured):
     a, b = a.sel(sample=common), b.sel(sample=common)
     expected = spearmanr(a.advantage.mean("epoch"), b.advantage.mean("epoch")).statistic
     assert row.rank_disjoint == pytest.approx(expected)
-    assert np.isnan(measured.loc["bayes", 5, 2, 0].rank_disjoint)
+    assert np.isnan(measured.loc["lira:bayes", 5, 2, 0].rank_disjoint)
 
 
 def test_independent_trials_have_the_binomial_spread():
@@ -80,41 +80,41 @@ def test_independent_trials_have_the_binomial_spread():
 def test_trials_that_share_their_fitted_means_spread_more(measured):
     rows = measured.xs(20, level="models")
     effect = (rows.noise_disjoint**2).mean() / (rows.noise_binomial**2).mean()
-    assert precision.design_effects(measured)["bayes", 20] == pytest.approx(effect)
+    assert precision.design_effects(measured)["lira:bayes", 20] == pytest.approx(effect)
     assert effect > 1.1
 
 
 def test_the_spread_of_a_mean_over_models_is_known():
     rng = np.random.default_rng(2)
-    value, rows = rng.normal(3, 2, 128), {("bayes", 128, 0, 0): dict.fromkeys(precision.WANTED, 0.0)}
+    value, rows = rng.normal(3, 2, 128), {("lira:bayes", 128, 0, 0): dict.fromkeys(precision.WANTED, 0.0)}
     for models in (5, 10, 20, 40, 80):
         for partition in range(150):
             order = rng.permutation(128)
             for subset in range(128 // models):
                 error = value[order[subset * models : (subset + 1) * models]].mean() - value.mean()
-                rows["bayes", models, partition, subset] = dict.fromkeys(precision.WANTED, error)
+                rows["lira:bayes", models, partition, subset] = dict.fromkeys(precision.WANTED, error)
     frame = pd.DataFrame.from_dict(rows, "index").rename_axis(precision.INDEX[1:])
     whole = precision_table(frame)
-    table = whole.loc["bayes", "auc", :]
+    table = whole.loc["lira:bayes", "auc", :]
     models = table.index.get_level_values("models").to_numpy()
     np.testing.assert_allclose(table.spread, value.std(ddof=1) / np.sqrt(models), rtol=0.1)
     assert (abs(table.bias) < table.high - table.low).all()  # four standard errors
     assert (abs(table.spread * np.sqrt(models) / value.std(ddof=1) - 1) < 4 * table.error / table.spread).all()
-    assert spread_law(whole, "bayes", "auc").exponent == pytest.approx(-0.5, abs=0.05)
+    assert spread_law(whole, "lira:bayes", "auc").exponent == pytest.approx(-0.5, abs=0.05)
     assert table.corrected.tolist() == [False] * 4 + [True]
-    assert spread_law(whole, "bayes", "auc", leave_out=20).predict(20)[0, 0] == pytest.approx(table.spread[20], rel=0.1)
+    assert spread_law(whole, "lira:bayes", "auc", leave_out=20).predict(20)[0, 0] == pytest.approx(table.spread[20], rel=0.1)
 
 
 def test_the_law_foretells_the_spread_of_independent_populations(population, measured):
     simulator = Simulator(samples=150, checkpoints=2, separation=2.0, seed=1)
     table = table_of(measured)
-    drawn = [float(vulnerability_plane(simulator.run(20, k), "bayes").advantage[-1].mean()) for k in range(1, 41)]
-    foretold = spread_law(table, "bayes", "advantage", leave_out=20).predict(20)[0, 0]
+    drawn = [float(vulnerability_plane(simulator.run(20, k), "lira:bayes").advantage[-1].mean()) for k in range(1, 41)]
+    foretold = spread_law(table, "lira:bayes", "advantage", leave_out=20).predict(20)[0, 0]
     assert 1000 * np.std(drawn, ddof=1) == pytest.approx(foretold, rel=0.35)
     bias = 1000 * np.mean(drawn) - 1000 * float(
-        vulnerability_plane(simulator.run(64, 99), "bayes").advantage[-1].mean()
+        vulnerability_plane(simulator.run(64, 99), "lira:bayes").advantage[-1].mean()
     )
-    assert table.loc["bayes", "advantage", 20].bias == pytest.approx(bias, abs=15)
+    assert table.loc["lira:bayes", "advantage", 20].bias == pytest.approx(bias, abs=15)
 
 
 def test_required_models_of_an_advantage_in_closed_form():
@@ -165,7 +165,7 @@ def test_impossible_input_is_one_clear_line(given, said):
 
 
 def test_a_law_and_a_plane_are_not_both(measured):
-    law = spread_law(table_of(measured), "bayes", "advantage")
+    law = spread_law(table_of(measured), "lira:bayes", "advantage")
     with pytest.raises(UserError, match="not both"):
         required_shadow_models(0.1, plane=plane_of([[1]], [[2]]), law=law)
     with pytest.raises(UserError, match="unknown limit"):

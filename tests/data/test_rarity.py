@@ -73,7 +73,7 @@ def test_planted_memory_of_rare_features_is_found(strength):
     run, counts = planted(abs(strength))
     counts = counts if strength >= 0 else 21 - counts
     plane = dynmia.vulnerability_plane(run)
-    row = rarity.relate(plane, run, counts, "fpr@0.01", draws=40)
+    row = rarity.relate(plane, run, counts, "lira:fpr@0.01", draws=40)
     assert row.value == pytest.approx(spearmanr(counts, dyn.dynamic_vulnerability(plane)).statistic)
     assert (row.p < 0.05) == (strength != 0)
     groups = rarity.shares(plane, counts)
@@ -110,7 +110,7 @@ def test_rarity_at_an_equal_number_of_features(explained):
     plane = dynmia.vulnerability_plane(run)
     other = counts.copy(data=np.random.default_rng(1).normal(0, 5, counts.size))
     rare, given = (counts + other, counts) if explained else (counts, other)
-    plain, fixed = (rarity.relate(plane, run, rare, "fpr@0.01", draws=40, given=one) for one in (None, given))
+    plain, fixed = (rarity.relate(plane, run, rare, "lira:fpr@0.01", draws=40, given=one) for one in (None, given))
     assert plain.p < 0.05
     assert (fixed.p > 0.05) == explained
     assert fixed.low < fixed.value < fixed.high

@@ -61,18 +61,18 @@ def test_intervals_keep_the_first_and_the_last_checkpoint(checkpoints, every):
 
 def test_the_reference_has_the_interval_of_the_study():
     got = ends(measure(SIMULATED, [REFERENCE])[REFERENCE.label])
-    expected = ends(score_halves(SIMULATED, "fpr@0.01", only=DEPENDS["reference"]))
+    expected = ends(score_halves(SIMULATED, "lira:fpr@0.01", only=DEPENDS["reference"]))
     pd.testing.assert_frame_equal(got, expected)
 
 
 @pytest.mark.parametrize(("choice", "metric"), [
-    (Choice("rule", "x", rule="bayes"), "displacement"), (Choice("centre", "x", centre="median"), "displacement"),
+    (Choice("rule", "x", rule="lira:bayes"), "displacement"), (Choice("centre", "x", centre="median"), "displacement"),
     (Choice("variance", "x", variance="per-sample"), "auc"), (Choice("cuts", "x", cuts=(0.05, 0.95)), "vulnerable"),
     (Choice("grid", "x", bins=4), "entropy_change"), (Choice("interval", "x", step=3), "speed_mean"),
 ])  # fmt: skip
 def test_a_choice_changes_what_it_says(choice, metric):
     run = RUN.assign_coords(epoch=[0, 1, 3, 6])  # uneven, so that an interval shows
-    plane = vulnerability_plane(run, Scoring("online", choice.rule, choice.centre, choice.variance))
+    plane = vulnerability_plane(run, Scoring.of(choice.rule, centre=choice.centre, variance=choice.variance))
     if choice.kind == "cuts":
         value = 100 * ((plane.fpr < 0.05) & (plane.tpr > 0.95)).values[-1].mean()
     elif choice.kind == "grid":
@@ -90,7 +90,7 @@ def test_a_choice_changes_what_it_says(choice, metric):
 def test_choices_change_only_what_they_are_said_to_change():
     got = measure(RUN, choices(RUN), 0)
     for choice in [c for c in choices(RUN) if not c.run]:
-        plane = vulnerability_plane(RUN, Scoring("online", choice.rule, choice.centre, choice.variance))
+        plane = vulnerability_plane(RUN, Scoring.of(choice.rule, centre=choice.centre, variance=choice.variance))
         plane = plane.isel(epoch=slice(None, None, choice.step))
         plane = plane.assign(state=dyn.states(plane, choice.cuts))
         for metric in set(DEPENDS["reference"]) - set(DEPENDS[choice.kind]):
@@ -104,7 +104,7 @@ def test_choices_change_only_what_they_are_said_to_change():
 ])  # fmt: skip
 def test_halves_are_measured_as_the_whole_is(choice):
     scored = measure(SIMULATED, [choice])["x"]
-    scoring = Scoring("online", choice.rule, choice.centre, choice.variance)
+    scoring = Scoring.of(choice.rule, centre=choice.centre, variance=choice.variance)
     for dim, part in (("sample", SIMULATED.isel(sample=next(numbers_of_halves(SIMULATED.sizes["sample"], 20)))),
                       ("model", next(halves(SIMULATED, "model", 20, 0, scoring)))):  # fmt: skip
         expected = measure(part, [choice], 0)["x"].value
@@ -126,7 +126,7 @@ def test_outcomes_by_hand(verdict, word):
     rows = {("order-auc", REFERENCE.label, "auc"): {"value": 1.0, "verdict": verdict},
             (MAIN, REFERENCE.label, "auc"): {"value": 1.0, "verdict": None}}  # fmt: skip
     table = pd.DataFrame.from_dict(rows, "index").rename_axis(["subject", "choice", "metric"])
-    words = outcomes(table, [REFERENCE, Choice("rule", "bayes", rule="bayes")])
+    words = outcomes(table, [REFERENCE, Choice("rule", "bayes", rule="lira:bayes")])
     assert words.to_numpy().tolist() == [[word, "does not apply"]]
 
 
@@ -161,12 +161,12 @@ def test_the_table_of_equal_runs(monkeypatch, tmp_path):
     for name in (*definitions.RUNS.values(), SMALL, BALANCED):
         (tmp_path / f"{name}.nc").touch()
     monkeypatch.setattr(made, "open_run", lambda path: SIMULATED)
-    few = [REFERENCE, Choice("rule", "bayes", rule="bayes"), Choice("design", "balanced", run=BALANCED)]
+    few = [REFERENCE, Choice("rule", "bayes", rule="lira:bayes"), Choice("design", "balanced", run=BALANCED)]
     monkeypatch.setattr(made, "choices", lambda run: few)
     monkeypatch.setattr(made, "compute", partial(made.compute, null=10))
     made.main(str(tmp_path))
     table = read_table(tmp_path / "sensitivity.csv")
-    for reading, label in (("fpr@0.01", REFERENCE.label), ("bayes", "bayes")):
+    for reading, label in (("lira:fpr@0.01", REFERENCE.label), ("lira:bayes", "bayes")):
         noise = null_summary(SIMULATED, reading, draws=10).loc["vulnerable"]
         row = table.loc["vulnerable-cifar10", label, "vulnerable"]
         assert [row.null_low, row.null_high] == pytest.approx([noise.low, noise.high], rel=1e-5)
@@ -178,7 +178,7 @@ def test_the_table_of_equal_runs(monkeypatch, tmp_path):
 
 def test_under_the_study_s_own_choice_the_table_is_that_of_figures_and_claims():
     table = read_table("data/sensitivity.csv").xs(REFERENCE.label, level="choice")
-    judged = read_table("data/claims.csv").xs("fpr@0.01", level="reading")
+    judged = read_table("data/claims.csv").xs("lira:fpr@0.01", level="reading")
     assert len(table) > 80
     assert set(made.ASKED) <= set(table.index.get_level_values("subject"))
     for (subject, metric), row in table.iterrows():

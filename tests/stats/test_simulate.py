@@ -16,7 +16,7 @@ def test_noise_has_mean_zero_and_variance_one(noise):
 
 
 @pytest.mark.parametrize("noise", NOISE)
-@pytest.mark.parametrize("rule", ["fpr@0.05", "bayes"])
+@pytest.mark.parametrize("rule", ["lira:fpr@0.05", "lira:bayes"])
 def test_truth_equals_brute_force(noise, rule):
     simulator = Simulator(samples=40, checkpoints=2, noise=noise, spread_in=0.7)
     rng = np.random.default_rng(3)
@@ -31,14 +31,14 @@ def test_truth_equals_brute_force(noise, rule):
             return logs[0] - logs[1]
 
         scores = [score(phi) for phi in phis]
-        threshold = 0 if rule == "bayes" else np.quantile(scores[1], 0.95)
+        threshold = 0 if rule == "lira:bayes" else np.quantile(scores[1], 0.95)
         for name, drawn in zip(("tpr", "fpr"), scores):
             np.testing.assert_allclose(truth[name][t], (drawn > threshold).mean(0), atol=0.015)
 
 
 def test_a_large_population_comes_close_to_the_truth():
     simulator = Simulator(samples=60, checkpoints=2)
-    plane, truth = vulnerability_plane(simulator.run(1500, 1), "fpr@0.05"), simulator.truth("fpr@0.05")
+    plane, truth = vulnerability_plane(simulator.run(1500, 1), "lira:fpr@0.05"), simulator.truth("lira:fpr@0.05")
     for name in ("tpr", "fpr"):
         error = (plane[name] - truth[name]).isel(epoch=slice(1, None))
         assert float((error**2).mean()) ** 0.5 < 0.04  # binomial 0.018; samples that hardly leak have unsure scores
@@ -46,19 +46,19 @@ def test_a_large_population_comes_close_to_the_truth():
 
 
 def test_equal_spreads_have_a_straight_score():
-    curved = Simulator(samples=30, checkpoints=2, spread_in=1 - 1e-6).truth("fpr@0.1")
-    straight = Simulator(samples=30, checkpoints=2, spread_in=1.0).truth("fpr@0.1")
+    curved = Simulator(samples=30, checkpoints=2, spread_in=1 - 1e-6).truth("lira:fpr@0.1")
+    straight = Simulator(samples=30, checkpoints=2, spread_in=1.0).truth("lira:fpr@0.1")
     np.testing.assert_allclose(curved.tpr[1:], straight.tpr[1:], atol=1e-3)
 
 
-@pytest.mark.parametrize(("rule", "rate"), [("fpr@0.1", 0.1), ("bayes", 0.5)])
+@pytest.mark.parametrize(("rule", "rate"), [("lira:fpr@0.1", 0.1), ("lira:bayes", 0.5)])
 def test_without_a_signal_the_ideal_attack_flags_at_random(rule, rate):
     truth = Simulator(samples=30, checkpoints=2, separation=0, spread_in=1).truth(rule)
     np.testing.assert_array_equal(truth.tpr, rate)
     np.testing.assert_array_equal(truth.fpr, rate)
     spread = Simulator(samples=30, checkpoints=2, separation=0, spread_in=0.5).truth(rule)  # told by the spread alone
     assert float(spread.advantage[-1].mean()) > 0.05
-    if rule != "bayes":
+    if rule != "lira:bayes":
         np.testing.assert_allclose(spread.fpr.mean("sample"), rate, atol=1e-6)
 
 
