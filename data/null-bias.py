@@ -108,7 +108,9 @@ def bias(
     """
     simulator = Simulator(samples, CHECKPOINTS - 1, separation=0, spread_in=1, seed=seed)
     planes = [
-        vulnerability_planes(simulator.run(models, number, design), [Scoring.of(rule, variance=variance) for rule in RULES])
+        vulnerability_planes(
+            simulator.run(models, number, design), [Scoring.of(rule, variance=variance) for rule in RULES]
+        )
         for number in range(populations)
     ]
     tables = {}

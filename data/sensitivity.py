@@ -112,7 +112,9 @@ def measure(
         whole = vulnerability_planes(run, scorings.values(), keep=keep, roc=roc)
         first = next(iter(scorings.values()))
         parts = {
-            dim: [vulnerability_planes(part, scorings.values(), roc=roc) for part in halves(run, dim, draws, seed, first)]
+            dim: [
+                vulnerability_planes(part, scorings.values(), roc=roc) for part in halves(run, dim, draws, seed, first)
+            ]
             for dim in OVER["both"][1] * bool(draws)
         }
         for choice in same:

@@ -12,8 +12,8 @@ sum of squares S about it, f = c - 1; all of them without the target.
 1. *Variance* (Smyth 2004, limma; for this attack Brännvall 2026, BaVarIA, with one prior for all samples). If the
    values are normal and the precision of a sample is drawn from a gamma prior with d0 degrees of freedom and the scale
    1 / s0^2, then log(S / f) has the mean log s0^2 - psi(d0 / 2) + log(d0 / 2) + psi(f / 2) - log(f / 2) and the
-   variance psi'(d0 / 2) + psi'(f / 2). So e = log(S / f) - psi(f / 2) + log(f / 2) is regressed on a cubic in the mean of
-   the out-models (limma's trend), and what scatters about it beyond the mean of psi'(f / 2) is psi'(d0 / 2), which
+   variance psi'(d0 / 2) + psi'(f / 2). So e = log(S / f) - psi(f / 2) + log(f / 2) is regressed on a cubic in the mean
+   of the out-models (limma's trend), and what scatters about it beyond the mean of psi'(f / 2) is psi'(d0 / 2), which
    gives the prior degrees of freedom d0 (no end of them if nothing does). The moderated variance is
    s^2 = (d0 s0^2 + S) / (d0 + f).
 2. *Mean* (new here). Given the true means the two sides err independently. So what the out-models say of the true mean
@@ -30,8 +30,8 @@ sum of squares S about it, f = c - 1; all of them without the target.
 5. *Score.* log t(phi; in) - log t(phi; out), a log-odds of membership: inclusion is as likely as not.
 
 A side with a single model left has f = 0: its variance is the trend's, and its mean is moderated the more. Below 50
-samples the trends are straight lines, and steps 0 and 4 are left out. The trends of a pool beyond 2^12 samples are fitted
-to evenly spaced ones, 2^11 or more, and k to 2^10 or more of these, to keep the cost near that of LiRA.
+samples the trends are straight lines, and steps 0 and 4 are left out. The trends of a pool beyond 2^12 samples are
+fitted to evenly spaced ones, 2^11 or more, and k to 2^10 or more of these, to keep the cost near that of LiRA.
 """
 
 from __future__ import annotations
@@ -199,7 +199,9 @@ class _Moderated:
             elif fit.total.any():
                 raise UserError("too few models or samples for a leave-one-out variance: use more of them.")
             else:  # nothing varies
-                self.log_prior[side] = np.full((len(self.phi), self.degree + 1), np.log(FLOOR)) * np.eye(1, self.degree + 1)
+                self.log_prior[side] = np.full((len(self.phi), self.degree + 1), np.log(FLOOR)) * np.eye(
+                    1, self.degree + 1
+                )
                 self.freedom[side] = np.full((len(self.phi), 1), MOST)
 
     def pooled(self, side: bool, z: np.ndarray, square: np.ndarray) -> np.ndarray:
@@ -232,7 +234,8 @@ class _Moderated:
 
     def predictive(self, block: slice | np.ndarray) -> dict[bool, tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Of each side r, w and the degrees of freedom v, (N, b): the t density at phi is, but for k, proportional to
-        (1 + r^2 / w)^(-(v + 1) / 2) / sqrt(w)."""
+        (1 + r^2 / w)^(-(v + 1) / 2) / sqrt(w).
+        """
         x, sides = self.sides(block)
         z = {side: self.standard(mean, side) for side, (_, _, mean, _) in sides.items()}
         found = {}
@@ -275,7 +278,8 @@ class _Moderated:
 
     def _constants(self) -> dict[bool, np.ndarray]:
         """Twice the logarithm of the ratio of the two densities' constants, (N, N + 1) by the number of in-models, for
-        targets that are in (True) and out."""
+        targets that are in (True) and out.
+        """
         models = len(self.phi)
         table = {side: 2 * _log_constant(self.freedom[side] + np.arange(models)) for side in (True, False)}  # by f
         count = np.arange(models + 1)
@@ -381,7 +385,7 @@ class _Fit:
 
 
 def freedom_of(excess: np.ndarray) -> np.ndarray:
-    """d0 with trigamma(d0 / 2) = excess, by Newton's method (Smyth 2004, appendix); ``MOST`` if that is not positive."""
+    """d0 with trigamma(d0 / 2) = excess, by Newton's method (Smyth 2004, appendix); ``MOST`` if it is not positive."""
     y = np.maximum(excess, 1e-12)
     x = 0.5 + 1 / y
     for _ in range(50):

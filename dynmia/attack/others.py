@@ -18,6 +18,7 @@ from . import lira
 from .moderated import bavaria_scores, moderated_offline_scores, moderated_scores
 from .scoring import LIRA, STUDY, Scoring
 
+TIE = 1e-12  # of a log ratio, far below a step of the share
 OFFLINE_A = 0.3  # p_in = a p_out + 1 - a: the default of the authors' code
 
 
@@ -94,7 +95,8 @@ def rmia(phi: np.ndarray, keep: np.ndarray, labels: np.ndarray, *, gamma: float 
 
     LR(x, z) = (p_target(x) / p(x)) / (p_target(z) / p(z)), and the score is the share of z with LR >= gamma. Half of
     p(x) is the mean probability under the other models that trained on x, half that under the others. A target's
-    population is all samples of the pool that it did not train on, without x: under either design a random subset.
+    population is all samples of the pool that it did not train on, without x: under either design a random subset. Of
+    samples with the same share, as the many that dominate all of a small population, the larger ratio is first.
     """
     bounded("gamma", gamma, 1e-9, whole=False)
     phi, keep, _ = _checked(phi, keep, labels)
@@ -130,6 +132,7 @@ def _dominated(log_ratio: np.ndarray, keep: np.ndarray, gamma: float) -> np.ndar
         own = ~inside & (gamma <= 1)  # x is no population sample of its own
         row[:] = np.searchsorted(population, ratio - np.log(gamma), "right") - own
         row /= np.maximum(len(population) - ~inside, 1)
+        row += TIE * ratio  # tells apart the many that dominate all of a small population
     return scores
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -39,8 +39,8 @@ def vulnerability_plane(
         tpr = tp / n_in, fpr = fp / n_out (NaN without such models), advantage = tpr - fpr; state, of :func:`state_of`
         with the cuts in its attribute; per epoch threshold (NaN if there is none), test_accuracy, train_accuracy; hits
         (level, epoch, sample), the in-models that flag the sample at the pooled FPR ``level``, NaN if the out-scores
-        are too few to tell it; place_in, place_out (epoch, sample), the sums over the sample's in-models (out-models) of the share
-        of all out-scores below (in-scores above) theirs, from which the AUC follows.
+        are too few to tell it; place_in, place_out (epoch, sample), the sums over the sample's in-models (out-models)
+        of the share of all out-scores below (in-scores above) theirs, from which the AUC follows.
 
     Raises:
         UserError: an unknown name, a level a below one over the number of out-scores, or a run that cannot be scored.
@@ -77,8 +77,8 @@ def _planes(
     for level in filter(None, levels.values()):
         if level * n_out.sum() < 1:
             raise UserError(
-                f"reading 'fpr@{level:g}' needs {np.ceil(1 / level):.0f} out-scores, pairs of a sample and a model that "
-                f"did not train on it; this run has {n_out.sum()}: use a higher level, or posterior."
+                f"reading 'fpr@{level:g}' needs {np.ceil(1 / level):.0f} out-scores, pairs of a sample and a model "
+                f"that did not train on it; this run has {n_out.sum()}: use a higher level, or posterior."
             )
     decided = {
         name: np.zeros((2, epochs, samples), float if reading == "posterior" else np.int32)
@@ -214,11 +214,15 @@ def halves(
 
 
 def planes_of_halves(
-    run: xr.Dataset, scoring: Scoring | str, dim: str, draws: int, seed: int = 0, *, roc: bool = True
-) -> Iterator[xr.Dataset]:
-    """The planes of :func:`halves`, scored with the variance that ``auto`` means for the whole run."""
-    scoring = Scoring.of(scoring).for_models(run.sizes["model"])
-    return (vulnerability_plane(part, scoring, roc=roc) for part in halves(run, dim, draws, seed, scoring))
+    run: xr.Dataset, scorings: Sequence[Scoring | str], dim: str, draws: int, seed: int = 0, *, roc: bool = True
+) -> Iterator[list[xr.Dataset]]:
+    """The planes of :func:`halves` under each of ``scorings``, with the variance that ``auto`` means for the whole run.
+
+    The scorings are readings of one attack; its least number of models on each side says which samples a half has.
+    """
+    alike = [Scoring.of(scoring).for_models(run.sizes["model"]) for scoring in scorings]
+    for part in halves(run, dim, draws, seed, alike[0]):
+        yield list(vulnerability_planes(part, alike, roc=roc).values())
 
 
 def numbers_of_halves(size: int, draws: int, seed: int = 0) -> Iterator[np.ndarray]:

@@ -22,7 +22,8 @@ from ..store.run import open_run, resolve
 from ..study import Study
 from .makers import made_by
 
-RULES = ("lira:fpr@0.01", "lira:bayes")  # under which figures.csv holds every run
+READINGS = ("posterior", "bayes", "fpr@0.01")  # of the study's attack, under which figures.csv holds every run
+RULES = ("lira:fpr@0.01", "lira:bayes")  # as well
 RANGE = "value low high"
 # name of a released table -> the columns that tell its rows apart, further columns of text, and what must be there of
 # numbers; every other column holds numbers too
@@ -45,12 +46,14 @@ TABLES = {
     "null-bias.csv": ("variance design models rule metric", "", RANGE),
     "null-calibration.csv": ("batch rule metric", "", "rejected defined attainable"),
     "paper.csv": ("dataset metric", "setting", "value"),
+    "peers.csv": ("run epoch attack metric", "", f"{RANGE} gain gain_low gain_high null_value null_low null_high"),
+    "peers-models.csv": ("run models attack partition subset", "", "samples auc tpr_01pct tpr_1pct tpr_10pct ece"),
     "plane-error.csv": ("population models rule of quantity truth estimate", "", "bias sd mse ratio low high"),
     "precision.csv": ("run rule models partition subset", "", "samples advantage auc displacement noise_binomial"),
     "rarity.csv": ("run sample", "", "rarest features"),
     "sensitivity.csv": ("subject choice metric", "verdict", f"{RANGE} null_low null_high"),
 }  # fmt: skip
-COUNTS = ("models", "partition", "subset", "samples", "sample", "batch")  # numbers among what tells rows apart
+COUNTS = ("models", "partition", "subset", "samples", "sample", "batch", "epoch")  # numbers among what tells rows apart
 NAME = re.compile(r"\w[\w.+-]{0,99}", re.ASCII)
 LARGEST = 10**6  # characters of a list that a person writes
 KINDS: dict[type, str] = {dict: "a mapping of names to values", list: "a list", str: "a text in quotes"}

@@ -55,7 +55,10 @@ def comparisons(run: xr.Dataset) -> pd.DataFrame:
     ):
         got = attack_scores(phi, keep, labels, Scoring(attack))
         row(f"attack {attack}", f'Scoring("{attack}")', oracle, got, expected, tolerance)
-    plane, second = vulnerability_plane(run, Scoring("lira", "fpr@0.01", variance="pooled")), oracles.Second(paths, keep, run.epoch.values)
+    plane, second = (
+        vulnerability_plane(run, Scoring("lira", "fpr@0.01", variance="pooled")),
+        oracles.Second(paths, keep, run.epoch.values),
+    )
     row("FPR and TPR of each sample", "vulnerability_plane", "sklearn roc_curve, fractions",
         np.stack([plane.fpr, plane.tpr], -1), second.place)  # fmt: skip
     for name, (oracle, of) in oracles.ORACLES.items():

@@ -169,7 +169,7 @@ def over_time(measured: xr.DataArray, vulnerability: xr.DataArray, kind: str = "
 def halved_targets(run: xr.Dataset, scoring: Scoring | str) -> list[Target]:
     """The :func:`target` of ``HALVES`` halves of the models and then of the samples."""
     dims = "model", "sample"
-    return [_target(plane) for dim in dims for plane in planes_of_halves(run, scoring, dim, HALVES, roc=False)]
+    return [_target(plane) for dim in dims for [plane] in planes_of_halves(run, [scoring], dim, HALVES, roc=False)]
 
 
 def over_both(

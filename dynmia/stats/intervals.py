@@ -23,8 +23,9 @@ From there to the ends, for figures, differences and ratios alike:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ import pandas as pd
 import xarray as xr
 from scipy import stats
 
-from ..attack.plane import LEAST, numbers_of_halves, planes_of_halves, vulnerability_plane
+from ..attack.plane import LEAST, numbers_of_halves, planes_of_halves, vulnerability_planes
 from ..attack.scoring import STUDY, Scoring
 from ..dynamics.metrics import METRICS
 from ..errors import UserError, bounded, choose
@@ -129,14 +130,27 @@ def score_halves(
     seed: int = 0,
 ) -> Scored:  # fmt: skip
     """What every interval of a run is made of; arguments and errors as for :func:`interval`."""
+    [scored] = score_readings(run, [scoring], over, only=only, draws=draws, seed=seed).values()
+    return scored
+
+
+def score_readings(
+    run: xr.Dataset, scorings: Iterable[Scoring | str], over: str = "both", *, only: Collection[str] = CHOSEN,
+    draws: int = 20, seed: int = 0,
+) -> dict[str, Scored]:  # fmt: skip
+    """:func:`score_halves` of several scorings, by their text; readings of one attack share its scores."""
     bounded("draws", draws, 20)
     metrics = [choose(name, METRICS, "metric") for name in only]
     if not metrics:
         raise UserError(f"no metric is named: name at least one of {', '.join(METRICS)}.")
     _, dims = OVER[choose(over, OVER, "interval")]
-    halves = {dim: halved(run, scoring, dim, only=metrics, draws=draws, seed=seed) for dim in dims}
-    plane = vulnerability_plane(run, scoring)
-    return Scored(plane, figures([plane], metrics).iloc[0], halves, run.keep, seed)
+    named = {str(scoring): scoring for scoring in map(Scoring.of, scorings)}
+    halves = {dim: _halved(run, named, dim, metrics, draws, seed) for dim in dims}
+    planes = vulnerability_planes(run, named.values())
+    return {
+        name: Scored(plane, figures([plane], metrics).iloc[0], {dim: halves[dim][name] for dim in dims}, run.keep, seed)
+        for name, plane in planes.items()
+    }
 
 
 def ends(scored: Scored, level: float = 0.95) -> pd.DataFrame:
@@ -323,8 +337,24 @@ def halved(
     run: xr.Dataset, scoring: Scoring | str, dim: str, *, only: Collection[str] = CHOSEN, draws: int = 20, seed: int = 0
 ) -> pd.DataFrame:
     """The metrics of ``draws`` halves along ``dim`` (``sample`` or ``model``), one row each."""
-    roc = any(name in ROC for name in only)
-    return figures(list(planes_of_halves(run, scoring, dim, draws, seed, roc=roc)), only)
+    [table] = _halved(run, {"": Scoring.of(scoring)}, dim, only, draws, seed).values()
+    return table
+
+
+def _halved(
+    run: xr.Dataset, scorings: Mapping[str, Scoring], dim: str, only: Collection[str], draws: int, seed: int
+) -> dict[str, pd.DataFrame]:
+    """The metrics of the halves under each scoring; those of one attack are halved and scored together."""
+    roc, found = any(name in ROC for name in only), {}
+    used = [*NEEDED, *(("place_in", "place_out", "n_out") if "auc" in only else ())]
+    for _, group in groupby(scorings.items(), lambda item: replace(item[1], reading="")):
+        names, alike = zip(*group)
+        planes: list[list[xr.Dataset]] = [[] for _ in names]
+        for several in planes_of_halves(run, alike, dim, draws, seed, roc=roc):
+            for kept, plane in zip(planes, several):
+                kept.append(plane[[name for name in used if name in plane]])
+        found |= {name: figures(kept, only) for name, kept in zip(names, planes)}
+    return found
 
 
 def figures(planes: Sequence[xr.Dataset], only: Collection[str] = CHOSEN) -> pd.DataFrame:

@@ -36,7 +36,7 @@ def with_halves(runs: Planes, scoring: Scoring | str, draws: int = 20) -> dict[s
     def planes(run: xr.Dataset) -> Iterator[xr.Dataset]:
         yield vulnerability_plane(run, Scoring.of(scoring).for_models(run.sizes["model"]))
         for dim in ("model", "sample"):
-            yield from planes_of_halves(run, scoring, dim, draws)
+            yield from (plane for [plane] in planes_of_halves(run, [scoring], dim, draws))
 
     return {name: [plane.drop_vars("hits") for plane in planes(run)] for name, run in runs.items()}
 

@@ -7,8 +7,6 @@ import pytest
 from scipy import optimize, special, stats
 
 from dynmia.attack import moderated
-from dynmia.attack.lira import lira_scores
-from dynmia.errors import UserError
 
 FORMS = [moderated.moderated_scores, moderated.bavaria_scores, moderated.moderated_offline_scores]
 
@@ -51,7 +49,7 @@ def literal(phi: np.ndarray, keep: np.ndarray, degree: int = 3, means: bool = Tr
             trend = np.polyfit(z[False][known], e, degree)
             excess = ((e - np.polyval(trend, z[False][known])) ** 2).sum() / (known.sum() - degree - 1)
             excess -= special.polygamma(1, f[known] / 2).mean()
-            d0 = 2 * optimize.brentq(lambda x: special.polygamma(1, x) - excess, 1e-3, 1e7) if excess > 0 else 1e6
+            d0 = 2 * optimize.brentq(lambda x, y=excess: special.polygamma(1, x) - y, 1e-3, 1e7) if excess > 0 else 1e6
             prior = np.exp(np.polyval(trend, z[False]) + special.digamma(d0 / 2) - np.log(d0 / 2))
             variance[side], freedom[side] = (d0 * prior + s[side]) / (d0 + f), d0 + f
         centre, error = dict(m), {side: variance[side] / c[side] for side in m}
@@ -82,7 +80,7 @@ def stats_wls(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> np.ndarray:
     return np.linalg.lstsq(x * np.sqrt(w)[:, None], y * np.sqrt(w), rcond=None)[0]
 
 
-@pytest.mark.parametrize("models, samples, gap", [(20, 300, 1.0), (20, 200, 0.0), (6, 150, 2.0), (9, 49, 1.0)])
+@pytest.mark.parametrize(("models", "samples", "gap"), [(20, 300, 1.0), (20, 200, 0.0), (6, 150, 2.0), (9, 49, 1.0)])
 def test_the_closed_form_equals_the_literal_steps(models, samples, gap):
     phi, keep = population(models, samples, gap)
     own = samples >= moderated.FEW

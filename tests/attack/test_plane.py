@@ -118,7 +118,8 @@ def test_bad_rules_are_errors(rule):
 
 
 @pytest.mark.parametrize(
-    ("rule", "level"), [("bayes", None), ("posterior", None), ("fpr@0.01", 0.01), ("fpr@.05", 0.05), ("fpr@0.1e-2", 1e-3)]
+    ("rule", "level"),
+    [("bayes", None), ("posterior", None), ("fpr@0.01", 0.01), ("fpr@.05", 0.05), ("fpr@0.1e-2", 1e-3)],
 )
 def test_good_rules_are_read(rule, level):
     assert level_of(rule) == level
@@ -134,7 +135,7 @@ def test_a_phi_that_is_not_a_number_is_an_error():
 @pytest.mark.parametrize("attack", ["offline-cdf", "offline-density"])
 @pytest.mark.parametrize("reading", ["bayes", "posterior"])
 def test_a_score_that_is_no_log_odds_needs_a_threshold(attack, reading):
-    with pytest.raises(UserError, match="of attack 'moderated', 'bavaria', 'lira' or 'shokri', not .*: use fpr@0.01"):
+    with pytest.raises(UserError, match=r"of attack 'moderated', 'bavaria', 'lira' or 'shokri', not .*: use fpr@0.01"):
         vulnerability_plane(signal_run(), Scoring(attack, reading))
 
 

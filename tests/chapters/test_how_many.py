@@ -19,7 +19,8 @@ def chapter():
     measured = book.read_table("data/precision.csv")
     tables = {name: precision.precision_table(part.droplevel("run")) for name, part in measured.groupby(level="run")}
     scored = {
-        n: vulnerability_planes(r, [Scoring.of(rule, variance="pooled") for rule in book.RULES]) for n, r in book.released("14").items()
+        n: vulnerability_planes(r, [Scoring.of(rule, variance="pooled") for rule in book.RULES])
+        for n, r in book.released("14").items()
     }
     planes = {rule: {name: both[rule] for name, both in scored.items()} for rule in book.RULES}
     return measured, tables, planes

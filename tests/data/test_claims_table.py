@@ -113,10 +113,12 @@ def test_a_claim_without_a_run_is_not_measured_and_a_run_without_figures_is_one_
         (tmp_path / name).write_bytes((DATA / name).read_bytes())
     lost = claim("figure", runs=(("quick-float32",),))
     assert_one_clear_line(
-        lambda: made.row_of(lost, made.Released(tmp_path, "lira:bayes")), ["has no row quick-float32", "dynmia make figures"]
+        lambda: made.row_of(lost, made.Released(tmp_path, "lira:bayes")),
+        ["has no row quick-float32", "dynmia make figures"],
     )
     assert_one_clear_line(
-        lambda: made.row_of(lost, made.Released(tmp_path, "lira:fpr@0.3")), ["lira:fpr@0.3", "figures.csv", "Allowed: lira:bayes"]
+        lambda: made.row_of(lost, made.Released(tmp_path, "lira:fpr@0.3")),
+        ["lira:fpr@0.3", "figures.csv", "Allowed: lira:bayes"],
     )
 
 

@@ -181,7 +181,9 @@ def test_the_released_calibration_keeps_its_level():
     assert shared.value.max() > 6
     held = rates[rates.attainable >= nosignal.DISCRETE]
     smooth = ("auc", "advantage", "displacement", "dynamic", "speed_mean", "speed_peak", "entropy_change", "r_all")
-    assert {(rule, name) for rule in ("lira:fpr@0.01", "lira:bayes") for name in smooth} <= set(held.index)  # few ties, if any
+    assert {(rule, name) for rule in ("lira:fpr@0.01", "lira:bayes") for name in smooth} <= set(
+        held.index
+    )  # few ties, if any
     assert (held.low <= 5.5).all()
     assert (held.high >= 4.5).all()
     assert not (rates.low > 5.5).any()

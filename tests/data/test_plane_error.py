@@ -28,7 +28,9 @@ def test_counts_err_by_their_variance_alone_against_their_own_mean(few):
 
 def test_bias_against_the_ideal_attack_is_the_mean_difference(few):
     simulator = plane_error.SCENARIOS["normal"]
-    planes = [plane_error.estimates(simulator.run(10, seed), ["lira:bayes"])["lira:bayes"]["plug-in"] for seed in range(12)]
+    planes = [
+        plane_error.estimates(simulator.run(10, seed), ["lira:bayes"])["lira:bayes"]["plug-in"] for seed in range(12)
+    ]
     advantage = np.stack([plane.advantage[1:] for plane in planes])
     truth = simulator.truth("lira:bayes").advantage[1:].values
     row = few.loc["normal", 10, "lira:bayes", "sample", "advantage", "ideal", "plug-in"]

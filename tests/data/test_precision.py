@@ -102,7 +102,9 @@ def test_the_spread_of_a_mean_over_models_is_known():
     assert (abs(table.spread * np.sqrt(models) / value.std(ddof=1) - 1) < 4 * table.error / table.spread).all()
     assert spread_law(whole, "lira:bayes", "auc").exponent == pytest.approx(-0.5, abs=0.05)
     assert table.corrected.tolist() == [False] * 4 + [True]
-    assert spread_law(whole, "lira:bayes", "auc", leave_out=20).predict(20)[0, 0] == pytest.approx(table.spread[20], rel=0.1)
+    assert spread_law(whole, "lira:bayes", "auc", leave_out=20).predict(20)[0, 0] == pytest.approx(
+        table.spread[20], rel=0.1
+    )
 
 
 def test_the_law_foretells_the_spread_of_independent_populations(population, measured):

@@ -229,7 +229,9 @@ def test_measures_of_halves_of_the_models(tiny, tmp_path):
 def test_the_interval_over_models_and_samples_is_that_of_the_halves():
     run = Simulator(samples=200, separation=1.5, seed=1).run(16)
     found, noise = loss_recorded(run), hardness.null_vulnerability(run, draws=2)
-    table, plain = (hardness.relate(one, run, "lira:fpr@0.01", null=noise) for one in (found, found.drop_vars("half_loss_out")))
+    table, plain = (
+        hardness.relate(one, run, "lira:fpr@0.01", null=noise) for one in (found, found.drop_vars("half_loss_out"))
+    )
     key = ("loss_out", "all", "all models", "pearson")
     assert table.value.equals(plain.value)
     rest = [name for name in table.index if name[2] != "all models"]

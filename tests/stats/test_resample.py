@@ -31,7 +31,7 @@ def plane(strong):
 
 @pytest.fixture(scope="module")
 def table(strong):
-    return summarise(strong)
+    return summarise(strong, "lira:fpr@0.01")
 
 
 @pytest.fixture(scope="module")
