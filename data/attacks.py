@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import product
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from dynmia.attack.scoring import Scoring
+from dynmia.attack.scoring import LOG_ODDS, Scoring
 from dynmia.book.makers import table_place, two_processes, write_table
-from dynmia.book.tables import released
+from dynmia.book.tables import READINGS, released
 from dynmia.cli import Folder
 from dynmia.dynamics.cloud import dynamic_vulnerability, states
 from dynmia.dynamics.metrics import EARLY
@@ -22,6 +21,9 @@ from dynmia.stats.resample import null_planes, null_table, p_values, quantiles
 
 NAMES = {  # in the order of what the attacker knows about each sample
     "lira": "LiRA",
+    "moderated": "moderated LiRA",
+    "bavaria": "moderated variances alone",
+    "moderated-offline": "offline, moderated",
     "offline-cdf": "offline LiRA, one-sided",
     "offline-density": "offline LiRA, two-sided",
     "rmia": "RMIA",
@@ -29,6 +31,7 @@ NAMES = {  # in the order of what the attacker knows about each sample
     "shokri": "shadow classifier",
     "loss": "loss threshold",
 }
+LEVEL = "fpr@0.01"  # the reading that all attacks have
 AT_THE_ENDS = ("auc", "tpr_1pct", "tpr_01pct", "displacement", "entropy_change", "vulnerable", "early_recall")
 ALONG_THE_WAY = (*AT_THE_ENDS, "transition_peak", "transition_peak_epoch", "dynamic")
 
@@ -82,35 +85,41 @@ def _job(job: tuple[xr.Dataset, str, str, int, bool]) -> tuple[pd.DataFrame, lis
     return measure(run, attack, rule, only=only, null=planes()), finals
 
 
-def compute(folder: str | os.PathLike[str] = "data", rule: str = "fpr@0.01", null: int = 200) -> pd.DataFrame:
+def compute(folder: str | os.PathLike[str] = "data", rule: str = "", null: int = 200) -> pd.DataFrame:
     """:func:`measure` of every run of chapter 08 in ``folder`` under every attack, two processes at once.
 
-    The first run is followed over all checkpoints. For it the redrawn populations also tell how far two attacks on the
-    same models agree without a signal: rows ``spearman`` and ``jaccard`` of each attack with the first one.
+    Every attack is read by ``rule``; without one by fpr@0.01, and those whose score is a log-odds by the other
+    ``READINGS`` too. The first run is followed over all checkpoints. For it the redrawn populations also tell how far
+    two attacks on the same models agree without a signal: rows ``spearman`` and ``jaccard`` of each attack with LiRA.
 
     Returns:
-        Index (run, attack, metric).
+        Index (run, attack, rule, metric).
     """
     runs = released("08", folder)
     main, rows, noise = next(iter(runs)), {}, {}
+    asked = [(attack, reading) for reading in ([rule] if rule else [LEVEL]) for attack in NAMES]
+    if not rule:
+        asked += [(a, reading) for reading in READINGS if reading != LEVEL for a in NAMES if a in LOG_ODDS[:-1]]
+    keys = [(name, *one) for name in runs for one in asked]
     jobs = [
-        (run if name == main else ends(run), a, rule, null, name == main) for name, run in runs.items() for a in NAMES
+        (run if name == main else ends(run), *one, null, name == main) for name, run in runs.items() for one in asked
     ]
     with two_processes() as pool:
-        for (name, attack), (table, planes) in zip(product(runs, NAMES), pool.map(_job, jobs)):
-            rows[name, attack] = table
-            if name == main:
-                noise[attack] = planes
-    first, *others = NAMES
-    for attack in others:
-        pairs = list(zip(noise[first], noise[attack]))
-        drawn = {"spearman": [float(rank_agreement(*pair)) for pair in pairs]}
-        drawn["jaccard"] = [float(overlap(*pair)) for pair in pairs]
-        rows[main, attack] = pd.concat([rows[main, attack], quantiles(pd.DataFrame(drawn)).add_prefix("null_")])
-    return pd.concat(rows, names=["run", "attack", "metric"]).astype(float)
+        for key, (table, planes) in zip(keys, pool.map(_job, jobs)):
+            rows[key] = table
+            if key[0] == main:
+                noise[key[1:]] = planes
+    for (attack, reading), drawn in noise.items():
+        if attack != "lira" and ("lira", reading) in noise:
+            pairs = list(zip(noise["lira", reading], drawn))
+            same = {"spearman": [float(rank_agreement(*pair)) for pair in pairs]}
+            same["jaccard"] = [float(overlap(*pair)) for pair in pairs]
+            key = main, attack, reading
+            rows[key] = pd.concat([rows[key], quantiles(pd.DataFrame(same)).add_prefix("null_")])
+    return pd.concat(rows, names=["run", "attack", "rule", "metric"]).astype(float)
 
 
 def main(folder: Folder = "data") -> None:
-    """Score the runs of chapter 08 in FOLDER under every attack, two processes at once; a quarter of an hour."""
+    """Score the runs of chapter 08 in FOLDER under every attack, two processes at once; half an hour."""
     place = table_place(folder, "attacks.csv")
     write_table(compute(folder), place, "200 redrawn masks, seed 0")

@@ -33,8 +33,8 @@ import typer
 
 from dynmia.attack.plane import vulnerability_plane
 from dynmia.attack.scoring import Scoring
-from dynmia.book.makers import table_place, write_table
-from dynmia.book.tables import entries, figures, member, named, read_list, read_table
+from dynmia.book.makers import table_place, two_processes, write_table
+from dynmia.book.tables import READINGS, entries, figures, member, named, read_list, read_table
 from dynmia.chapters.retest import POPULATION, retest
 from dynmia.cli import Folder
 from dynmia.dynamics.metrics import METRICS
@@ -59,10 +59,9 @@ PARTS = ("id", "page", "sentence", "measure", "asserts", "paper", "source", "run
 ENDS = ("auc", "advantage", "displacement", "entropy_change", "vulnerable")  # read the first and last checkpoint alone
 NULLS = 200  # draws of the no-signal level of a correlation, as in figures.csv
 RATIOS = ("ratio", "smallest_step")
+LENSES = (*READINGS, "lira:fpr@0.01")  # readings of the attack of the study, and that of its first pages
 UNITS = dict.fromkeys(RATIOS, "ratio") | dict.fromkeys(("correlation", "difference"), "Pearson r")
-Readings = Annotated[list[str] | None, typer.Option(
-    "--reading", help="fpr@a or bayes, for all claims, whatever their own; may be repeated"
-)]  # fmt: skip
+Readings = Annotated[list[str] | None, typer.Option("--reading", help="posterior, bayes, fpr@a; may be repeated")]
 
 
 class Measured(NamedTuple):
@@ -98,7 +97,7 @@ def claims(path: str | os.PathLike[str] = "data/claims.yml") -> list[Claim]:
     """All claims, in the order of the list.
 
     Raises:
-        UserError: an unknown part, measure, metric, reading, page, run, setting or row of paper.csv, in one line.
+        UserError: an unknown part, measure, metric, page, run, setting or row of paper.csv, in one line.
     """
     path = resolve(path)
     content = read_list(path, ("settings", *KINDS))
@@ -129,8 +128,8 @@ def _claim(entry: dict[str, Any], kind: str, settings: dict[str, Any], paper: pd
     measure, of = _single(entry, "measure", MEASURES, where)
     keys, count = MEASURES[measure][0].split(), MEASURES[measure][1]
     for key in (*member({measure: of}, measure, dict, where), *keys):
-        word = member(of, choose(str(key), (*keys, "reading"), f"part of {where}: {measure}:"), str, where)
-        choose(word, WORDS[key], f"{key} of {where}:") if key in WORDS else Scoring.of(word)
+        word = member(of, choose(str(key), keys, f"part of {where}: {measure}:"), str, where)
+        choose(word, WORDS[key], f"{key} of {where}:")
     asserts, than = _single(entry, "asserts", ASSERTS, where)
     if isinstance(than, bool) or not isinstance(than, type(None) if asserts == "presence" else (int, float)):
         raise UserError(f"{where}: asserts {asserts} {shown(than)}: presence stands alone, all others need a number.")
@@ -297,21 +296,16 @@ def row_of(claim: Claim, released: Released) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def compute(folder: Path, readings: Sequence[str] = ()) -> pd.DataFrame:
-    """A row a claim under its own reading, or a row a claim and each of ``readings``."""
-    listed = claims()
-    own = [claim.of.get("reading", "lira:fpr@0.01") for claim in listed]
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for reading in dict.fromkeys(readings or own):
-        asked = [claim for claim, mine in zip(listed, own) if readings or mine == reading]
-        released = Released(folder, reading, asked)
-        rows |= {(reading, claim.id): row_of(claim, released) for claim in asked}
-    order = [(reading, c.id) for reading in readings for c in listed] or [(r, c.id) for c, r in zip(listed, own)]
-    return pd.DataFrame([rows[key] for key in order])
+def compute(folder: Path, reading: str) -> pd.DataFrame:
+    """A row a claim, under one reading."""
+    released = Released(folder, reading, claims())
+    return pd.DataFrame([row_of(claim, released) for claim in claims()])
 
 
 def main(folder: Folder = "data", reading: Readings = None) -> None:
-    """Measure and judge every claim on the runs in FOLDER; a minute or two."""
+    """Measure and judge every claim on the runs in FOLDER under every reading, two processes at once; minutes."""
     place = table_place(folder, "claims.csv")
-    readings = [Scoring.of(name).reading for name in reading or ()]
-    write_table(compute(place.parent, readings), place, " ".join(f"--reading {name}" for name in readings))
+    readings = [str(Scoring.of(name)) for name in reading or LENSES]
+    with two_processes() as pool:
+        tables = list(pool.map(compute, [place.parent] * len(readings), readings))
+    write_table(pd.concat(tables), place, " ".join(f"--reading {name}" for name in reading or ()))

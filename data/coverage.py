@@ -17,6 +17,7 @@ from scipy import stats
 
 from dynmia.attack.plane import rate_interval, vulnerability_plane
 from dynmia.book.makers import table_place, two_processes, write_table
+from dynmia.book.tables import READINGS
 from dynmia.cli import Folder
 from dynmia.dynamics.metrics import METRICS
 from dynmia.stats.intervals import CHOSEN, OVER, Scored, ends, figures, halved
@@ -28,24 +29,30 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "normal, model effect": {"effect": 0.5},
     "heavy tails, model effect": {"effect": 0.5, "noise": "heavy"},
     "skewed, model effect": {"effect": 0.5, "noise": "skewed"},
+    "one model collapses": {"effect": 0.5, "collapse": 1 / 20},
 }
-MODELS, SAMPLES, MANY, RULE = 20, 150, 3000, "lira:fpr@0.01"
+MODELS, SAMPLES, MANY, RULE = 20, 150, 3000, "lira:fpr@0.01"  # the rivals know this scoring alone
 SETTING = {"samples": MANY, "checkpoints": 3, "separation": 1.5}
 BINS = (0.0, 0.05, 0.2, 0.4, 0.6, 0.8, 0.95, 1.0)  # of a sample's expected rate
+SETS = dict.fromkeys(READINGS, 40) | {RULE: 100}
+INDEX = ["scenario", "rule", "over", "method", "metric"]
 COLUMNS = ["value", "estimand", "truth", "coverage", "error", "ratio", "binomial", "populations"]
 
 
-def coverage(name: str, sets: int = 100, each: int = 4, others: int = 28, rivals: int = 40) -> pd.DataFrame:
+def coverage(
+    name: str, scoring: str = RULE, sets: int = 100, each: int = 4, others: int = 28, rivals: int = 40
+) -> pd.DataFrame:
     """Coverage of every interval in one scenario.
 
     Args:
         name: of ``SCENARIOS``.
+        scoring: of the populations.
         sets: of samples; each: populations on a set whose intervals are formed.
         others: further populations on each set, for the estimand over models and the rates of single samples.
         rivals: populations on which the intervals that are not recommended are formed as well.
 
     Returns:
-        Index (scenario, over, method, metric); columns value (mean over populations), estimand, truth (the ideal
+        Index (scenario, rule, over, method, metric); columns value (mean over populations), estimand, truth (the ideal
         attack), coverage (share), error (its standard error, over sets), ratio (root mean square of the standard
         errors that the intervals claim, over the standard deviation that they should), populations. For
         single samples, method ``wilson`` or ``jeffreys`` and metric such as ``tpr 0.4 to 0.6``: binomial is the
@@ -57,24 +64,24 @@ def coverage(name: str, sets: int = 100, each: int = 4, others: int = 28, rivals
         few = Simulator(**SETTING | SCENARIOS[name] | {"samples": SAMPLES}, seed=number)
         few.__dict__["centres"] = tuple(part[:, :SAMPLES] for part in many.centres)  # the first of the many
         runs = [many.run(MODELS, r) for r in range(each)]
-        large = figures([vulnerability_plane(run, RULE) for run in runs])
+        large = figures([vulnerability_plane(run, scoring) for run in runs])
         runs = [run.isel(sample=slice(SAMPLES)) for run in runs]
-        planes = [vulnerability_plane(run, RULE) for run in runs]
-        planes += [vulnerability_plane(few.run(MODELS, each + r), RULE) for r in range(others)]
+        planes = [vulnerability_plane(run, scoring) for run in runs]
+        planes += [vulnerability_plane(few.run(MODELS, each + r), scoring) for r in range(others)]
         same = figures(planes).mean()
         whole.append(large)
         single.append(planes)
         part, all_ = 1 - SAMPLES / MANY, 1 - 1 / (each + others)  # the estimand has the figure itself in it
         for r, run in enumerate(runs):
             wanted = {"samples": (large.iloc[r], part), "models": (same, all_), "both": (None, 1.0)}
-            drawn = {dim: halved(run, RULE, dim, seed=r) for dim in ("sample", "model")}
+            drawn = {dim: halved(run, scoring, dim, seed=r) for dim in ("sample", "model")}
             value = figures([planes[r]]).iloc[0]
             tables = {
                 (over, "halves"): ends(Scored(planes[r], value, {dim: drawn[dim] for dim in dims}, run.keep, r))
                 for over, (_, dims) in OVER.items()
             }
             tables["samples", "bootstrap"] = bootstrap_samples(planes[r])
-            if number * each + r < rivals:
+            if scoring == RULE and number * each + r < rivals:
                 for method, rival in RIVALS.items():
                     tables["models", method] = rival(run)
             for (over, method), table in tables.items():
@@ -83,12 +90,13 @@ def coverage(name: str, sets: int = 100, each: int = 4, others: int = 28, rivals
                 kept.append(table.reset_index())
     table, expected = pd.concat(kept), pd.concat(whole).mean()
     table["estimand"] = table.estimand.fillna(table.metric.map(expected))
-    truth = figures([_truth(name, s) for s in range(min(sets, 20))], [m for m in CHOSEN if m != "auc"]).mean()
+    truth = figures([_truth(name, scoring, s) for s in range(min(sets, 20))], [m for m in CHOSEN if m != "auc"]).mean()
     rows = {
-        (name, *key): _row(part) | {"truth": truth.get(str(key[2]), np.nan)}
+        (name, scoring, *key): _row(part) | {"truth": truth.get(str(key[2]), np.nan)}
         for key, part in table.groupby(["over", "method", "metric"], sort=False)
-    } | {(name, "one sample", *key): row for key, row in _single(single).items()}
-    return pd.DataFrame.from_dict(rows, "index", columns=COLUMNS).rename_axis(["scenario", "over", "method", "metric"])
+    }
+    rows |= {(name, scoring, "one sample", *key): row for key, row in _single(single).items()}
+    return pd.DataFrame.from_dict(rows, "index", columns=COLUMNS).rename_axis(INDEX)
 
 
 def _row(part: pd.DataFrame) -> dict[str, float]:
@@ -105,9 +113,9 @@ def _row(part: pd.DataFrame) -> dict[str, float]:
     }  # fmt: skip
 
 
-def _truth(name: str, seed: int) -> xr.Dataset:
+def _truth(name: str, scoring: str, seed: int) -> xr.Dataset:
     """The plane of the ideal attack, with as many models on each side as the metrics ask for."""
-    plane = Simulator(**SETTING | SCENARIOS[name], seed=seed).truth(RULE)
+    plane = Simulator(**SETTING | SCENARIOS[name], seed=seed).truth(scoring)
     return plane.assign(n_in=("sample", np.full(MANY, MODELS // 2)))
 
 
@@ -235,8 +243,12 @@ def weighted_plane(run: xr.Dataset, times: np.ndarray, rule: str = RULE) -> xr.D
 
 
 def main(folder: Folder = "data") -> None:
-    """Measure every scenario in a process of its own, two at once; eight minutes."""
+    """Measure every scenario under every scoring, two at once; an hour."""
     place = table_place(folder, "coverage.csv")
+    jobs = [(name, scoring) for scoring in (*READINGS, RULE) for name in SCENARIOS]
     with two_processes() as pool:
-        table = pd.concat(pool.map(coverage, SCENARIOS))
-    write_table(table, place, f"seeds 0 to 99; numpy {np.__version__}, scipy {scipy.__version__}", digits=5)
+        tables = dict(zip(jobs, pool.map(coverage, *zip(*jobs), [SETS[scoring] for _, scoring in jobs])))
+    order = [tables[name, scoring] for name in SCENARIOS for scoring in (RULE, *READINGS)]
+    sizes = ", ".join(f"{sets} sets of samples under {scoring}" for scoring, sets in SETS.items())
+    about = f"{sizes}, seeds from 0; numpy {np.__version__}, scipy {scipy.__version__}"
+    write_table(pd.concat(order), place, about, digits=5)

@@ -12,7 +12,7 @@ import xarray as xr
 
 from dynmia.attack.plane import LEAST, vulnerability_planes
 from dynmia.book.makers import table_place, two_processes, write_table
-from dynmia.book.tables import READINGS, RULES, entries, read_table
+from dynmia.book.tables import SCORINGS, entries, read_table
 from dynmia.cli import Folder
 from dynmia.dynamics.metrics import METRICS
 from dynmia.errors import bounded
@@ -24,7 +24,6 @@ COLUMNS = [
     "value", "low", "high", "error", "clipped", "carrier", "null_value", "null_low", "null_high", "p", "null_defined",
     "null_draws", "run_sha256",
 ]  # fmt: skip
-SCORINGS = (*READINGS, *RULES)
 Null = Annotated[int, typer.Option(help="draws of the permutation null")]
 
 

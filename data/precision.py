@@ -16,7 +16,7 @@ from scipy import optimize, stats
 from dynmia.attack.plane import part_of, vulnerability_planes
 from dynmia.attack.scoring import Scoring
 from dynmia.book.makers import table_place, write_table
-from dynmia.book.tables import RULES, released
+from dynmia.book.tables import SCORINGS, released
 from dynmia.cli import Folder
 from dynmia.dynamics import cloud as dyn
 from dynmia.dynamics.metrics import METRICS
@@ -155,7 +155,7 @@ def disjoint_parts(run: xr.Dataset, models: int, partition: int, seed: int = 0) 
 
 
 def _planes(run: xr.Dataset) -> dict[str, xr.Dataset]:
-    return vulnerability_planes(run, [Scoring.of(rule, variance="pooled") for rule in RULES])
+    return vulnerability_planes(run, [Scoring.of(rule, variance="pooled") for rule in SCORINGS])
 
 
 def _metrics(plane: xr.Dataset) -> dict[str, float]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import xarray as xr
 
 from dynmia.attack.plane import halves, vulnerability_planes
 from dynmia.attack.scoring import Scoring
-from dynmia.book.makers import maker, table_place, write_table
+from dynmia.book.makers import maker, table_place, two_processes, write_table
 from dynmia.cli import Folder
 from dynmia.dynamics import cloud as dyn
 from dynmia.errors import UserError
@@ -37,7 +38,8 @@ OF_STATES = ("vulnerable", "transition_peak", "early_recall")
 OF_STEPS = ("speed_mean", "speed_peak", "transition_peak", "early_recall")
 OF_RULE = ("displacement", "entropy_change", "speed_mean", "speed_peak", *OF_STATES)
 DEPENDS = {  # kind of choice: the metrics that it can change
-    "reference": (*OF_RULE, "auc"), "rule": OF_RULE, "variance": (*OF_RULE, "auc"), "centre": (*OF_RULE, "auc"),
+    "reference": (*OF_RULE, "auc"), "rule": OF_RULE, "attack": (*OF_RULE, "auc"),
+    "variance": (*OF_RULE, "auc"), "centre": (*OF_RULE, "auc"),
     "grid": ("entropy_change",), "cuts": OF_STATES, "interval": OF_STEPS, "design": (*OF_RULE, "auc"),
 }  # fmt: skip
 
@@ -48,14 +50,14 @@ class Choice:
 
     Attributes:
         kind, label: what is varied, and how; the label is unique.
-        rule, variance, centre: see :func:`dynmia.attack.plane.vulnerability_plane`.
+        rule, variance, centre: of :class:`dynmia.attack.scoring.Scoring`; the last two are LiRA's.
         cuts: of the 3 x 3 states; bins: of the entropy's grid; step: every how many checkpoints are used.
         run: of a design: the run that stands for the same study under it.
     """
 
     kind: str
     label: str
-    rule: str = "lira:fpr@0.01"
+    rule: str = "posterior"
     variance: str = "pooled"
     centre: str = "mean"
     cuts: tuple[float, float] = dyn.CUTS
@@ -72,9 +74,11 @@ def choices(run: xr.Dataset) -> list[Choice]:
     steps, every = run.sizes["epoch"] - 1, int(run.epoch[1] - run.epoch[0])
     return [
         REFERENCE,
-        *(Choice("rule", rule, rule=f"lira:{rule}") for rule in ("fpr@0.05", "fpr@0.1", "bayes")),
-        Choice("variance", "variance per sample", variance="per-sample"),
-        Choice("centre", "median", centre="median"),
+        *(Choice("rule", rule, rule=rule) for rule in ("bayes", "fpr@0.1", "fpr@0.01")),
+        Choice("attack", "variances alone", rule="bavaria:posterior"),
+        Choice("attack", "LiRA", rule="lira:posterior"),
+        Choice("variance", "LiRA, variance per sample", rule="lira:posterior", variance="per-sample"),
+        Choice("centre", "LiRA, median", rule="lira:posterior", centre="median"),
         *(Choice("grid", f"B = {bins}", bins=bins) for bins in (3, 5, 8, 21, 51)),
         *(Choice("cuts", f"cuts {a}/{b}", cuts=(float(a), float(b))) for a, b in
           (("0.25", "0.75"), ("0.3", "0.7"), ("0.4", "0.6"))),
@@ -103,7 +107,7 @@ def measure(
     """
     among = [choice for choice in among if not choice.run and set(DEPENDS[choice.kind]) & set(only)]
     scored = {}
-    for (variance, centre), group in groupby(sorted(among, key=_scoring), _scoring):
+    for (_, variance, centre), group in groupby(sorted(among, key=_scoring), _scoring):
         same = list(group)
         scorings = {c.rule: Scoring.of(c.rule, variance=variance, centre=centre) for c in same}
         scorings = {rule: scoring.for_models(run.sizes["model"]) for rule, scoring in scorings.items()}
@@ -128,8 +132,8 @@ def measure(
     return scored
 
 
-def _scoring(choice: Choice) -> tuple[str, str]:
-    return choice.variance, choice.centre
+def _scoring(choice: Choice) -> tuple[str, str, str]:
+    return Scoring.of(choice.rule).attack, choice.variance, choice.centre
 
 
 def _chosen(planes: dict[str, xr.Dataset], choice: Choice) -> xr.Dataset:
@@ -150,6 +154,26 @@ def under(runs: Sequence[str], design: str) -> list[str]:
     old = MAIN if list(runs) == [MAIN] else SMALL
     swapped = [design if design and run == old else run for run in runs]
     return swapped if not design or old in runs else []
+
+
+def _job(job: tuple[Path, Sequence[Choice], int, Sequence[str], int]) -> dict[str, tuple[Scored, pd.DataFrame]]:
+    """A run under every choice: what ratios ask of it, and the rows of its metrics."""
+    path, among, draws, only, null = job
+    run, noise = open_run(path), {}
+    scored = measure(run, among, draws, only=only)
+    if null:
+        drawn = [
+            {label: result.value for label, result in measure(run, among, 0, only=only, keep=keep).items()}
+            for keep in null_masks(run, null)
+        ]
+        noise = {label: quantiles(pd.DataFrame([values[label] for values in drawn])) for label in scored}
+    found = {}
+    for label, result in scored.items():
+        table = ends(result)[["value", "low", "high"]]
+        if label in noise:
+            table = table.join(noise[label][["low", "high"]].add_prefix("null_"))
+        found[label] = replace(result, plane=result.plane[["label"]]), table
+    return found
 
 
 def compute(folder: str | os.PathLike[str] = "data", draws: int = 20, null: int = 200) -> pd.DataFrame:
@@ -173,28 +197,20 @@ def compute(folder: str | os.PathLike[str] = "data", draws: int = 20, null: int 
         raise UserError(f"{folder} lacks {', '.join(absent)}: train them by dynmia make campaign --only 02.")
     alone = {claim.runs[0][0] for claim in asked.values() if claim.measure == "figure"}
     among = choices(open_run(paths[MAIN]))
-    scored: dict[str, dict[str, Scored]] = {}
-    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    jobs = {}
     for name, path in paths.items():
-        if not path.exists():
-            continue
-        run = open_run(path)
-        whole = name in RUNS.values() or name in (*SEEDS, BALANCED)
-        only = DEPENDS["reference"] if whole else sorted(about[name])
-        scored[name] = measure(run, [REFERENCE] if name in SEEDS[1:] else among, draws, only=only)
-        noise: dict[str, pd.DataFrame] = {}
-        if name in (*alone, SMALL, BALANCED):
-            drawn = [
-                {label: result.value for label, result in measure(run, among, 0, only=only, keep=keep).items()}
-                for keep in null_masks(run, null)
-            ]
-            noise = {label: quantiles(pd.DataFrame([values[label] for values in drawn])) for label in scored[name]}
-        for label, result in scored[name].items():
-            table = ends(result)[["value", "low", "high"]]
-            if label in noise:
-                table = table.join(noise[label][["low", "high"]].add_prefix("null_"))
+        if path.exists():
+            whole = name in RUNS.values() or name in (*SEEDS, BALANCED)
+            only = DEPENDS["reference"] if whole else sorted(about[name])
+            redrawn = null if name in (*alone, SMALL, BALANCED) else 0
+            jobs[name] = path, [REFERENCE] if name in SEEDS[1:] else among, draws, only, redrawn
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    with two_processes() as pool:
+        found = dict(zip(jobs, pool.map(_job, jobs.values())))
+    for name, results in found.items():
+        for label, (_, table) in results.items():
             rows |= {(name, label, str(metric)): row.to_dict() for metric, row in table.iterrows()}
-            scored[name][label] = replace(result, plane=result.plane[["label"]])  # what ratios ask of it
+    scored = {name: {label: result for label, (result, _) in results.items()} for name, results in found.items()}
     for claim, choice in product(asked.values(), among):
         label, metric = REFERENCE.label if choice.run else choice.label, claim.of["metric"]
         names = under(claim.runs[0], choice.run)
@@ -216,6 +232,6 @@ def verdict(claim: Any, names: list[str], label: str, scored: Any, rows: Any) ->
 
 
 def main(folder: Folder = "data") -> None:
-    """Measure the runs in FOLDER under every choice; minutes of one core."""
+    """Measure the runs in FOLDER under every choice, two processes at once; minutes."""
     place = table_place(folder, "sensitivity.csv")
     write_table(compute(folder), place, "halves and permutation seed 0")

@@ -31,7 +31,7 @@ Quiet = Annotated[bool, typer.Option(help="no progress bar")]
 Attack = Annotated[
     str,
     typer.Option(
-        help="moderated, moderated-offline, bavaria, lira, offline-cdf, offline-density, rmia, rmia-offline, shokri or loss"
+        help="moderated, bavaria, lira, rmia, shokri, loss, moderated-offline, offline-cdf, offline-density, rmia-offline"
     ),
 ]
 Mode = Annotated[str, typer.Option(help="on a GPU: fast, or deterministic to the bit as a CPU always is")]

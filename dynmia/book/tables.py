@@ -24,6 +24,7 @@ from .makers import made_by
 
 READINGS = ("posterior", "bayes", "fpr@0.01")  # of the study's attack, under which figures.csv holds every run
 RULES = ("lira:fpr@0.01", "lira:bayes")  # as well
+SCORINGS = (*READINGS, *RULES)
 RANGE = "value low high"
 # name of a released table -> the columns that tell its rows apart, further columns of text, and what must be there of
 # numbers; every other column holds numbers too
@@ -32,14 +33,14 @@ TABLES = {
         "run rule metric", "run_sha256 clipped",
         f"{RANGE} error carrier null_value null_low null_high p null_defined null_draws",
     ),
-    "attacks.csv": ("run attack metric", "", f"{RANGE} null_value null_low null_high p"),
+    "attacks.csv": ("run attack rule metric", "", f"{RANGE} null_value null_low null_high p"),
     "claims.csv": (
         "id reading", "page kind sentence source unit runs setting paper_setting verdict clipped",
         f"paper {RANGE} null_low null_high carrier",
     ),
     "complexity.csv": ("dataset measure", "label unit fingerprint", f"{RANGE} null_low null_high samples"),
     "coverage.csv": (
-        "scenario over method metric", "", "value estimand truth coverage error ratio binomial populations"
+        "scenario rule over method metric", "", "value estimand truth coverage error ratio binomial populations"
     ),
     "markov.csv": ("run rule", "sha256", "p_lr p_pooled p_ck bits entropy share share_low share_high models samples"),
     "markov-calibration.csv": ("run rule samples statistic test", "", "rate chains"),

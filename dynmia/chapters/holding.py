@@ -26,8 +26,8 @@ OVERS = ("samples", "models", "both")
 
 
 def load(folder: str | os.PathLike[str] = "data") -> pd.DataFrame:
-    """The released table ``coverage.csv``, index (scenario, over, method, metric)."""
-    return read_table(resolve(folder) / "coverage.csv")
+    """The released table ``coverage.csv`` of LiRA under fpr@0.01, index (scenario, over, method, metric)."""
+    return read_table(resolve(folder) / "coverage.csv").xs("lira:fpr@0.01", level="rule")
 
 
 def judge(row: pd.Series) -> str:

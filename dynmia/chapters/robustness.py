@@ -7,17 +7,19 @@ from itertools import pairwise
 
 import pandas as pd
 
+from ..attack.scoring import MODERATED
 from ..book import maker
 from ..dynamics.metrics import METRICS
 from .population import compare
 
 Tables = Mapping[str, Mapping[str, pd.DataFrame]]
-NAMES: dict[str, str] = maker("attacks").NAMES
+NAMES: dict[str, str] = {a: words for a, words in maker("attacks").NAMES.items() if a not in MODERATED}
 
 
 def tables_of(table: pd.DataFrame) -> dict[str, dict[str, pd.DataFrame]]:
     """The table ``attacks.csv``, by attack and run, without the rows of agreement and with labels and units."""
     found: dict[str, dict[str, pd.DataFrame]] = {attack: {} for attack in NAMES}
+    table = table[table.index.get_level_values("attack").isin(NAMES)]
     for (run, attack), part in table.groupby(level=["run", "attack"], sort=False):
         part = part.droplevel(["run", "attack"])
         part = part[part.index.isin(list(METRICS))]

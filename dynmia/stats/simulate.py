@@ -45,6 +45,8 @@ class Simulator:
         spread_in, spread_out: standard deviation of phi over in- and out-models, once encoding is done.
         noise: a name of ``NOISE``.
         effect: standard deviation of what a model adds to all its phi at a checkpoint.
+        collapse: chance that a model is lost at the last checkpoint: it forgets what it trained on, and all its phi
+            fall by three spreads and scatter twice as much. The truth leaves it out.
         seed: of the samples' parameters.
     """
 
@@ -55,6 +57,7 @@ class Simulator:
     spread_out: float = 1.0
     noise: str = "normal"
     effect: float = 0.0
+    collapse: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -85,6 +88,10 @@ class Simulator:
         drawn = NOISE[self.noise].ppf(rng.random(shape)) if self.noise != "normal" else rng.standard_normal(shape)
         common = self.effect * rng.standard_normal((*shape[:2], 1))
         centre = np.where(keep, inside[:, None], out[:, None])
+        if self.collapse:
+            lost = rng.random(models) < self.collapse
+            centre[-1, lost], common[-1, lost] = out[-1], common[-1, lost] - 3 * self.spread_out
+            drawn[-1, lost] *= 2
         phi = centre + common + np.where(keep, spread[:, None], self.spread_out) * drawn
         right = phi > 0
         accuracy = {

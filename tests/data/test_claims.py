@@ -162,7 +162,7 @@ ENTRY = LIST[LIST.index("  - id: rate-cifar10\n") : LIST.index("  - id: rate-mni
         ("{metric: transition_peak}", "{}", ["rate-cifar10", "metric is missing"]),
         ("{metric: transition_peak}", "transition_peak", ["rate-cifar10", "figure is 'transition_peak'", "mapping"]),
         ("{metric: transition_peak}", "{metric: 3}", ["rate-cifar10", "metric is 3"]),
-        ("{metric: transition_peak}", "{metric: auc, reading: fpr@2}", ["fpr@2"]),
+        ("{metric: transition_peak}", "{metric: auc, reading: bayes}", ["rate-cifar10", "unknown part", "'reading'"]),
         ("{figure: {metric: transition_peak}}", "{figur: {metric: auc}}", ["rate-cifar10", "did you mean 'figure'"]),
         ("{figure: {metric: transition_peak}}", "{figure: {metric: auc}, ratio: {metric: auc}}", ["unknown measure"]),
         ("{figure: {metric: transition_peak}}", "7", ["unknown measure", "'7'"]),

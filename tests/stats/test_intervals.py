@@ -279,7 +279,7 @@ def test_row_of_known_coverage():
 
 
 def test_study_has_every_interval():
-    table = coverage.coverage("normal", sets=2, each=1, others=3, rivals=1).sort_index()
+    table = coverage.coverage("normal", sets=2, each=1, others=3, rivals=1).droplevel("rule").sort_index()
     methods = set(table.reset_index()[["over", "method"]].itertuples(index=False, name=None))
     assert methods == {
         ("samples", "halves"), ("models", "halves"), ("both", "halves"), ("samples", "bootstrap"),
