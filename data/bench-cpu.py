@@ -32,6 +32,7 @@ import xarray as xr
 from torch.utils.data import DataLoader, Dataset
 
 from dynmia.attack.lira import lira_scores
+from dynmia.attack.moderated import moderated_scores
 from dynmia.attack.plane import vulnerability_plane
 from dynmia.attack.scoring import LIRA
 from dynmia.cli import AsJson
@@ -61,6 +62,11 @@ TARGETS: dict[str, tuple[str, str, float]] = {
     "lira_nan_loop / lira_online_mean": ("LiRA, against the NaN-masked loop", ">=", 15.0),
     "plane + summarise_1000_draws": ("plane and all metrics with 1,000 bootstrap draws", "<=", 20.0),
     "lira_per_million_at_1000000 / at_10000": ("LiRA, cost a sample at 1,000,000 against 10,000", "<=", 1.25),
+    "moderated / lira_online_mean_pooled": ("moderated LiRA, 41 x 20 x 50,000, against LiRA", "<=", 3.0),
+    "moderated_memory": ("moderated LiRA, memory above the input", "<=", 0.5),
+    "moderated_per_million_at_1000000 / moderated_per_million_at_10000": (
+        "moderated LiRA, cost a sample at 1,000,000 against 10,000", "<=", 1.25
+    ),
     "best / ceiling, high": ("training, share of the ceiling (least memory traffic)", ">=", 0.35),
     "best / eager_256": ("training, against our own eager loop", ">=", 2.5),
     "best / dataloader_loop_256": ("training, against a DataLoader loop", ">=", 5.0),
@@ -71,7 +77,7 @@ SHAPE, CLASSES, SAMPLES = (3, 32, 32), 10, 2000
 STUDY = Study(model="cnn", optimizer="adamw", precision="float32")
 PAPER = Study.preset("paper-baseline")
 UNITS = {  # of what is not measured in seconds
-    "sgemm": "GFLOP/s", "memory": "GB above the input", "busy_share": "of the cores",
+    "sgemm": "GFLOP/s", "memory": "GB above the input", "moderated_memory": "GB above the input", "busy_share": "of the cores",
     **dict.fromkeys(("paper_train_rate", "paper_evaluation_rate"), "samples/s of one process"),
     **dict.fromkeys(
         ("pool_of_processes", "sequential_two_threads", "sequential_kept_memory", "dataloader_loop"), "samples/s"
@@ -134,6 +140,8 @@ def bench(
     ratio("lira_nan_loop", "lira_online_mean")
     at = "lira_per_million_at_{}".format
     ratio(at(1000000), at(10000), f"{at(1000000)} / at_10000")
+    ratio("moderated", "lira_online_mean_pooled")
+    ratio("moderated_per_million_at_1000000", "moderated_per_million_at_10000")
     whole = [a + b for a, b in zip(values["plane"], values["summarise_1000_draws"])]
     entries["plane + summarise_1000_draws"] = spread(whole, "s")
     variants = [values[name] for name in values if re.fullmatch(r"lira_.*_(mean|median)(_pooled)?", name)]
@@ -249,12 +257,14 @@ def scoring() -> dict[str, float]:
             lira_scores(part, keep, attack=attack, centre=centre, variance=variance)
 
     for centre, attack, variance in itertools.product(("mean", "median"), LIRA, ("pooled", "per-sample")):
-        name = f"lira_{attack}_{centre}" + ("_pooled" if variance == "pooled" else "")
+        name = f"lira_{attack.replace('lira', 'online')}_{centre}" + ("_pooled" if variance == "pooled" else "")
         result[name] = timed(partial(score, attack, centre, variance))
-    tracemalloc.start()
-    lira_scores(phi[-1], keep, variance="per-sample")
-    result["memory"] = tracemalloc.get_traced_memory()[1] / 1e9
-    tracemalloc.stop()
+    result["moderated"] = timed(lambda: [moderated_scores(part, keep) for part in phi])
+    for name, score_all in (("memory", partial(lira_scores, variance="per-sample")), ("moderated_memory", moderated_scores)):
+        tracemalloc.start()
+        score_all(phi[-1], keep)
+        result[name] = tracemalloc.get_traced_memory()[1] / 1e9
+        tracemalloc.stop()
     scale = checkpoints * samples / few
     result["lira_scipy_loop"] = scale * timed(lambda: scipy_loop(phi[-1, :, :few], keep[:, :few]))
     result["lira_nan_loop"] = checkpoints * timed(lambda: nan_loop(phi[-1], keep))
@@ -273,8 +283,9 @@ def scoring() -> dict[str, float]:
     for million in (0.01, 0.1, 1.0):
         count = int(1e6 * million)
         phi, keep = rng.standard_normal((1, models, count), np.float32), draw_keep(models, count)
-        seconds = [timed(partial(score, "lira", "mean", "pooled")) for _ in range(3)]
-        result[f"lira_per_million_at_{count}"] = statistics.median(seconds) / million
+        for name, work in (("lira", partial(lira_scores, variance="pooled")), ("moderated", moderated_scores)):
+            seconds = [timed(partial(work, phi[0], keep)) for _ in range(3)]
+            result[f"{name}_per_million_at_{count}"] = statistics.median(seconds) / million
     return result
 
 

@@ -18,6 +18,7 @@ from ..store.run import listed, ordered
 Weights = xr.DataArray | None
 VULNERABLE = 6  # state 3 * (TPR third) + (FPR third): high TPR, low FPR
 STATES = [f"TPR {tpr}, FPR {fpr}" for tpr in ("low", "mid", "high") for fpr in ("low", "mid", "high")]
+PLACES = 2048  # of a cloud whose silhouette is exact
 
 
 def population_mean(values: xr.DataArray, weights: Weights = None) -> xr.DataArray:
@@ -182,8 +183,9 @@ def tpr_at_fpr(plane: xr.Dataset, level: float, weights: Weights = None) -> xr.D
 def silhouette(plane: xr.Dataset, weights: Weights = None, clusters: int = 3, epoch: int | None = None) -> xr.DataArray:
     """Mean silhouette (Rousseeuw 1987) of k-means with ``clusters`` centres on the cloud at one checkpoint (the last).
 
-    1 means tight, well separated groups, 0 none. Samples at the same point are taken together with their weight; each
-    draw is clustered anew, starting from the centres of the whole cloud.
+    1 means tight, well separated groups, 0 none. Samples at the same point are taken together with their weight, for
+    which a cloud of more than ``PLACES`` points is rounded to fiftieths; each draw is clustered anew, starting from the
+    centres of the whole cloud.
     """
     from sklearn.cluster import KMeans
 
@@ -191,7 +193,10 @@ def silhouette(plane: xr.Dataset, weights: Weights = None, clusters: int = 3, ep
     if epoch is not None and epoch not in plane.epoch.values:
         raise UserError(f"epoch {epoch} is no checkpoint: there are {listed(plane.epoch.values)}.")
     now = plane.isel(epoch=-1) if epoch is None else plane.sel(epoch=epoch)
-    points, index = np.unique(np.stack([now.fpr.values, now.tpr.values], 1), axis=0, return_inverse=True)
+    places = np.stack([now.fpr.values, now.tpr.values], 1)
+    points, index = np.unique(places, axis=0, return_inverse=True)
+    if len(points) > PLACES:
+        points, index = np.unique(np.round(50 * places) / 50, axis=0, return_inverse=True)
     whole = np.bincount(index.ravel(), minlength=len(points)).astype(float)
     start = points
     if len(points) > 1:
