@@ -184,8 +184,8 @@ def silhouette(plane: xr.Dataset, weights: Weights = None, clusters: int = 3, ep
     """Mean silhouette (Rousseeuw 1987) of k-means with ``clusters`` centres on the cloud at one checkpoint (the last).
 
     1 means tight, well separated groups, 0 none. Samples at the same point are taken together with their weight, for
-    which a cloud of more than ``PLACES`` points is rounded to fiftieths; each draw is clustered anew, starting from the
-    centres of the whole cloud.
+    which a cloud of more than ``PLACES`` points is rounded to fiftieths of its extent; each draw is clustered anew,
+    starting from the centres of the whole cloud.
     """
     from sklearn.cluster import KMeans
 
@@ -196,7 +196,8 @@ def silhouette(plane: xr.Dataset, weights: Weights = None, clusters: int = 3, ep
     places = np.stack([now.fpr.values, now.tpr.values], 1)
     points, index = np.unique(places, axis=0, return_inverse=True)
     if len(points) > PLACES:
-        points, index = np.unique(np.round(50 * places) / 50, axis=0, return_inverse=True)
+        step = np.ptp(places, axis=0).max() / 50
+        points, index = np.unique(np.round(places / step) * step, axis=0, return_inverse=True)
     whole = np.bincount(index.ravel(), minlength=len(points)).astype(float)
     start = points
     if len(points) > 1:
