@@ -27,7 +27,7 @@ from dynmia.attack.lira import FLOOR, centred, flagged_share
 from dynmia.attack.plane import CUTS, state_of, vulnerability_planes
 from dynmia.attack.scoring import Scoring
 from dynmia.book.makers import table_place, write_table
-from dynmia.book.tables import RULES
+from dynmia.book.tables import READINGS, RULES
 from dynmia.cli import Folder
 from dynmia.dynamics.metrics import METRICS
 from dynmia.errors import UserError, choose
@@ -48,10 +48,11 @@ POPULATIONS = {10: 100, 20: 100, 40: 100, 128: 24}  # how many are drawn, by the
 REAL = ("digits-cnn-600-n128", "mnist-cnn-500-n128")
 GROUPS = (10, 20, 40)  # models a group of a real population; the variance is pooled
 GROUP = 20  # the N that the tables show
+ALL = (*READINGS, *RULES)
 RATES = ("tpr", "fpr", "advantage")  # of a sample
 FIGURES = ("advantage", "displacement", "entropy_change", "vulnerable")  # of METRICS, of a population
 INDEX = ["population", "models", "rule", "of", "quantity", "truth", "estimate"]
-COLUMNS = ["bias", "sd", "mse", "ratio", "low", "high"]
+COLUMNS = ["bias", "sd", "mse", "ratio", "low", "high"]  # and spread
 
 
 def smooth(
@@ -150,15 +151,15 @@ def _quantiles(count: int, nodes: int = 200) -> np.ndarray:
     return beta.ppf((np.arange(nodes) + 0.5) / nodes, 0.5, (count - 2) / 2)
 
 
-def estimates(run: xr.Dataset, rules: Sequence[str] = RULES) -> dict[str, dict[str, xr.Dataset]]:
-    """For each rule the plane of counts and every smoothed plane."""
-    planes = vulnerability_planes(run, rules)
+def estimates(run: xr.Dataset, rules: Sequence[str] = ALL) -> dict[str, dict[str, xr.Dataset]]:
+    """For each rule the plane of counts, and every smoothed plane if the rule reads LiRA."""
     return {
-        rule: {COUNTS: plane} | {name: smooth(plane, run, name) for name in ESTIMATES} for rule, plane in planes.items()
+        rule: {COUNTS: plane} | {name: smooth(plane, run, name) for name in ESTIMATES if plane.attrs["attack"] == "lira"}
+        for rule, plane in vulnerability_planes(run, rules).items()
     }
 
 
-def simulated(name: str, models: int, populations: int, rules: Sequence[str] = RULES) -> pd.DataFrame:
+def simulated(name: str, models: int, populations: int, rules: Sequence[str] = ALL) -> pd.DataFrame:
     """Errors in populations of ``SCENARIOS[name]``, against two truths.
 
     ``attack``: what the leave-one-out attack with N models attains in expectation, that is the mean of the counts over
@@ -169,7 +170,8 @@ def simulated(name: str, models: int, populations: int, rules: Sequence[str] = R
 
     Returns:
         Index ``INDEX``; columns ``COLUMNS``: ratio is that of the mean squared error to the one of the counts, with its
-        95 % bootstrap interval over samples (rates) or populations (figures).
+        95 % bootstrap interval over samples (rates) or populations (figures); and spread, of rates, the standard
+        deviation of the truth over samples, by which errors under different readings can be compared.
     """
     simulator = SCENARIOS[name]
     drawn = [estimates(simulator.run(models, seed), rules) for seed in range(populations)]
@@ -185,14 +187,15 @@ def simulated(name: str, models: int, populations: int, rules: Sequence[str] = R
             noisy = rates - _rates(counts) if truth == "attack" else rates
             bias, variance = (rates - _rates(exact)).mean("population"), rates.var("population", ddof=1)
             square = bias**2 + variance - noisy.var("population", ddof=1) / populations
-            parts[name, models, rule, "sample", truth] = _compared(bias, variance, square)
+            spread = _rates(exact).std("sample").mean("epoch")
+            parts[name, models, rule, "sample", truth] = _compared(bias, variance, square, spread)
             bias = figures - _figures(exact.assign(n_in=counts.n_in.isel(population=0)))
             variance = (figures - figures.mean("population")) ** 2
             parts[name, models, rule, "population", truth] = _compared(bias, variance, bias**2)
     return _table(parts)
 
 
-def measured(name: str, run: xr.Dataset, rules: Sequence[str] = RULES, size: int = GROUP) -> pd.DataFrame:
+def measured(name: str, run: xr.Dataset, rules: Sequence[str] = ALL, size: int = GROUP) -> pd.DataFrame:
     """Errors in disjoint groups of ``size`` models of one large real population, against the other groups' counts.
 
     With r_h the rate that group h counts, and s^2 its variance over the G - 1 groups other than g, the mean squared
@@ -217,14 +220,15 @@ def measured(name: str, run: xr.Dataset, rules: Sequence[str] = RULES, size: int
             squares.append(error**2 - others.var("population", ddof=1) / (many - 1))
         bias, variance = (rates - counts).mean("population"), rates.var("population", ddof=1)
         square = xr.concat(squares, "population").mean("population")
-        parts[name, size, rule, "sample", "others"] = _compared(bias, variance, square)
+        spread = counts.mean("population").std("sample").mean("epoch")
+        parts[name, size, rule, "sample", "others"] = _compared(bias, variance, square, spread)
     return _table(parts)
 
 
 def _together(drawn: Sequence[Mapping[str, Mapping[str, xr.Dataset]]], rule: str) -> xr.Dataset:
     """Planes of all populations under one rule: rates on dims estimate, population, epoch, sample."""
     same: Any = {"coords": "minimal", "compat": "override", "join": "override", "combine_attrs": "drop"}
-    names = [COUNTS, *ESTIMATES]
+    names = list(drawn[0][rule])
     each = [xr.concat([planes[rule][e][[*RATES, "n_in"]] for planes in drawn], "population", **same) for e in names]
     return xr.concat(each, pd.Index(names, name="estimate"), **same)
 
@@ -249,7 +253,9 @@ def _figures(plane: xr.Dataset) -> xr.DataArray:
     return xr.Dataset(found).to_array("quantity")
 
 
-def _compared(bias: xr.DataArray, variance: xr.DataArray, square: xr.DataArray) -> pd.DataFrame:
+def _compared(
+    bias: xr.DataArray, variance: xr.DataArray, square: xr.DataArray, spread: xr.DataArray | None = None
+) -> pd.DataFrame:
     """``COLUMNS`` by quantity and estimate: means over samples or populations, and ratios to the counts' square."""
     unit = "sample" if "sample" in square.dims else "population"
 
@@ -263,7 +269,10 @@ def _compared(bias: xr.DataArray, variance: xr.DataArray, square: xr.DataArray) 
     known = (below > 0) & (drawn_below.min("draw") > 0)
     low, high = (drawn / drawn_below.where(known)).quantile([0.025, 0.975], "draw", skipna=False)
     columns = mean(bias), mean(variance) ** 0.5, mse, mse / below.where(known), low, high
-    return pd.DataFrame({name: x.to_series() for name, x in zip(COLUMNS, columns)})
+    table = pd.DataFrame({name: x.to_series() for name, x in zip(COLUMNS, columns)})
+    if spread is None:
+        return table.assign(spread=np.nan)
+    return table.join(spread.to_series().rename("spread"), on="quantity")
 
 
 def _table(parts: Mapping[tuple, pd.DataFrame]) -> pd.DataFrame:
@@ -272,7 +281,7 @@ def _table(parts: Mapping[tuple, pd.DataFrame]) -> pd.DataFrame:
 
 
 def main(folder: Folder = "data") -> None:
-    """Measure all populations, simulated and in FOLDER; two minutes of one core."""
+    """Measure all populations, simulated and in FOLDER; five minutes of one core."""
     place = table_place(folder, "plane-error.csv")
     parts = [simulated(name, n, many) for name in SCENARIOS for n, many in POPULATIONS.items()]
     parts += [measured(name, open_run(place.parent / f"{name}.nc"), size=size) for name in REAL for size in GROUPS]

@@ -1,10 +1,11 @@
 """Membership inference on the stored signal, and the FPR-TPR plane that it places every sample on."""
 
 from .lira import lira_scores
+from .moderated import moderated_scores
 from .others import attack_scores
 from .plane import rate_interval, vulnerability_plane, vulnerability_planes
 from .scoring import Scoring
 
 __all__ = [
-    "Scoring", "attack_scores", "lira_scores", "rate_interval", "vulnerability_plane", "vulnerability_planes",
+    "Scoring", "attack_scores", "lira_scores", "moderated_scores", "rate_interval", "vulnerability_plane", "vulnerability_planes",
 ]  # fmt: skip
