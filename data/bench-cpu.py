@@ -260,7 +260,10 @@ def scoring() -> dict[str, float]:
         name = f"lira_{attack.replace('lira', 'online')}_{centre}" + ("_pooled" if variance == "pooled" else "")
         result[name] = timed(partial(score, attack, centre, variance))
     result["moderated"] = timed(lambda: [moderated_scores(part, keep) for part in phi])
-    for name, score_all in (("memory", partial(lira_scores, variance="per-sample")), ("moderated_memory", moderated_scores)):
+    for name, score_all in (
+        ("memory", partial(lira_scores, variance="per-sample")),
+        ("moderated_memory", moderated_scores),
+    ):
         tracemalloc.start()
         score_all(phi[-1], keep)
         result[name] = tracemalloc.get_traced_memory()[1] / 1e9

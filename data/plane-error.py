@@ -154,7 +154,8 @@ def _quantiles(count: int, nodes: int = 200) -> np.ndarray:
 def estimates(run: xr.Dataset, rules: Sequence[str] = ALL) -> dict[str, dict[str, xr.Dataset]]:
     """For each rule the plane of counts, and every smoothed plane if the rule reads LiRA."""
     return {
-        rule: {COUNTS: plane} | {name: smooth(plane, run, name) for name in ESTIMATES if plane.attrs["attack"] == "lira"}
+        rule: {COUNTS: plane}
+        | {name: smooth(plane, run, name) for name in ESTIMATES if plane.attrs["attack"] == "lira"}
         for rule, plane in vulnerability_planes(run, rules).items()
     }
 
