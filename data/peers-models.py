@@ -1,7 +1,8 @@
 """How well each attack does with few shadow models: large populations cut into disjoint small ones.
 
-What is scored is the last checkpoint, on the samples that have two models of the subset on each side. LiRA is given all
-three of its variances, pooled over samples, of each sample alone, and Carlini's switch between them at 64 models.
+What is scored is the last checkpoint, on the samples that have two models of the subset on each side. LiRA is given
+both of its variances: pooled over samples, which Carlini et al. take below 64 models, and of each sample alone, which
+they take from there on, and which needs three models on each side.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The attacks on populations that nobody looked at while `moderated` was made: how well, and how calibrated.
 
 The populations are the runs of campaign.yml whose names begin with ``fresh-``, trained after the code of the attack was
-frozen. Every checkpoint is scored; differences are those of the same halves.
+frozen. Every checkpoint is scored; differences are taken half by half.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ LEVELS = {"tpr_01pct": 0.001, "tpr_1pct": 0.01, "tpr_10pct": 0.1}
 BOUNDS = {"auc": (0.0, 1.0), "ece": (0.0, 1.0)} | dict.fromkeys(LEVELS, (0.0, 100.0))
 BINS = 15  # of equal width, of the probability of membership
 DRAWS = 20  # halves along each dimension
+MODELS = 20  # of a population; its halves are scored as it is
 INDEX = ["run", "epoch", "attack", "metric"]
 
 
@@ -61,7 +62,7 @@ def calibration(scores: np.ndarray, keep: np.ndarray) -> pd.DataFrame:
 
 def scored(run: xr.Dataset, attack: str, keep: np.ndarray | None = None) -> pd.DataFrame:
     """:func:`measures` of every checkpoint: index epoch, a column a measure."""
-    keep, scoring = run.keep.values if keep is None else keep, Scoring(attack)
+    keep, scoring = run.keep.values if keep is None else keep, Scoring(attack).for_models(MODELS)
     rows = {
         int(epoch): measures(attack_scores(phi, keep, run.label.values, scoring), keep, attack in LOG_ODDS)
         for epoch, phi in zip(run.epoch.values, run.phi.values)

@@ -28,12 +28,7 @@ Device = Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda if 
 Workers = Annotated[int | None, typer.Option(help="processes on a CPU (default: one a core), models at once on a GPU")]
 TimeBudget = Annotated[str | None, typer.Option(help="stop cleanly before this, for example 9m or 1h30m")]
 Quiet = Annotated[bool, typer.Option(help="no progress bar")]
-Attack = Annotated[
-    str,
-    typer.Option(
-        help="moderated, bavaria, lira, rmia, shokri, loss, moderated-offline, offline-cdf, offline-density, rmia-offline"
-    ),
-]
+Attack = Annotated[str, typer.Option(help="moderated, bavaria, lira, rmia, shokri, loss, or an offline form")]
 Mode = Annotated[str, typer.Option(help="on a GPU: fast, or deterministic to the bit as a CPU always is")]
 Folder = Annotated[str, typer.Argument(help="where the runs are and the table goes")]
 INTERRUPTED = 130

@@ -7,5 +7,6 @@ from .plane import rate_interval, vulnerability_plane, vulnerability_planes
 from .scoring import Scoring
 
 __all__ = [
-    "Scoring", "attack_scores", "lira_scores", "moderated_scores", "rate_interval", "vulnerability_plane", "vulnerability_planes",
+    "Scoring", "attack_scores", "lira_scores", "moderated_scores", "rate_interval", "vulnerability_plane",
+    "vulnerability_planes",
 ]  # fmt: skip

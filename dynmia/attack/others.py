@@ -1,4 +1,4 @@
-"""Membership inference attacks on the stored signal phi, all models as targets at once: LiRA by name, and four others.
+"""Membership inference attacks on the stored signal phi, all models as targets at once: LiRA's by name, and others.
 
 What is stored is phi = log(p / (1 - p)) of the true class's probability p, from which p = 1 / (1 + exp(-phi)) and the
 cross-entropy loss log(1 + exp(-phi)) follow exactly; the probabilities of the other classes are not stored. Each attack

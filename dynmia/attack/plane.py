@@ -53,7 +53,7 @@ def vulnerability_planes(
     run: xr.Dataset, scorings: Iterable[Scoring | str], *, keep: np.ndarray | None = None, roc: bool = True
 ) -> dict[str, xr.Dataset]:
     """The planes of several scorings, by their text; those that differ in the reading alone share the scores."""
-    named = {str(scoring): scoring for scoring in map(Scoring.of, scorings)}
+    named = Scoring.named(scorings)
     by_attack: dict[Scoring, dict[str, str]] = {}
     for name, scoring in named.items():
         by_attack.setdefault(replace(scoring, reading=""), {})[name] = scoring.reading
@@ -143,8 +143,8 @@ def state_of(tpr: np.ndarray, fpr: np.ndarray, cuts: tuple[float, float] = CUTS)
 def rate_interval(count: xr.DataArray, trials: xr.DataArray, level: float = 0.95, method: str = "wilson") -> xr.Dataset:
     """Interval of a sample's rate from its count, as a data set with ``low`` and ``high``.
 
-    For a sum of probabilities, as of the reading ``posterior``, it is no narrower than it must be: they vary less than
-    decisions of 0 and 1 with the same mean.
+    For a sum of probabilities, as of the reading ``posterior``, it is conservative: they vary less than decisions of 0
+    and 1 with the same mean.
 
     Args:
         count, trials: flagged models and all models, of any broadcastable shape.
@@ -157,6 +157,7 @@ def rate_interval(count: xr.DataArray, trials: xr.DataArray, level: float = 0.95
     if method == "jeffreys":
         low = xr.apply_ufunc(beta.ppf, alpha / 2, count + 0.5, trials - count + 0.5).where(count > 0, 0.0)
         high = xr.apply_ufunc(beta.ppf, 1 - alpha / 2, count + 0.5, trials - count + 0.5).where(count < trials, 1.0)
+        low, high = np.minimum(low, count / trials), np.maximum(high, count / trials)  # of a part of a decision
     else:
         z = norm.ppf(1 - alpha / 2)
         middle = (count + z**2 / 2) / (trials + z**2)

@@ -6,6 +6,7 @@ The names of all of them are here, so that a wrong one is refused before anythin
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from ..errors import UserError, choose
@@ -71,10 +72,12 @@ class Scoring:
 
     @classmethod
     def of(cls, scoring: Scoring | str, **options: str) -> Scoring:
-        """What a text names: a reading of the study's attack, or of another, ``lira:bayes``; with options of LiRA."""
+        """What a text names: a reading of the study's attack, of another, ``lira:bayes``, or that attack, ``lira``."""
         if isinstance(scoring, cls):
             return replace(scoring, **options) if options else scoring
         attack, _, reading = str(scoring).rpartition(":")
+        if not attack and reading in (*ATTACKS, *ALIASES):
+            return cls(reading, **options)
         level_of(reading)
         return cls(attack or STUDY.attack, reading, **options)
 
@@ -87,6 +90,15 @@ class Scoring:
         if self.variance != "auto":
             return self
         return replace(self, variance="pooled" if models < MANY else "per-sample")
+
+    @classmethod
+    def named(cls, scorings: Iterable[Scoring | str]) -> dict[str, Scoring]:
+        """Scorings by their text; a ``UserError`` if two that differ have the same."""
+        found: dict[str, Scoring] = {}
+        for scoring in map(cls.of, scorings):
+            if found.setdefault(str(scoring), scoring) != scoring:
+                raise UserError(f"two scorings are both called {scoring}: ask for those that differ in options apart.")
+        return found
 
     @property
     def least(self) -> int:

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -144,7 +143,7 @@ def score_readings(
     if not metrics:
         raise UserError(f"no metric is named: name at least one of {', '.join(METRICS)}.")
     _, dims = OVER[choose(over, OVER, "interval")]
-    named = {str(scoring): scoring for scoring in map(Scoring.of, scorings)}
+    named = Scoring.named(scorings)
     halves = {dim: _halved(run, named, dim, metrics, draws, seed) for dim in dims}
     planes = vulnerability_planes(run, named.values())
     return {
@@ -347,8 +346,11 @@ def _halved(
     """The metrics of the halves under each scoring; those of one attack are halved and scored together."""
     roc, found = any(name in ROC for name in only), {}
     used = [*NEEDED, *(("place_in", "place_out", "n_out") if "auc" in only else ())]
-    for _, group in groupby(scorings.items(), lambda item: replace(item[1], reading="")):
-        names, alike = zip(*group)
+    groups: dict[Scoring, list[str]] = {}
+    for name, scoring in scorings.items():
+        groups.setdefault(replace(scoring, reading=""), []).append(name)
+    for names in groups.values():
+        alike = [scorings[name] for name in names]
         planes: list[list[xr.Dataset]] = [[] for _ in names]
         for several in planes_of_halves(run, alike, dim, draws, seed, roc=roc):
             for kept, plane in zip(planes, several):

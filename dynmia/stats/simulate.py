@@ -24,7 +24,7 @@ from scipy.special import expit
 from ..attack.lira import flagged_share
 from ..attack.plane import state_of
 from ..attack.scoring import STUDY, Scoring, level_of
-from ..errors import UserError, choose
+from ..errors import UserError, bounded, choose
 from ..pool.pool import draw_keep
 from ..study import FORMAT, Study
 
@@ -46,7 +46,7 @@ class Simulator:
         noise: a name of ``NOISE``.
         effect: standard deviation of what a model adds to all its phi at a checkpoint.
         collapse: chance that a model is lost at the last checkpoint: it forgets what it trained on, and all its phi
-            fall by three spreads and scatter twice as much. The truth leaves it out.
+            fall by three spreads of the out-models and scatter twice as much as theirs. The truth leaves it out.
         seed: of the samples' parameters.
     """
 
@@ -64,6 +64,7 @@ class Simulator:
         choose(self.noise, NOISE, "noise")
         if min(self.samples, self.checkpoints) < 1 or min(self.spread_in, self.spread_out) <= 0:
             raise UserError("samples and checkpoints must be at least 1, spread_in and spread_out above 0.")
+        bounded("collapse", self.collapse, 0, 1, whole=False)
 
     @property
     def epochs(self) -> np.ndarray:
@@ -88,11 +89,11 @@ class Simulator:
         drawn = NOISE[self.noise].ppf(rng.random(shape)) if self.noise != "normal" else rng.standard_normal(shape)
         common = self.effect * rng.standard_normal((*shape[:2], 1))
         centre = np.where(keep, inside[:, None], out[:, None])
+        scatter = np.where(keep, spread[:, None], self.spread_out)
         if self.collapse:
             lost = rng.random(models) < self.collapse
-            centre[-1, lost], common[-1, lost] = out[-1], common[-1, lost] - 3 * self.spread_out
-            drawn[-1, lost] *= 2
-        phi = centre + common + np.where(keep, spread[:, None], self.spread_out) * drawn
+            centre[-1, lost], scatter[-1, lost] = out[-1] - 3 * self.spread_out, 2 * self.spread_out
+        phi = centre + common + scatter * drawn
         right = phi > 0
         accuracy = {
             name: (("epoch", "model"), (right & side).sum(-1) / side.sum(-1))
@@ -113,8 +114,8 @@ class Simulator:
 
         Of ``scoring`` the reading counts: with the truth known, nothing is left to an attack.
 
-        It is what a population tends to as N grows, for normal noise and no model effect without any error of the
-        attack's own. The model effect counts as part of the noise. Variables tpr, fpr, advantage, state.
+        It is what a population tends to as N grows, if the noise is normal and no model has an effect of its own; an
+        effect counts as part of the noise. Variables tpr, fpr, advantage, state.
         """
         scoring = Scoring.of(scoring)
         level, noise = level_of(scoring.reading), NOISE[self.noise]
