@@ -77,7 +77,8 @@ SHAPE, CLASSES, SAMPLES = (3, 32, 32), 10, 2000
 STUDY = Study(model="cnn", optimizer="adamw", precision="float32")
 PAPER = Study.preset("paper-baseline")
 UNITS = {  # of what is not measured in seconds
-    "sgemm": "GFLOP/s", "memory": "GB above the input", "moderated_memory": "GB above the input", "busy_share": "of the cores",
+    "sgemm": "GFLOP/s", "busy_share": "of the cores",
+    **dict.fromkeys(("memory", "moderated_memory"), "GB above the input"),
     **dict.fromkeys(("paper_train_rate", "paper_evaluation_rate"), "samples/s of one process"),
     **dict.fromkeys(
         ("pool_of_processes", "sequential_two_threads", "sequential_kept_memory", "dataloader_loop"), "samples/s"
@@ -286,8 +287,8 @@ def scoring() -> dict[str, float]:
     for million in (0.01, 0.1, 1.0):
         count = int(1e6 * million)
         phi, keep = rng.standard_normal((1, models, count), np.float32), draw_keep(models, count)
-        for name, work in (("lira", partial(lira_scores, variance="pooled")), ("moderated", moderated_scores)):
-            seconds = [timed(partial(work, phi[0], keep)) for _ in range(3)]
+        for name, of_all in (("lira", partial(lira_scores, variance="pooled")), ("moderated", moderated_scores)):
+            seconds = [timed(partial(of_all, phi[0], keep)) for _ in range(3)]
             result[f"{name}_per_million_at_{count}"] = statistics.median(seconds) / million
     return result
 

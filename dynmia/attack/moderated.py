@@ -18,8 +18,8 @@ the c models other than the target have the mean m and the sum of squares S abou
    s^2 = (d0 s0^2 + S) / (d0 + f), and that of the error of m is nu = s^2 / c.
 2. *Mean* (new here). What the out-models say of the true mean of the in-models is the regression of m_in on m_out, a
    cubic h with the weights 1 / nu_in. About it m_in scatters by its own error, by that of the regressor, h'^2 nu_out,
-   and by tau^2, what samples differ in beyond that (the moment estimator of DerSimonian and Laird 1986, for a regression;
-   the fit keeps its weights). With V = tau^2 + h'^2 nu_out the normal posterior of the true in-mean has the mean
+   and by tau^2, what samples differ in beyond that (the moment estimator of DerSimonian and Laird 1986, for a
+   regression; the fit keeps its weights). With V = tau^2 + h'^2 nu_out the posterior of the true in-mean has the mean
    h + B (m_in - h) and the variance B nu_in, where the shrinkage B is V / (V + nu_in); that of the out-mean is the same
    with the sides exchanged. Without a signal both means become one mean of all models, and the score goes to 0.
 3. *Predictive density*, taken to be Student's t with d0 + f degrees of freedom about the moderated mean, of the squared
