@@ -2,9 +2,9 @@
 
 from .cells import band, cell, decimals, printed, resolved, rounded
 from .makers import maker
-from .tables import READINGS, RULES, entries, figures, missing, no_signal, read_table, released
+from .tables import READINGS, RULES, SCORINGS, entries, figures, missing, no_signal, read_table, released
 
 __all__ = [
-    "READINGS", "RULES", "band", "cell", "decimals", "entries", "figures", "maker", "missing", "no_signal", "printed",
+    "READINGS", "RULES", "SCORINGS", "band", "cell", "decimals", "entries", "figures", "maker", "missing", "no_signal", "printed",
     "read_table", "released", "resolved", "rounded",
 ]  # fmt: skip
