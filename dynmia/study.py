@@ -176,7 +176,10 @@ if Study.__doc__:  # not under -OO
 _PAPER: dict[str, Any] = dict(dataset="cifar10", model="wrn-28-2", checkpoint_every=10, batch_size=256)
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": dict(dataset="digits", model="cnn", optimizer="adamw", epochs=30, checkpoint_every=2, pool_size=1200),
-    "cpu": dict(dataset="cifar10", model="deep-cnn", optimizer="adamw", epochs=60, checkpoint_every=3, pool_size=4000),
+    "cpu": dict(
+        dataset="cifar10", model="deep-cnn", optimizer="adamw", schedule="cosine", epochs=60, checkpoint_every=3,
+        pool_size=4000,
+    ),
     "paper-baseline": _PAPER | dict(optimizer="adamw", epochs=400),
     "paper-sgd": _PAPER | dict(optimizer="sgd", epochs=160, lr=0.1),
     "paper-sam": _PAPER | dict(optimizer="sam-sgd", epochs=160, lr=0.1),
