@@ -57,7 +57,7 @@ class Choice:
 
     kind: str
     label: str
-    rule: str = "posterior"
+    rule: str = "lira:fpr@0.01"
     variance: str = "pooled"
     centre: str = "mean"
     cuts: tuple[float, float] = dyn.CUTS
@@ -74,11 +74,9 @@ def choices(run: xr.Dataset) -> list[Choice]:
     steps, every = run.sizes["epoch"] - 1, int(run.epoch[1] - run.epoch[0])
     return [
         REFERENCE,
-        *(Choice("rule", rule, rule=rule) for rule in ("bayes", "fpr@0.1", "fpr@0.01")),
-        Choice("attack", "variances alone", rule="bavaria:posterior"),
-        Choice("attack", "LiRA", rule="lira:posterior"),
-        Choice("variance", "LiRA, variance per sample", rule="lira:posterior", variance="per-sample"),
-        Choice("centre", "LiRA, median", rule="lira:posterior", centre="median"),
+        *(Choice("rule", rule, rule=f"lira:{rule}") for rule in ("fpr@0.05", "fpr@0.1", "bayes")),
+        Choice("variance", "variance per sample", variance="per-sample"),
+        Choice("centre", "median", centre="median"),
         *(Choice("grid", f"B = {bins}", bins=bins) for bins in (3, 5, 8, 21, 51)),
         *(Choice("cuts", f"cuts {a}/{b}", cuts=(float(a), float(b))) for a, b in
           (("0.25", "0.75"), ("0.3", "0.7"), ("0.4", "0.6"))),

@@ -45,8 +45,7 @@ def test_every_choice_differs_from_the_reference_in_one_thing():
     assert len({choice.label for choice in among}) == len(among)
     for choice in among[1:]:
         fields = ("rule", "variance", "centre", "cuts", "bins", "step", "run")
-        options = choice.kind in ("variance", "centre")  # of LiRA, which is another attack
-        assert sum(getattr(choice, name) != getattr(REFERENCE, name) for name in fields) == 1 + options
+        assert sum(getattr(choice, name) != getattr(REFERENCE, name) for name in fields) == 1
 
 
 @pytest.mark.parametrize(("checkpoints", "every"), [
@@ -62,15 +61,13 @@ def test_intervals_keep_the_first_and_the_last_checkpoint(checkpoints, every):
 
 def test_the_reference_has_the_interval_of_the_study():
     got = ends(measure(SIMULATED, [REFERENCE])[REFERENCE.label])
-    expected = ends(score_halves(SIMULATED, "posterior", only=DEPENDS["reference"]))
+    expected = ends(score_halves(SIMULATED, "lira:fpr@0.01", only=DEPENDS["reference"]))
     pd.testing.assert_frame_equal(got, expected)
 
 
 @pytest.mark.parametrize(("choice", "metric"), [
-    (Choice("rule", "x", rule="bayes"), "displacement"), (Choice("attack", "x", rule="lira:posterior"), "auc"),
-    (Choice("centre", "x", "lira:posterior", centre="median"), "displacement"),
-    (Choice("variance", "x", "lira:posterior", "per-sample"), "auc"),
-    (Choice("cuts", "x", cuts=(0.05, 0.95)), "vulnerable"),
+    (Choice("rule", "x", rule="lira:bayes"), "displacement"), (Choice("centre", "x", centre="median"), "displacement"),
+    (Choice("variance", "x", variance="per-sample"), "auc"), (Choice("cuts", "x", cuts=(0.05, 0.95)), "vulnerable"),
     (Choice("grid", "x", bins=4), "entropy_change"), (Choice("interval", "x", step=3), "speed_mean"),
 ])  # fmt: skip
 def test_a_choice_changes_what_it_says(choice, metric):
@@ -103,7 +100,7 @@ def test_choices_change_only_what_they_are_said_to_change():
 
 @pytest.mark.parametrize("choice", [
     Choice("grid", "x", bins=4), Choice("cuts", "x", cuts=(0.05, 0.95)), Choice("interval", "x", step=2),
-    Choice("centre", "x", "lira:posterior", centre="median"),
+    Choice("centre", "x", centre="median"),
 ])  # fmt: skip
 def test_halves_are_measured_as_the_whole_is(choice):
     scored = measure(SIMULATED, [choice])["x"]
@@ -129,7 +126,7 @@ def test_outcomes_by_hand(verdict, word):
     rows = {("order-auc", REFERENCE.label, "auc"): {"value": 1.0, "verdict": verdict},
             (MAIN, REFERENCE.label, "auc"): {"value": 1.0, "verdict": None}}  # fmt: skip
     table = pd.DataFrame.from_dict(rows, "index").rename_axis(["subject", "choice", "metric"])
-    words = outcomes(table, [REFERENCE, Choice("rule", "bayes", rule="bayes")])
+    words = outcomes(table, [REFERENCE, Choice("rule", "bayes", rule="lira:bayes")])
     assert words.to_numpy().tolist() == [[word, "does not apply"]]
 
 
@@ -164,12 +161,12 @@ def test_the_table_of_equal_runs(monkeypatch, tmp_path):
     for name in (*definitions.RUNS.values(), SMALL, BALANCED):
         (tmp_path / f"{name}.nc").touch()
     monkeypatch.setattr(made, "open_run", lambda path: SIMULATED)
-    few = [REFERENCE, Choice("rule", "bayes", rule="bayes"), Choice("design", "balanced", run=BALANCED)]
+    few = [REFERENCE, Choice("rule", "bayes", rule="lira:bayes"), Choice("design", "balanced", run=BALANCED)]
     monkeypatch.setattr(made, "choices", lambda run: few)
     monkeypatch.setattr(made, "compute", partial(made.compute, null=10))
     made.main(str(tmp_path))
     table = read_table(tmp_path / "sensitivity.csv")
-    for reading, label in (("posterior", REFERENCE.label), ("bayes", "bayes")):
+    for reading, label in (("lira:fpr@0.01", REFERENCE.label), ("lira:bayes", "bayes")):
         noise = null_summary(SIMULATED, reading, draws=10).loc["vulnerable"]
         row = table.loc["vulnerable-cifar10", label, "vulnerable"]
         assert [row.null_low, row.null_high] == pytest.approx([noise.low, noise.high], rel=1e-5)
@@ -181,7 +178,7 @@ def test_the_table_of_equal_runs(monkeypatch, tmp_path):
 
 def test_under_the_study_s_own_choice_the_table_is_that_of_figures_and_claims():
     table = read_table("data/sensitivity.csv").xs(REFERENCE.label, level="choice")
-    judged = read_table("data/claims.csv").xs("posterior", level="reading")
+    judged = read_table("data/claims.csv").xs("lira:fpr@0.01", level="reading")
     assert len(table) > 80
     assert set(made.ASKED) <= set(table.index.get_level_values("subject"))
     for (subject, metric), row in table.iterrows():
