@@ -56,16 +56,16 @@ def test_released_runs_are_complete_and_small(path):
 
 
 def test_the_baseline_is_the_one_that_the_book_promises():
-    run = open_run(ROOT / "data" / "cifar10-baseline.nc")
+    run = open_run(ROOT / "data" / "cifar10-baseline-cosine.nc")
     study = study_of(run)
-    assert (study.dataset, study.model, study.optimizer) == ("cifar10", "deep-cnn", "adamw")
+    assert (study.dataset, study.model, study.optimizer, study.schedule) == ("cifar10", "deep-cnn", "adamw", "cosine")
     assert run.sizes == {"epoch": 21, "model": 20, "sample": 4000}
     assert (study.epochs, study.pool_size) == (60, 4000)
 
 
 def test_the_readme_table_is_what_the_released_figures_say():
     readme = (ROOT / "README.md").read_text()
-    names = {"cifar10-baseline": 1, "quick": 2}
+    names = {"cifar10-baseline-cosine": 1, "quick": 2}
     for name, column in names.items():
         table = book.figures(ROOT / "data").loc[name]
         printed = rounded(table).iloc[:, -1]

@@ -216,7 +216,7 @@ def missing(chapter: str, folder: str | os.PathLike[str] = "data") -> list[str]:
     return [e.name for e in entries(only=chapter) if not (resolve(folder) / f"{e.name}.nc").exists()]
 
 
-def figures(folder: str | os.PathLike[str] = "data", rule: str = "lira:fpr@0.01") -> pd.DataFrame:
+def figures(folder: str | os.PathLike[str] = "data", rule: str = "posterior") -> pd.DataFrame:
     """Every metric of every run in ``folder`` under ``rule``, from ``figures.csv``.
 
     Returns:

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy.special import expit
 from scipy.stats import chi2
 
-from ..attack.lira import lira_scores
+from ..attack.others import attack_scores
+from ..attack.scoring import Scoring
 from ..dynamics import cloud as dyn
 from ..dynamics.cloud import Weights
 from ..dynamics.metrics import METRICS
@@ -105,10 +107,13 @@ def redrawn(
 
 
 def _flags(run: xr.Dataset, plane: xr.Dataset) -> np.ndarray:
-    """Which models flag which sample, float32 (epoch, N, n)."""
-    options = {name: plane.attrs[name] for name in ("attack", "centre", "variance")}
-    scores = (lira_scores(phi, run.keep.values, **options) for phi in run.phi.values)
-    return np.stack([s > threshold for s, threshold in zip(scores, plane.threshold.values)]).astype(np.float32)
+    """The decisions of all models on all samples, float32 (epoch, N, n)."""
+    options = {name: plane.attrs[name] for name in ("centre", "variance")}
+    scoring, decided = Scoring.of(plane.attrs["rule"], **options), []
+    for phi, threshold in zip(run.phi.values, plane.threshold.values):
+        scores = attack_scores(phi, run.keep.values, run.label.values, scoring)
+        decided.append(expit(scores) if scoring.reading == "posterior" else scores > threshold)
+    return np.array(decided, np.float32)
 
 
 def statistics(planes: Sequence[xr.Dataset], weights: Weights = None) -> pd.DataFrame:

@@ -53,7 +53,7 @@ def test_the_landing_page_shows_the_glued_figures(site):
     from dynmia.book import figures
 
     html = (site / "intro.html").read_text()
-    for name in ("cifar10-baseline", "quick"):
+    for name in ("cifar10-baseline-cosine", "quick"):
         table = rounded(figures(ROOT / "data").loc[name]).iloc[:, -1]
         assert table["centre-of-mass displacement"] in html
 
