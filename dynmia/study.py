@@ -177,7 +177,12 @@ _PAPER: dict[str, Any] = dict(dataset="cifar10", model="wrn-28-2", checkpoint_ev
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": dict(dataset="digits", model="cnn", optimizer="adamw", epochs=30, checkpoint_every=2, pool_size=1200),
     "cpu": dict(
-        dataset="cifar10", model="deep-cnn", optimizer="adamw", schedule="cosine", epochs=60, checkpoint_every=3,
+        dataset="cifar10",
+        model="deep-cnn",
+        optimizer="adamw",
+        schedule="cosine",
+        epochs=60,
+        checkpoint_every=3,
         pool_size=4000,
     ),
     "paper-baseline": _PAPER | dict(optimizer="adamw", epochs=400),

@@ -16,7 +16,9 @@ from dynmia.attack.scoring import Scoring
 from dynmia.dynamics.metrics import METRICS
 
 peers, few = book.maker("peers"), book.maker("peers-models")
-FRESH = book.read_table(ROOT / "data" / "peers.csv").reset_index("epoch").groupby(level=["run", "attack", "metric"]).last()
+FRESH = (
+    book.read_table(ROOT / "data" / "peers.csv").reset_index("epoch").groupby(level=["run", "attack", "metric"]).last()
+)
 MANY = book.read_table(ROOT / "data" / "peers-models.csv")
 MEAN = MANY.groupby(level=["run", "models", "attack"]).mean()
 

@@ -182,7 +182,9 @@ def test_under_the_study_s_own_choice_the_table_is_that_of_figures_and_claims():
     assert len(table) > 80
     assert set(made.ASKED) <= set(table.index.get_level_values("subject"))
     for (subject, metric), row in table.iterrows():
-        expected = judged.loc[subject] if subject in judged.index else figures("data", "lira:fpr@0.01").loc[subject, metric]
+        expected = (
+            judged.loc[subject] if subject in judged.index else figures("data", "lira:fpr@0.01").loc[subject, metric]
+        )
         numbers = ["value", "low", "high"]
         np.testing.assert_allclose(row[numbers].astype(float), expected[numbers].astype(float), rtol=1e-4, atol=1e-4)
         if subject in judged.index:
