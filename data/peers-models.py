@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from dynmia.attack.others import attack_scores
 from dynmia.attack.plane import part_of
 from dynmia.attack.scoring import LOG_ODDS, Scoring
 from dynmia.book.makers import maker, table_place, two_processes, write_table
@@ -42,7 +41,7 @@ def subsets(run: xr.Dataset, models: int) -> list[tuple[int, int, xr.Dataset]]:
 
 def measure(run: xr.Dataset) -> pd.DataFrame:
     """The measures of :mod:`data.peers` of every subset; index (models, attack, partition, subset)."""
-    measures, last, rows = maker("peers").measures, run.isel(epoch=[-1]), {}
+    peers, last, rows = maker("peers"), run.isel(epoch=[-1]), {}
     for models in (size for size in SIZES if size <= run.sizes["model"]):
         for partition, number, part in subsets(last, models):
             keep = part.keep.values
@@ -51,8 +50,8 @@ def measure(run: xr.Dataset) -> pd.DataFrame:
                 if enough.mean() < 0.5:
                     continue
                 phi, mask = part.phi.values[0][:, enough], keep[:, enough]
-                scores = attack_scores(phi, mask, part.label.values[enough], scoring)
-                row = measures(scores, mask, scoring.attack in LOG_ODDS)
+                scores = peers.score(phi, mask, part.label.values[enough], scoring)
+                row = peers.measures(scores, mask, scoring.attack in LOG_ODDS)
                 rows[models, name, partition, number] = {"samples": int(enough.sum())} | row
     return pd.DataFrame.from_dict(rows, "index").rename_axis(INDEX[1:])
 

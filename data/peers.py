@@ -14,7 +14,7 @@ import xarray as xr
 from scipy.special import expit
 from scipy.stats import rankdata
 
-from dynmia.attack.others import attack_scores
+from dynmia.attack.others import attack_scores, rmia
 from dynmia.attack.plane import halves
 from dynmia.attack.scoring import LOG_ODDS, Scoring
 from dynmia.book.makers import table_place, two_processes, write_table
@@ -60,11 +60,18 @@ def calibration(scores: np.ndarray, keep: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame({"predicted": predicted, "actual": actual, "share": count[used] / len(p)})
 
 
+def score(phi: np.ndarray, keep: np.ndarray, label: np.ndarray, scoring: Scoring) -> np.ndarray:
+    """Scores (N, n) of one checkpoint; ties of RMIA are broken, which small populations have many of."""
+    if scoring.attack == "rmia":
+        return rmia(phi, keep, label, ties=False)
+    return attack_scores(phi, keep, label, scoring)
+
+
 def scored(run: xr.Dataset, attack: str, keep: np.ndarray | None = None) -> pd.DataFrame:
     """:func:`measures` of every checkpoint: index epoch, a column a measure."""
     keep, scoring = run.keep.values if keep is None else keep, Scoring(attack).for_models(MODELS)
     rows = {
-        int(epoch): measures(attack_scores(phi, keep, run.label.values, scoring), keep, attack in LOG_ODDS)
+        int(epoch): measures(score(phi, keep, run.label.values, scoring), keep, attack in LOG_ODDS)
         for epoch, phi in zip(run.epoch.values, run.phi.values)
     }
     return pd.DataFrame.from_dict(rows, "index").rename_axis("epoch")

@@ -90,18 +90,21 @@ def shadow_classifier(phi: np.ndarray, keep: np.ndarray, labels: np.ndarray) -> 
     return scores
 
 
-def rmia(phi: np.ndarray, keep: np.ndarray, labels: np.ndarray, *, gamma: float = 1.0) -> np.ndarray:
+def rmia(
+    phi: np.ndarray, keep: np.ndarray, labels: np.ndarray, *, gamma: float = 1.0, ties: bool = True
+) -> np.ndarray:
     """Robust attack, online (Zarifzadeh et al. 2024): share of the population that x dominates at ``gamma``.
 
     LR(x, z) = (p_target(x) / p(x)) / (p_target(z) / p(z)), and the score is the share of z with LR >= gamma. Half of
     p(x) is the mean probability under the other models that trained on x, half that under the others. A target's
-    population is all samples of the pool that it did not train on, without x: under either design a random subset. Of
-    samples with the same share, as the many that dominate all of a small population, the larger ratio is first.
+    population is all samples of the pool that it did not train on, without x: under either design a random subset.
+    Without ``ties``, of samples with the same share, as the many that dominate all of a small population, the larger
+    ratio is first.
     """
     bounded("gamma", gamma, 1e-9, whole=False)
     phi, keep, _ = _checked(phi, keep, labels)
     p = expit(phi)
-    return _dominated(log_expit(phi) - np.log((_others(p, keep) + _others(p, ~keep)) / 2), keep, gamma)
+    return _dominated(log_expit(phi) - np.log((_others(p, keep) + _others(p, ~keep)) / 2), keep, gamma, ties)
 
 
 def rmia_offline(
@@ -112,7 +115,7 @@ def rmia_offline(
     bounded("a", a, 0, 1, whole=False)
     phi, keep, _ = _checked(phi, keep, labels)
     out = _others(expit(phi), ~keep)
-    return _dominated(log_expit(phi) - np.log(((1 + a) * out + 1 - a) / 2), keep, gamma)
+    return _dominated(log_expit(phi) - np.log(((1 + a) * out + 1 - a) / 2), keep, gamma, True)
 
 
 def _others(p: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -124,7 +127,7 @@ def _others(p: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.maximum(np.einsum("ij,jz->iz", rest, p * mask) / count, np.finfo(float).tiny)
 
 
-def _dominated(log_ratio: np.ndarray, keep: np.ndarray, gamma: float) -> np.ndarray:
+def _dominated(log_ratio: np.ndarray, keep: np.ndarray, gamma: float, ties: bool) -> np.ndarray:
     """Share of each target's population z whose log ratio is at most that of x less log gamma, by sorting."""
     scores = np.empty(log_ratio.shape)
     for row, ratio, inside in zip(scores, log_ratio, keep):
@@ -132,7 +135,8 @@ def _dominated(log_ratio: np.ndarray, keep: np.ndarray, gamma: float) -> np.ndar
         own = ~inside & (gamma <= 1)  # x is no population sample of its own
         row[:] = np.searchsorted(population, ratio - np.log(gamma), "right") - own
         row /= np.maximum(len(population) - ~inside, 1)
-        row += TIE * ratio  # tells apart the many that dominate all of a small population
+        if not ties:
+            row += TIE * ratio
     return scores
 
 

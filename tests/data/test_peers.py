@@ -29,6 +29,7 @@ def test_measures_are_those_of_the_plane_and_of_scikit_learn():
     for attack in ("moderated", "rmia"):
         scores = attack_scores(run.phi.values[-1], keep, label, Scoring(attack))
         found, plane = peers.measures(scores, keep, attack == "moderated"), vulnerability_plane(run, Scoring(attack))
+        np.testing.assert_allclose(peers.score(run.phi.values[-1], keep, label, Scoring(attack)), scores, atol=1e-9)
         assert found["auc"] == pytest.approx(roc_auc_score(keep.ravel(), scores.ravel()), abs=1e-12)
         assert found["tpr_1pct"] == pytest.approx(float(METRICS["tpr_1pct"].of(plane, None)), abs=1e-9)
         assert np.isnan(found["ece"]) == (attack == "rmia")
