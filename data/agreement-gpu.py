@@ -58,7 +58,7 @@ def agree(text: str, seeds: Iterable[int], out: Path, data_dir: str | None, dead
             differences[name] = f"{left} models are left: the time was over"
             continue
         last = assemble(store, pool).isel(epoch=[-1])
-        auc = METRICS["auc"].of(vulnerability_plane(last), None)
+        auc = METRICS["auc"].of(vulnerability_plane(last, "lira:bayes"), None)
         differences[name] = {"engine": store.load_shard(0)[1]["engine"], "auc": round(float(auc), 4)} | {
             part: round(float(last[part].mean()), 4) for part in ("train_accuracy", "test_accuracy")
         } | {"seconds": round(time.time() - began, 1)}  # fmt: skip
@@ -81,7 +81,7 @@ def agreement(measured: dict[str, Any], study: str, runs: Mapping[str, xr.Datase
         last = run.isel(epoch=[-1])
         rows[f"CPU, {name}"] = {
             part: float(last[part].mean()) for part in ("train_accuracy", "test_accuracy")
-        } | {"auc": float(METRICS["auc"].of(vulnerability_plane(last), None))}  # fmt: skip
+        } | {"auc": float(METRICS["auc"].of(vulnerability_plane(last, "lira:bayes"), None))}  # fmt: skip
     parts = {name: part for name, part in measured[f"agreement {study}"].items() if isinstance(part, dict)}
     table = pd.DataFrame(rows | {f"{measured['hardware']}, {name}": part for name, part in parts.items()}).T
     return table[["train_accuracy", "test_accuracy", "auc"]].astype(float)

@@ -90,9 +90,7 @@ def shadow_classifier(phi: np.ndarray, keep: np.ndarray, labels: np.ndarray) -> 
     return scores
 
 
-def rmia(
-    phi: np.ndarray, keep: np.ndarray, labels: np.ndarray, *, gamma: float = 1.0, ties: bool = True
-) -> np.ndarray:
+def rmia(phi: np.ndarray, keep: np.ndarray, labels: np.ndarray, *, gamma: float = 1.0, ties: bool = True) -> np.ndarray:
     """Robust attack, online (Zarifzadeh et al. 2024): share of the population that x dominates at ``gamma``.
 
     LR(x, z) = (p_target(x) / p(x)) / (p_target(z) / p(z)), and the score is the share of z with LR >= gamma. Half of

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from scipy.special import expit
 
 from dynmia.attack.plane import vulnerability_plane
@@ -88,7 +87,7 @@ def test_a_model_that_collapses_does_so_at_the_end_and_leaves_the_others_as_they
     inside = after.keep.values[lost]
     gap = after.phi.values[-1, lost][inside].mean() - after.phi.values[-1, lost][~inside].mean()
     assert abs(gap) < 0.5  # it has forgotten whom it saw
-    with pytest.raises(UserError, match="collapse is 1.5"):
+    with pytest.raises(UserError, match=r"collapse is 1\.5"):
         Simulator(collapse=1.5)
 
 
