@@ -215,6 +215,8 @@ def test_the_benchmark_has_every_cpu_target_and_what_it_ran_on(monkeypatch, caps
     }
     scored = variants | {"lira_scipy_loop": 3000.0, "lira_nan_loop": 30.0, "memory": 0.1, "plane": 8.0}
     scored |= {"summarise_1000_draws": 9.0, "lira_per_million_at_10000": 1.0, "lira_per_million_at_1000000": 1.0}
+    scored |= {"moderated": 4.0, "moderated_memory": 0.1, "moderated_per_million_at_10000": 3.0}
+    scored["moderated_per_million_at_1000000"] = 3.0
     monkeypatch.setattr(bench, "_processes", lambda kind, *_: {"tuned": 400.0, "sgemm": 70.0}.get(kind, 100.0))
     monkeypatch.setattr(bench, "busy_share", lambda samples: 0.9)
     monkeypatch.setattr(bench, "calibrate", lambda *_: (10.0, 40.0))
@@ -229,12 +231,12 @@ def test_the_benchmark_has_every_cpu_target_and_what_it_ran_on(monkeypatch, caps
     for value in printed["entries"].values():
         assert set(value) == {"median", "min", "max", "unit"}
     table = targets(printed)
-    assert len(table) == 10
+    assert len(table) == 13
     share = "training, share of the measured sgemm rate"
     assert printed["entries"]["pool_of_processes / sgemm"]["median"] == pytest.approx(
         400 / 70 * bench.flops_a_sample() / 1e9
     )
-    assert table.met.drop(share).value_counts().to_dict() == {"yes": 8, "no": 1}
+    assert table.met.drop(share).value_counts().to_dict() == {"yes": 11, "no": 1}
     assert study_hours(PAPER, printed)
     _, out, _ = run_cli(capsys, *words, "1")
     assert "target >= 0.95: NOT met" in out

@@ -28,7 +28,7 @@ def population():
 def measured(population):
     with pytest.MonkeyPatch.context() as patch:  # the other metrics and rule take the same lines
         patch.setattr(precision, "WANTED", ("advantage",))
-        patch.setattr(precision, "RULES", ("lira:bayes",))
+        patch.setattr(precision, "SCORINGS", ("lira:bayes",))
         return measure(population, (5, 8, 10, 20), partitions=5)
 
 
