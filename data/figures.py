@@ -73,7 +73,7 @@ def _insert(path: Path, name: str, tables: dict[str, pd.DataFrame]) -> None:
     whole = pd.concat([part for part in parts if len(part)])
     runs, scorings = [entry.name for entry in entries()], list(SCORINGS)
 
-    def rank(key: tuple[str, str, str]) -> tuple[int, int]:
+    def rank(key: tuple[str, str, str]) -> tuple[int, ...]:
         return tuple(names.index(part) if part in names else -1 for names, part in zip((runs, scorings), key))
 
     whole = whole.iloc[sorted(range(len(whole)), key=lambda k: rank(whole.index[k]))]  # stable: metrics stay in order

@@ -96,7 +96,8 @@ def measure(run: xr.Dataset, attacks: tuple[str, ...] = ATTACKS, draws: int = DR
         for attack in attacks
     }
     last = run.isel(epoch=[-1])
-    noise = {a: pd.concat([scored(last, a, keep) for keep in null_masks(run, null)]) if null else None for a in attacks}
+    masks = list(null_masks(run, null)) if null else []
+    noise = {attack: pd.concat([scored(last, attack, keep) for keep in masks]) for attack in attacks if masks}
     rows = {}
     for epoch, attack, metric in product(whole[attacks[0]].index, attacks, BOUNDS):
         value = whole[attack].loc[epoch, metric]
@@ -112,7 +113,7 @@ def measure(run: xr.Dataset, attacks: tuple[str, ...] = ATTACKS, draws: int = DR
             both = np.array([whole[attacks[0]].loc[epoch, metric], value])
             gain = contrast(both, pair, run.sizes, how="difference")
             row |= {"gain": gain["value"], "gain_low": gain["low"], "gain_high": gain["high"]}
-        if epoch == whole[attack].index[-1] and null:
+        if epoch == whole[attack].index[-1] and masks:
             row |= (
                 quantiles(noise[attack][[metric]]).loc[metric, ["value", "low", "high"]].add_prefix("null_").to_dict()
             )

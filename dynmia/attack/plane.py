@@ -57,7 +57,8 @@ def vulnerability_planes(
     by_attack: dict[Scoring, dict[str, str]] = {}
     for name, scoring in named.items():
         by_attack.setdefault(replace(scoring, reading=""), {})[name] = scoring.reading
-    run, planes = checked_run(run), {}
+    run = checked_run(run)
+    planes: dict[str, xr.Dataset] = {}
     for scoring, readings in by_attack.items():
         planes |= _planes(run, scoring, readings, keep, roc)
     return {name: planes[name] for name in named}
@@ -74,10 +75,10 @@ def _planes(
     epochs, (models, samples) = run.sizes["epoch"], mask.shape
     dims, n_in = ("epoch", "sample"), mask.sum(0)
     n_out = models - n_in
-    for level in filter(None, levels.values()):
-        if level * n_out.sum() < 1:
+    for a in filter(None, levels.values()):
+        if a * n_out.sum() < 1:
             raise UserError(
-                f"reading 'fpr@{level:g}' needs {np.ceil(1 / level):.0f} out-scores, pairs of a sample and a model "
+                f"reading 'fpr@{a:g}' needs {np.ceil(1 / a):.0f} out-scores, pairs of a sample and a model "
                 f"that did not train on it; this run has {n_out.sum()}: use a higher level, or posterior."
             )
     decided = {
@@ -95,9 +96,9 @@ def _planes(
                 if a * n_out.sum() < 1:
                     continue
                 hits[number, t] = ((scores > outside[_position(outside, a)]) & mask).sum(0)
-        elif positions := [level for level in levels.values() if level is not None]:
+        elif thresholded := [level for level in levels.values() if level is not None]:
             outside = scores[~mask]  # the thresholds stand where they would after sorting
-            outside.partition([_position(outside, level) for level in positions])
+            outside.partition([_position(outside, a) for a in thresholded])
         for name, level in levels.items():
             if readings[name] == "posterior":
                 p = expit(scores)

@@ -344,7 +344,8 @@ def _halved(
     run: xr.Dataset, scorings: Mapping[str, Scoring], dim: str, only: Collection[str], draws: int, seed: int
 ) -> dict[str, pd.DataFrame]:
     """The metrics of the halves under each scoring; those of one attack are halved and scored together."""
-    roc, found = any(name in ROC for name in only), {}
+    roc = any(name in ROC for name in only)
+    found: dict[str, pd.DataFrame] = {}
     used = [*NEEDED, *(("place_in", "place_out", "n_out") if "auc" in only else ())]
     groups: dict[Scoring, list[str]] = {}
     for name, scoring in scorings.items():
