@@ -29,6 +29,7 @@ def site(tmp_path_factory):
     """The HTML of a copy of the book; the page that `make book` trains is stood in for by the digits page."""
     folder = tmp_path_factory.mktemp("book")
     shutil.copy(ROOT / "_config.yml", folder)
+    shutil.copytree(ROOT / "data", folder / "data", ignore=shutil.ignore_patterns("*.nc", "*.py", "__pycache__"))
     shutil.copytree(ROOT / "book", folder / "book", ignore=shutil.ignore_patterns("_build", ".ipynb_checkpoints"))
     results = folder / "book" / "results"
     if not (results / "trained-here.ipynb").exists():
