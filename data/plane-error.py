@@ -103,7 +103,7 @@ def smooth(
 
 def _moments(phi: np.ndarray, mask: np.ndarray, per_sample: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Count, mean and standard deviation, pooled over samples or of each, of the models in ``mask``, (n,)."""
-    count, mean, d = centred(phi, mask, 2)
+    count, mean, d = centred(phi, mask)
     square = (d * d).sum(0)
     variance = square / (count - 1) if per_sample else np.full(len(count), square.sum() / (count - 1).sum())
     return count, mean, np.sqrt(np.maximum(variance, FLOOR))

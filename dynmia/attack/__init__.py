@@ -3,10 +3,10 @@
 from .lira import lira_scores
 from .moderated import moderated_scores
 from .others import attack_scores
-from .plane import rate_interval, vulnerability_plane, vulnerability_planes
+from .plane import part_of, rate_interval, vulnerability_plane, vulnerability_planes
 from .scoring import Scoring
 
 __all__ = [
-    "Scoring", "attack_scores", "lira_scores", "moderated_scores", "rate_interval", "vulnerability_plane",
+    "Scoring", "attack_scores", "lira_scores", "moderated_scores", "part_of", "rate_interval", "vulnerability_plane",
     "vulnerability_planes",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ variance, and the pooled variance comes from within-sample residuals, so the spr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from scipy.stats import norm
@@ -44,6 +44,7 @@ def lira_scores(
     phi, keep = checked(phi, keep)
     attack = choose(ALIASES.get(attack, attack), LIRA, "attack")
     variance = Scoring(attack, "fpr@0.01", centre, variance=variance).for_models(len(phi)).variance
+    must_have(keep, 3 if variance == "per-sample" else 2, (True, False) if attack == "lira" else (False,))
     scores = np.empty(phi.shape)
     blocks = [slice(start, start + BLOCK) for start in range(0, phi.shape[1], BLOCK)]
     pooled = {side: None if variance == "per-sample" else _pooled_variance(phi, keep == side, blocks)
@@ -72,6 +73,18 @@ def checked(phi: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return phi, keep
 
 
+def must_have(keep: np.ndarray, least: int, sides: Iterable[bool] = (True, False)) -> None:
+    """Raise a ``UserError`` that counts the samples with fewer than ``least`` models on a side, if there are any."""
+    for side in sides:
+        few = np.flatnonzero((keep == side).sum(0) < least)
+        if few.size:
+            raise UserError(
+                f"{few.size} of {keep.shape[1]} samples have fewer than {least} models that "
+                f"{'trained' if side else 'did not train'} on them, the first is number {few[0]} (counted from 0): "
+                "leave them out by dynmia.attack.part_of(run), use more shadow models, or design 'balanced'."
+            )
+
+
 def leave_one_out(
     phi: np.ndarray, mask: np.ndarray, centre: str, variance: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -80,7 +93,7 @@ def leave_one_out(
     ``variance`` (N, 1) is given if it is pooled over more samples than these; None takes that of each sample. Returns
     the centre (N, n), and the variance (N, n) or, as given, (N, 1).
     """
-    count, mean, d = centred(phi, mask, 3 if variance is None else 2)
+    count, mean, d = centred(phi, mask)
     if variance is None:
         square = d * d
         left = square.sum(0) - square * (count / (count - 1))  # M2 without what the target takes out of it
@@ -131,14 +144,9 @@ def flagged_share(
     return shares
 
 
-def centred(phi: np.ndarray, mask: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def centred(phi: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Count (n,), mean (n,) and deviations (N, n) of the models in ``mask``; deviations are zero elsewhere."""
     count = mask.sum(0)
-    if count.min() < least:
-        raise UserError(
-            f"a sample has {count.min()} models on one side of the keep mask; leave-one-out with variance "
-            f"{'per-sample' if least == 3 else 'pooled'!r} needs {least}: use more shadow models or design 'balanced'."
-        )
     inside = mask.astype(float)  # products and sums with it take a fifth of the time of np.where, for the same bits
     mean = np.einsum("ij,ij->j", phi, inside) / count
     return count, mean, (phi - mean) * inside
@@ -148,7 +156,7 @@ def _pooled_variance(phi: np.ndarray, mask: np.ndarray, blocks: list[slice]) -> 
     """Within-sample variance of the models in ``mask`` over all samples, for each target without it, (N, 1)."""
     total, freedom = np.zeros(len(phi)), np.zeros(len(phi))
     for block in blocks:
-        count, _, d = centred(np.asarray(phi[:, block], np.float64), mask[:, block], 2)
+        count, _, d = centred(np.asarray(phi[:, block], np.float64), mask[:, block])
         square = d * d
         total += square.sum() - square @ (count / (count - 1))  # M2 less what the target takes out of it
         freedom += (count - 1).sum() - mask[:, block].sum(1)

@@ -40,7 +40,7 @@ import numpy as np
 from scipy.special import digamma, gammaln, polygamma, stdtr
 
 from ..errors import UserError
-from .lira import BLOCK, FLOOR, checked
+from .lira import BLOCK, FLOOR, checked, must_have
 
 DEGREE, CLIP = 3, 4.0  # of the trends; standard deviations beyond which they are flat
 FEW = 50  # samples, below which a trend is a straight line and a model has no level of its own
@@ -102,12 +102,7 @@ class _Moderated:
     ) -> None:
         self.phi, self.keep = checked(phi, keep)
         models, samples = self.phi.shape
-        inside = self.keep.sum(0)
-        if (least := int(np.minimum(inside, models - inside).min())) < 2:
-            raise UserError(
-                f"a sample has {least} models on one side of the keep mask; a moderated variance needs 2: use more "
-                "shadow models or design 'balanced'."
-            )
+        must_have(self.keep, 2)
         self.degree = degree if samples >= FEW else min(degree, 1, samples // 4)
         own = own and samples >= FEW
         self.blocks = [slice(start, start + BLOCK) for start in range(0, samples, BLOCK)]

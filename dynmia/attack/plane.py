@@ -192,11 +192,12 @@ def _placements(scores: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.nd
 LEAST = 12  # models: below, too many samples of a half have no two models on each side
 
 
-def part_of(run: xr.Dataset, models: np.ndarray, least: int = 2) -> xr.Dataset:
-    """The run of the models at ``models``, without the samples that fewer than ``least`` of them did or did not see.
+def part_of(run: xr.Dataset, models: np.ndarray | None = None, least: int = 2) -> xr.Dataset:
+    """The run of the models at ``models`` (all), without samples that fewer than ``least`` of them did or did not see.
 
     Who that is depends on the keep mask alone, so no kind of sample is preferred; at 10 models it is 2 % of them.
     """
+    models = np.arange(run.sizes["model"]) if models is None else models
     inside = run.keep.values[models].sum(0)
     return run.isel(model=models, sample=np.flatnonzero(np.minimum(inside, len(models) - inside) >= least))
 

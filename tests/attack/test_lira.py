@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+from helpers import as_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
@@ -9,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from dynmia import UserError, lira_scores
 from dynmia.attack.lira import BLOCK, _pooled_variance, leave_one_out
+from dynmia.attack.plane import part_of
 from dynmia.attack.scoring import LIRA
 from dynmia.chapters.oracles import lira_loop
 from dynmia.pool.pool import draw_keep
@@ -134,8 +136,15 @@ def test_auto_switches_at_64_models(models, same_as):
 def test_too_few_models_on_one_side_is_an_error(count, variance, flip):
     phi, keep = noise()
     keep[:, 3] = np.arange(len(keep)) < count
-    with pytest.raises(UserError, match="more shadow models or design 'balanced'"):
+    who = "did not train" if flip == (count > 0) else "trained"
+    line = (
+        rf"1 of 9 samples have fewer than {count + 1} models that {who} on them, the first is number 3 .*part_of\(run\)"
+    )
+    with pytest.raises(UserError, match=line):
         lira_scores(phi, keep ^ flip, variance=variance)
+    scored = part_of(as_run(phi[None], keep ^ flip), least=count + 1)
+    assert scored.sizes["sample"] == 8
+    lira_scores(scored.phi.values[0], scored.keep.values, variance=variance)
 
 
 def test_smallest_allowed_groups_give_finite_scores():

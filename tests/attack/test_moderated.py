@@ -203,7 +203,9 @@ def test_one_closed_line_for_what_cannot_be_scored():
     lonely = keep.copy()
     lonely[:, 5] = np.arange(8) == 0
     for form in FORMS:
-        with pytest.raises(UserError, match=r"a sample has 1 models on one side of the keep mask; .* needs 2"):
+        with pytest.raises(
+            UserError, match=r"1 of 60 samples have fewer than 2 models that trained on them, the first is number 5"
+        ):
             form(phi, lonely)
         with pytest.raises(UserError, match="not finite, the first"):
             form(np.where(np.eye(8, 60) > 0, np.nan, phi), keep)
